@@ -1,0 +1,110 @@
+"""The base of every training algorithm, and how it describes itself.
+
+An algorithm is a dataclass: its fields are the parameters that a scenario may set, validated when the
+object is made; its :meth:`Algorithm.run` is the coroutine that each worker executes, in the order of
+the paper. Before a run an algorithm declares in a :class:`Plan` which groups and channels it will use,
+so that the wall clock can make its process groups in the same order on every rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from algorithms.worker import WORLD, Worker
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+Channel = tuple[int, int, str]
+"""(source rank, destination rank, name): messages on it are first in, first out."""
+
+EXCHANGE = "exchange"
+"""The channel name that :meth:`algorithms.worker.Worker.exchange` uses."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The groups and channels that an algorithm will use; using any other is an error.
+
+    Attributes
+    ----------
+    groups
+        Name -> ranks, in order. The group of all workers, ``world``, always exists.
+    channels
+        The point-to-point channels, in a canonical order.
+    """
+
+    groups: Mapping[str, tuple[int, ...]]
+    channels: tuple[Channel, ...] = ()
+
+
+def parameter(default: Any, doc: str, **bounds: Any) -> Any:
+    """Declare a parameter of an algorithm.
+
+    Parameters
+    ----------
+    default
+        Its value where the scenario is silent.
+    doc
+        What it means, in a sentence.
+    bounds
+        ``minimum``: the smallest allowed value.
+    """
+    return dataclasses.field(default=default, metadata={"doc": doc, **bounds})
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """Base of all algorithms: parameters as fields, behaviour in :meth:`run`.
+
+    Class attributes
+    ----------------
+    requires
+        What a run must offer: ``graph`` (a communication graph with a doubly stochastic mixing matrix).
+    model_copies
+        Model-sized buffers beside parameters and gradient, for the memory check.
+    deterministic
+        Whether the models do not depend on timing, so that both clocks give the same bits.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    model_copies: ClassVar[int] = 0
+    deterministic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            expected = hints[field.name]
+            if isinstance(expected, type) and type(value) is not expected:
+                raise ValueError(
+                    f"{type(self).__name__}: {field.name} must be of type {expected.__name__}, got {value!r}"
+                )
+            if get_origin(expected) is Literal and value not in get_args(expected):
+                raise ValueError(
+                    f"{type(self).__name__}: {field.name} must be one of "
+                    f"{', '.join(map(repr, get_args(expected)))}, got {value!r}"
+                )
+            minimum = field.metadata.get("minimum")
+            if minimum is not None and value < minimum:
+                raise ValueError(
+                    f"{type(self).__name__}: {field.name} must be at least {minimum}, got {value!r}"
+                )
+
+    def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
+        """Declare the groups and channels of a run; by default the group of all workers."""
+        return Plan(groups={WORLD: tuple(range(world_size))})
+
+    async def run(self, worker: Worker) -> None:
+        """Train on one worker; every worker executes this coroutine."""
+        raise TypeError(f"{type(self).__name__} defines no run coroutine")
+
+
+def graph_channels(graph: nx.Graph[int]) -> tuple[Channel, ...]:
+    """Return one exchange channel per direction of every edge, in ascending order."""
+    arcs = list(graph.edges)
+    if not graph.is_directed():
+        arcs += [(v, u) for u, v in arcs]
+    return tuple((source, destination, EXCHANGE) for source, destination in sorted(arcs))

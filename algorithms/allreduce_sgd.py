@@ -1,0 +1,37 @@
+"""AllReduce-SGD (synchronous SGD, S-SGD): every worker applies the mean gradient of all workers.
+
+    x <- x - step size * sum_i p_i G_i(x)
+
+The baseline of every comparison. As DistributedDataParallel does (Li et al., "PyTorch Distributed",
+VLDB 2020), a bucket of the gradient is reduced as soon as back-propagation has freed it, so that most
+of the communication hides behind the rest of the backward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from algorithms.algorithm import Algorithm, parameter
+from algorithms.worker import Worker
+
+
+@dataclass(frozen=True)
+class AllReduceSGD(Algorithm):
+    """Synchronous SGD with an all-reduce of the gradient in every iteration."""
+
+    model_copies: ClassVar[int] = 1
+
+    overlap: bool = parameter(True, "reduce each bucket while back-propagation goes on")
+
+    async def run(self, worker: Worker) -> None:
+        """Train on one worker."""
+        x = worker.initial_model()
+        while worker.running:
+            if self.overlap:
+                reductions = [worker.all_reduce(await bucket) for bucket in worker.gradient_buckets(x)]
+                x = await worker.update(x, [await reduction for reduction in reductions])
+            else:
+                gradient = await worker.gradient(x)
+                x = await worker.update(x, await worker.all_reduce(gradient))
+            worker.report(x)

@@ -1,0 +1,79 @@
+"""A tensor without values: what an algorithm handles in a timing-only run.
+
+A :class:`Phantom` has a shape and an element size. Its operators and torch's functions return
+phantoms at the price of a few attribute look-ups, so that an algorithm's own lines run unchanged.
+It has no values: control flow that looks at them is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+
+class TimingOnly(RuntimeError):
+    """An algorithm asked for the value of a tensor in a run that has no numerics."""
+
+
+class Phantom:
+    """A tensor's outline.
+
+    Parameters
+    ----------
+    shape
+        Extents, as of a tensor.
+    itemsize
+        Bytes of an element.
+    """
+
+    __slots__ = ("itemsize", "nbytes", "shape")
+
+    def __init__(self, shape: Sequence[int], itemsize: int = 4) -> None:
+        self.shape = tuple(shape)
+        self.itemsize = itemsize
+        self.nbytes = math.prod(self.shape) * itemsize
+
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return math.prod(self.shape)
+
+    def clone(self) -> Phantom:
+        """Return a phantom of the same outline; there are no values to copy, so it is this one."""
+        return self
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: slice) -> Phantom:
+        return Phantom((len(range(*index.indices(self.shape[0]))), *self.shape[1:]), self.itemsize)
+
+    def _elementwise(self, *_: object) -> Phantom:
+        return self
+
+    __add__ = __radd__ = __sub__ = __rsub__ = _elementwise
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = __pow__ = _elementwise
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _elementwise
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: object = None
+    ) -> Phantom:
+        """Answer a torch function with the outline of its result: element-wise, or a concatenation."""
+        first = args[0]
+        if isinstance(first, Phantom):
+            return first
+        if getattr(function, "__name__", "") in {"cat", "concat", "concatenate"}:
+            return Phantom((sum(len(part) for part in first), *first[0].shape[1:]), first[0].itemsize)
+        return next(argument for argument in (*args, *first) if isinstance(argument, Phantom))
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise TimingOnly(
+            "this algorithm's control flow depends on the value of a tensor, which a timing-only run "
+            "does not have; give the scenario an objective"
+        )
+
+    __bool__ = __float__ = __int__ = __lt__ = __gt__ = __le__ = __ge__ = item = tolist = _refuse
+
+    def __repr__(self) -> str:
+        return f"Phantom(shape={self.shape}, itemsize={self.itemsize})"

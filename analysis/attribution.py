@@ -1,0 +1,59 @@
+"""Where a run's time went: every instant of every worker belongs to one operation.
+
+A worker may compute and transfer at once. An instant counts as computing if the worker's device is
+busy, else as transferring if one of its transfers is under way, else as waiting; of several operations
+of one kind the one that began first has it. An instant without a span, such as the time after a fast
+worker's end, is waiting, as the operation ``idle``. So the parts add up to the run's duration, exactly as
+in :meth:`simulator.run.Run.time_shares`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from simulator.run import Run
+from traces import COMPUTE, TRANSFER, WAIT, Span
+
+KINDS = (COMPUTE, TRANSFER, WAIT)
+"""The phases, in order of precedence."""
+
+IDLE = "idle"
+"""The operation of an instant in which a worker has no span."""
+
+Phase = tuple[str, str]
+"""(kind, operation)."""
+
+_RANK = {kind: rank for rank, kind in enumerate(KINDS)}
+
+
+def attribution(run: Run) -> list[dict[Phase, float]]:
+    """Return the seconds of each (kind, operation), by worker; each worker's add up to the duration."""
+    spans: list[list[Span]] = [[] for _ in range(run.workers)]
+    for span in run.timeline:
+        if span.end > span.start:
+            spans[span.worker].append(span)
+    return [_exclusive(own, run.duration) for own in spans]
+
+
+def _exclusive(spans: Iterable[Span], duration: float) -> dict[Phase, float]:
+    """Sweep over one worker's spans; a heap holds those under way, the one that has the instant on top."""
+    ordered = sorted(spans, key=lambda span: span.start)
+    edges = sorted({0.0, duration, *(span.start for span in ordered), *(span.end for span in ordered)})
+    under_way: list[tuple[int, float, int]] = []
+    seconds: dict[Phase, float] = {}
+    following = 0
+    for now, until in zip(edges, edges[1:], strict=False):
+        while following < len(ordered) and ordered[following].start <= now:
+            span = ordered[following]
+            heapq.heappush(under_way, (_RANK[span.kind], span.start, following))
+            following += 1
+        while under_way and ordered[under_way[0][2]].end <= now:
+            heapq.heappop(under_way)
+        if under_way:
+            span = ordered[under_way[0][2]]
+            phase = (span.kind, span.operation)
+        else:
+            phase = (WAIT, IDLE)
+        seconds[phase] = seconds.get(phase, 0.0) + until - now
+    return seconds

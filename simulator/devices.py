@@ -1,0 +1,292 @@
+"""Devices: what one accelerator (or one processor core) can do, from its datasheet.
+
+The model is the roofline (Williams, Waterman and Patterson, CACM 2009): a layer takes the longer of the
+time its arithmetic needs at the reachable share of the peak rate and the time its bytes need at the memory
+bandwidth,
+
+    seconds = max(FLOP / (efficiency · peak), bytes / bandwidth).
+
+A pass over a vector (an update, a linear combination) does almost no arithmetic, so it takes
+bytes / bandwidth.
+
+A FLOP is one addition or one multiplication, so a fused multiply-add counts as two, as in the datasheets.
+Rates are dense: a datasheet that prints tensor-core rates "with sparsity" is halved here. `GB` is 1e9 bytes
+and `TB/s` 1e12 bytes/s, as in the datasheets; only the GTX 1080 Ti's "11 GB" and the older cards' memory are
+powers of two on the board, and the smaller decimal figure is the safe side of a memory check.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
+
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+"""Arithmetic that a device may be asked for: fp32 outside, the others on tensor cores."""
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Every name of `Precision`."""
+
+DEFAULT_EFFICIENCY = 0.5
+"""Share of the peak rate that training reaches when nobody measured it; see `Device`."""
+
+DEFAULT_LAUNCH_OVERHEAD: Annotated[float, "s"] = 5e-6
+"""Time an eager framework needs to dispatch and start one layer; see `Device`."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device of a worker: its peak rates, memory and the share of the peak that training reaches.
+
+    Parameters
+    ----------
+    name : str
+        Name in the catalogue, lower case with hyphens.
+    peak_flops : float
+        Dense fp32 rate outside the tensor cores, FLOP/s.
+    memory_bandwidth : float
+        Bytes per second between the processor and its memory; infinite makes every pass free.
+    memory : float
+        Bytes of memory.
+    peak_flops_tf32, peak_flops_bf16, peak_flops_fp16 : float, optional
+        Dense tensor-core rates, FLOP/s; None where the device has none or no sure figure is known.
+    efficiency : float
+        Share of the peak rate that the layers reach, in (0, 1]. The default of 0.5 is a round figure for
+        large convolutions and matrix products in fp32, not a measurement of this device: good kernels reach
+        more, small layers, odd shapes and tensor-core precisions less. It cancels out of comparisons
+        between algorithms on one device except against transfer times, so calibrate it (or give measured
+        times) before trusting the ratio of computing to communicating.
+    launch_overhead : float
+        Seconds added for each layer and direction. The default of 5 µs is the order of what one host core
+        needs to dispatch one operator in eager mode; it bounds small networks, whose layers are otherwise
+        predicted to take no time, and is lost in the noise of large ones.
+    source : str
+        Where the figures come from.
+
+    Raises
+    ------
+    ValueError
+        If a rate, a size or the efficiency is out of range.
+    """
+
+    name: str
+    peak_flops: Annotated[float, "FLOP/s"]
+    memory_bandwidth: Annotated[float, "B/s"]
+    memory: Annotated[float, "B"]
+    peak_flops_tf32: Annotated[float, "FLOP/s"] | None = None
+    peak_flops_bf16: Annotated[float, "FLOP/s"] | None = None
+    peak_flops_fp16: Annotated[float, "FLOP/s"] | None = None
+    efficiency: float = DEFAULT_EFFICIENCY
+    launch_overhead: Annotated[float, "s"] = DEFAULT_LAUNCH_OVERHEAD
+    source: str = "given by the user"
+
+    def __post_init__(self) -> None:
+        for key in ("peak_flops", "memory_bandwidth", "memory"):
+            value = getattr(self, key)
+            if not value > 0:
+                raise ValueError(f"device {self.name!r}: {key} must be above 0, got {value}")
+        for key in ("peak_flops_tf32", "peak_flops_bf16", "peak_flops_fp16"):
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                raise ValueError(f"device {self.name!r}: {key} must be above 0, got {value}")
+        if not 0 < self.efficiency <= 1:
+            raise ValueError(f"device {self.name!r}: efficiency must be in (0, 1], got {self.efficiency}")
+        if not 0 <= self.launch_overhead < math.inf:
+            raise ValueError(
+                f"device {self.name!r}: launch_overhead must be finite and at least 0, "
+                f"got {self.launch_overhead}"
+            )
+
+    def peak(self, precision: Precision = "fp32") -> float:
+        """Dense peak rate for arithmetic of the given precision.
+
+        Returns
+        -------
+        float
+            FLOP/s.
+
+        Raises
+        ------
+        ValueError
+            If the precision is unknown, or the device has no figure for it.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}{_nearest(precision, PRECISIONS)}")
+        if precision == "fp32":
+            return self.peak_flops
+        rates = {"tf32": self.peak_flops_tf32, "bf16": self.peak_flops_bf16, "fp16": self.peak_flops_fp16}
+        rate = rates[precision]
+        if rate is None:
+            raise ValueError(
+                f"device {self.name!r} has no {precision} rate; "
+                f"use precision fp32 or give peak_flops_{precision}"
+            )
+        return rate
+
+    def roofline_seconds(self, flops: float, nbytes: float, precision: Precision = "fp32") -> float:
+        """Time of a kernel by the roofline.
+
+        Parameters
+        ----------
+        flops : float
+            Additions and multiplications.
+        nbytes : float
+            Bytes read and written.
+        precision : {"fp32", "tf32", "bf16", "fp16"}
+            Which peak rate holds.
+
+        Returns
+        -------
+        float
+            Seconds, without the launch overhead.
+        """
+        return max(flops / (self.efficiency * self.peak(precision)), nbytes / self.memory_bandwidth)
+
+    def pass_seconds(self, nbytes: float) -> float:
+        """Seconds of an element-wise pass that touches `nbytes` bytes of memory."""
+        return nbytes / self.memory_bandwidth
+
+
+_CATALOGUE = (
+    Device(
+        name="gtx-1080-ti",
+        peak_flops=11.34e12,
+        memory_bandwidth=484e9,
+        memory=11e9,
+        source="NVIDIA GeForce GTX 1080 Ti specifications: 3584 CUDA cores at 1582 MHz boost, "
+        "2 FLOP per core and cycle; 11 GB GDDR5X, 484 GB/s",
+    ),
+    Device(
+        name="p100-pcie",
+        peak_flops=9.3e12,
+        memory_bandwidth=732e9,
+        memory=16e9,
+        peak_flops_fp16=18.7e12,
+        source="NVIDIA Tesla P100 datasheet, PCIe 16 GB: 9.3 TFLOPS single and 18.7 half precision; 732 GB/s",
+    ),
+    Device(
+        name="p100-sxm2",
+        peak_flops=10.6e12,
+        memory_bandwidth=732e9,
+        memory=16e9,
+        peak_flops_fp16=21.2e12,
+        source="NVIDIA Tesla P100 datasheet, NVLink: 10.6 TFLOPS single and 21.2 half precision; 732 GB/s",
+    ),
+    Device(
+        name="v100-sxm2-16gb",
+        peak_flops=15.7e12,
+        memory_bandwidth=900e9,
+        memory=16e9,
+        peak_flops_fp16=125e12,
+        source="NVIDIA Tesla V100 datasheet, NVLink: 15.7 TFLOPS single, 125 TFLOPS tensor; 16 GB, 900 GB/s",
+    ),
+    Device(
+        name="v100-sxm2-32gb",
+        peak_flops=15.7e12,
+        memory_bandwidth=900e9,
+        memory=32e9,
+        peak_flops_fp16=125e12,
+        source="NVIDIA Tesla V100 datasheet, NVLink: 15.7 TFLOPS single, 125 TFLOPS tensor; 32 GB, 900 GB/s",
+    ),
+    Device(
+        name="a100-sxm-40gb",
+        peak_flops=19.5e12,
+        memory_bandwidth=1555e9,
+        memory=40e9,
+        peak_flops_tf32=156e12,
+        peak_flops_bf16=312e12,
+        peak_flops_fp16=312e12,
+        source="NVIDIA A100 datasheet, SXM 40 GB: FP32 19.5, TF32 156, BF16/FP16 312 TFLOPS; 1,555 GB/s",
+    ),
+    Device(
+        name="a100-sxm-80gb",
+        peak_flops=19.5e12,
+        memory_bandwidth=2039e9,
+        memory=80e9,
+        peak_flops_tf32=156e12,
+        peak_flops_bf16=312e12,
+        peak_flops_fp16=312e12,
+        source="NVIDIA A100 datasheet, SXM 80 GB: FP32 19.5, TF32 156, BF16/FP16 312 TFLOPS; 2,039 GB/s",
+    ),
+    Device(
+        name="h100-sxm",
+        peak_flops=67e12,
+        memory_bandwidth=3.35e12,
+        memory=80e9,
+        peak_flops_tf32=494.5e12,
+        peak_flops_bf16=989.5e12,
+        peak_flops_fp16=989.5e12,
+        source="NVIDIA H100 datasheet, SXM: FP32 67 TFLOPS, TF32 989 and BF16/FP16 1,979 with sparsity "
+        "(halved here); 80 GB, 3.35 TB/s",
+    ),
+    Device(
+        name="h200",
+        peak_flops=67e12,
+        memory_bandwidth=4.8e12,
+        memory=141e9,
+        peak_flops_tf32=494.5e12,
+        peak_flops_bf16=989.5e12,
+        peak_flops_fp16=989.5e12,
+        source="NVIDIA H200 datasheet, SXM: FP32 67 TFLOPS, TF32 989 and BF16/FP16 1,979 with sparsity "
+        "(halved here); 141 GB, 4.8 TB/s",
+    ),
+    Device(
+        name="b200",
+        peak_flops=75e12,
+        memory_bandwidth=7.7e12,
+        memory=180e9,
+        peak_flops_tf32=1.1e15,
+        peak_flops_bf16=2.25e15,
+        peak_flops_fp16=2.25e15,
+        source="NVIDIA Blackwell datasheet, HGX B200, one GPU: FP32 75 TFLOPS, TF32 2.2 and BF16/FP16 4.5 "
+        "PFLOPS with sparsity (halved here); 180 GB, 7.7 TB/s",
+    ),
+    Device(
+        name="cpu-core",
+        peak_flops=72e9,
+        memory_bandwidth=3.2e9,
+        memory=4e9,
+        source="AMD EPYC 7742 product page, one of 64 busy cores: 2.25 GHz base, two 256-bit FMA units "
+        "(32 fp32 FLOP per cycle), a 64th of 204.8 GB/s; 4 GB is a usual share, not a datasheet figure",
+    ),
+    Device(
+        name="ideal",
+        peak_flops=1e12,
+        memory_bandwidth=math.inf,
+        memory=math.inf,
+        peak_flops_tf32=1e12,
+        peak_flops_bf16=1e12,
+        peak_flops_fp16=1e12,
+        efficiency=1.0,
+        launch_overhead=0.0,
+        source="no real device: exactly 1 TFLOP/s, passes over memory are free; for timing tests",
+    ),
+)
+
+DEVICES: dict[str, Device] = {entry.name: entry for entry in _CATALOGUE}
+"""The catalogue, by name."""
+
+
+def device(name: str) -> Device:
+    """Look up a device of the catalogue.
+
+    Parameters
+    ----------
+    name : str
+        A key of `DEVICES`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device; the message names the nearest one.
+    """
+    if name not in DEVICES:
+        raise ValueError(f"unknown device {name!r}{_nearest(name, tuple(DEVICES))}")
+    return DEVICES[name]
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    """End of an "unknown name" sentence: the nearest known name, or the whole list."""
+    match = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(known)}"

@@ -1,0 +1,187 @@
+"""The network of a simulated cluster: links, routes and devices as links of the core.
+
+Every directed edge of the topology is a link (a half-duplex edge is one link for both directions). Every
+GPU is a link of capacity 1, on which a computation is a flow of seconds of work, so that slow-downs and
+two workers on one GPU are the sharing that links already have. A message between two ranks is a flow over
+its route; it pays the part of the path's latency that the transport says, once per segment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import numpy as np
+
+import topologies
+from simulator.cluster import Cluster
+from simulator.engine.clock import Clock
+from simulator.run import LinkUse
+from simulator.scenario import Background, Scenario
+from simulator.stragglers import Bursts, SlowLink
+from simulator.transports import Fixed
+
+Done = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Path:
+    """The way of a message: link numbers, and the latency of all of them in seconds."""
+
+    links: tuple[int, ...]
+    latency: float
+
+
+class Network:
+    """The links of a cluster in the core of a clock.
+
+    Parameters
+    ----------
+    clock
+        What everything runs on.
+    scenario
+        Gives the cluster, the transport and what disturbs them.
+    monitor
+        Whether the load of every link is recorded as it changes.
+    """
+
+    def __init__(self, clock: Clock, scenario: Scenario, monitor: bool = True) -> None:
+        self.clock = clock
+        self.transport = scenario.transport
+        self._cluster: Cluster = scenario.cluster
+        self._table = topologies.link_table(scenario.graph)
+        self._capacity = list(self._table.capacity)
+        self._monitor = monitor
+        for capacity, latency in zip(self._table.capacity, self._table.latency, strict=True):
+            link = clock.core.add_link(capacity, latency)
+            if monitor:
+                clock.core.watch(link)
+        self._paths: dict[tuple[int, int], Path] = {}
+        self._pair_links: dict[tuple[int, int], int] = {}
+        self._devices: dict[Hashable, int] = {}
+        for node in self._cluster.nodes:
+            if node not in self._devices:
+                self._devices[node] = clock.core.add_link(1.0)
+        self._daemons = 0
+        for flow in scenario.sections.cluster.background:
+            self._add_background(flow)
+        for number, straggler in enumerate(scenario.stragglers):
+            if isinstance(straggler, SlowLink):
+                self._add_slow_link(straggler)
+            elif isinstance(straggler, Bursts):
+                self._add_bursts(straggler, number, scenario.seed)
+
+    def device(self, rank: int) -> int:
+        """Return the link that stands for a worker's GPU."""
+        return self._devices[self._cluster.nodes[rank]]
+
+    def path(self, source: int, destination: int) -> Path:
+        """Return the way between two ranks."""
+        found = self._paths.get((source, destination))
+        if found is None:
+            found = self._paths[source, destination] = self._find_path(source, destination)
+        return found
+
+    def _find_path(self, source: int, destination: int) -> Path:
+        nodes = self._cluster.nodes
+        if nodes[source] == nodes[destination]:
+            return Path((), 0.0)
+        return self._path_between(nodes[source], nodes[destination])
+
+    def _path_between(self, source: Hashable, destination: Hashable) -> Path:
+        route = self._cluster.router.route(source, destination)
+        links = tuple(dict.fromkeys(self._table.index[edge] for edge in route))
+        return Path(links, math.fsum(self._table.latency[link] for link in links))
+
+    def send(self, source: int, destination: int, nbytes: float, done: Done) -> None:
+        """Start a message; ``done`` is called when its last byte has arrived."""
+        transport = self.transport
+        if isinstance(transport, Fixed):
+            self.clock.at(self.clock.now + transport.exchange, done)
+            return
+        path = self.path(source, destination)
+        segments = max(1, math.ceil(nbytes / transport.segment_size))
+        links = path.links
+        if transport.half_duplex_pairs and links:
+            links = (*links, self._pair_link(source, destination))
+        self.clock.flow(
+            links,
+            nbytes / transport.payload_share,
+            done,
+            latency=segments * transport.latency_factor * path.latency,
+        )
+
+    def _pair_link(self, source: int, destination: int) -> int:
+        """Return the link that both directions between a pair of ranks share: their connection."""
+        pair = (min(source, destination), max(source, destination))
+        if pair not in self._pair_links:
+            capacity = min(self._capacity[link] for link in self.path(source, destination).links)
+            self._pair_links[pair] = self.clock.core.add_link(capacity)
+        return self._pair_links[pair]
+
+    # What disturbs the links.
+
+    def _add_background(self, flow: Background) -> None:
+        path = self._path_between(self._cluster.node(flow.source), self._cluster.node(flow.destination))
+
+        def begin() -> None:
+            number = self.clock.flow(path.links, math.inf, lambda: None, cap=flow.rate, latency=path.latency)
+            if flow.end < math.inf:
+                self.clock.at(flow.end, lambda: self.clock.cancel(number))
+
+        self.clock.at(flow.start, begin)
+
+    def _add_slow_link(self, straggler: SlowLink) -> None:
+        u, v = (self._cluster.node(name) for name in straggler.between)
+        links = {self._table.index[edge] for edge in ((u, v), (v, u)) if edge in self._table.index}
+
+        def scale(factor: float) -> None:
+            for link in sorted(links):
+                self._capacity[link] *= factor
+                self.clock.core.set_capacity(link, self._capacity[link])
+
+        self.clock.at(straggler.start, lambda: scale(straggler.factor))
+        if straggler.end < math.inf:
+            self.clock.at(straggler.end, lambda: scale(1 / straggler.factor))
+
+    def _add_bursts(self, straggler: Bursts, number: int, seed: int) -> None:
+        """Switch the devices of the concerned workers between full and reduced capacity."""
+        for rank in range(self._cluster.workers):
+            if straggler.concerns(rank):
+                random = np.random.default_rng([seed, number, rank])
+                self._daemons += 1
+                self._burst(self.device(rank), straggler, random, slow=False)
+
+    def _burst(self, link: int, straggler: Bursts, random: np.random.Generator, slow: bool) -> None:
+        def switch() -> None:
+            core = self.clock.core
+            core.set_capacity(
+                link, core.capacity(link) * (straggler.slowdown if slow else 1 / straggler.slowdown)
+            )
+            # With nothing else left that could happen, going on would hide a deadlock.
+            if core.live or self.clock.scheduled >= self._daemons:
+                self._burst(link, straggler, random, not slow)
+
+        stay = random.exponential(straggler.slow if slow else straggler.fast)
+        self.clock.at(self.clock.now + stay, switch)
+
+    # What was seen.
+
+    def link_use(self) -> LinkUse:
+        """Return what each link carried, and when its load changed."""
+        core = self.clock.core
+        names = list(self._table.names)
+        changes: list[tuple[int, float, float]] = []
+        if self._monitor:
+            for link in range(len(names)):
+                times, rates = core.history(link)
+                changes += [(link, time, rate) for time, rate in zip(times, rates, strict=True)]
+        return LinkUse(
+            name=names,
+            capacity=list(self._table.capacity),
+            carried=[core.carried(link) for link in range(len(names))],
+            change_link=[change[0] for change in changes],
+            change_time=[change[1] for change in changes],
+            change_rate=[change[2] for change in changes],
+        )

@@ -1,0 +1,139 @@
+"""All-reduce patterns as data: which rank sends which part of the message to whom, round by round.
+
+A schedule is a sequence of phases; a phase repeats one round of transfers. A rank enters a round when all
+its transfers of earlier rounds have ended. Ranks are positions in the group, and a transfer's size is a
+fraction of the message. Sources: Thakur, Rabenseifner and Gropp, "Optimization of collective
+communication operations in MPICH", 2005 (ring, halving-doubling); Sanders, Speck and Traeff, "Two-tree
+algorithms for full bandwidth broadcast, reduction and scan", 2009 (the tree pair that NCCL uses).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One message of a round.
+
+    Attributes
+    ----------
+    source, destination
+        Positions in the group.
+    fraction
+        Size as a part of the message that is reduced.
+    """
+
+    source: int
+    destination: int
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A round of transfers that is done ``repeat`` times."""
+
+    repeat: int
+    transfers: tuple[Transfer, ...]
+
+
+Schedule = tuple[Phase, ...]
+
+
+def ring(groups: Sequence[Sequence[int]]) -> Schedule:
+    """Return the ring: 2(n-1) rounds in which everyone passes 1/n of the message to the next."""
+    n = sum(map(len, groups))
+    return (Phase(2 * (n - 1), tuple(Transfer(i, (i + 1) % n, 1 / n) for i in range(n))),)
+
+
+def tree(groups: Sequence[Sequence[int]]) -> Schedule:
+    """Return two binary trees that carry half the message each, up to the root and down again.
+
+    The second tree is the first with the ranks in reverse order, so that a leaf of one is mostly an inner
+    node of the other and both directions of every rank are used.
+    """
+    n = sum(map(len, groups))
+    up: list[list[Transfer]] = [[] for _ in range(max(1, n).bit_length() - 1)]
+    for child in range(1, n):
+        parent = (child - 1) // 2
+        level = (child + 1).bit_length() - 2
+        up[level] += [
+            Transfer(child, parent, 0.5),
+            Transfer(n - 1 - child, n - 1 - parent, 0.5),
+        ]
+    down = [[Transfer(t.destination, t.source, t.fraction) for t in level] for level in up]
+    return tuple(Phase(1, tuple(level)) for level in [*reversed(up), *down])
+
+
+def halving_doubling(groups: Sequence[Sequence[int]]) -> Schedule:
+    """Return recursive halving (reduce-scatter), then recursive doubling (all-gather).
+
+    Ranks beyond the largest power of two hand their vector to a partner first and get the result last.
+    """
+    n = sum(map(len, groups))
+    core = 2 ** (n.bit_length() - 1)
+    extra = n - core
+    phases = []
+    if extra:
+        phases.append(Phase(1, tuple(Transfer(core + i, i, 1.0) for i in range(extra))))
+    steps = [(core >> k, 2.0**-k) for k in range(1, core.bit_length())]
+    for distance, fraction in [*steps, *reversed(steps)]:
+        phases.append(Phase(1, tuple(Transfer(i, i ^ distance, fraction) for i in range(core))))
+    if extra:
+        phases.append(Phase(1, tuple(Transfer(i, core + i, 1.0) for i in range(extra))))
+    return tuple(phases)
+
+
+def hierarchical(groups: Sequence[Sequence[int]]) -> Schedule:
+    """Return reduce-scatter inside each host, a ring across hosts for each shard, all-gather inside.
+
+    Raises
+    ------
+    ValueError
+        Hosts have different numbers of workers.
+    """
+    sizes = sorted(set(map(len, groups)))
+    if len(sizes) > 1:
+        raise ValueError(
+            f"the hierarchical pattern needs the same number of workers on every host, but they have "
+            f"from {sizes[0]} to {sizes[-1]}"
+        )
+    local, hosts = sizes[0], len(groups)
+    inside = tuple(
+        Transfer(group[slot], group[(slot + 1) % local], 1 / local)
+        for group in groups
+        for slot in range(local)
+    )
+    across = tuple(
+        Transfer(groups[host][slot], groups[(host + 1) % hosts][slot], 1 / (local * hosts))
+        for host in range(hosts)
+        for slot in range(local)
+    )
+    phases = [Phase(local - 1, inside), Phase(2 * (hosts - 1), across), Phase(local - 1, inside)]
+    return tuple(phase for phase in phases if phase.repeat)
+
+
+PATTERNS: dict[str, Callable[[Sequence[Sequence[int]]], Schedule]] = {
+    "ring": ring,
+    "tree": tree,
+    "halving-doubling": halving_doubling,
+    "hierarchical": hierarchical,
+}
+"""Name -> schedule of a group, given as the positions of its members host by host."""
+
+
+def traffic(schedule: Schedule) -> dict[tuple[int, int], float]:
+    """Return how much every ordered pair of ranks moves in all, as a fraction of the message."""
+    total: dict[tuple[int, int], float] = {}
+    for phase in schedule:
+        for transfer in phase.transfers:
+            pair = (transfer.source, transfer.destination)
+            total[pair] = total.get(pair, 0.0) + phase.repeat * transfer.fraction
+    return total
+
+
+def depth(world_size: int) -> int:
+    """Return the latency-bearing rounds of a pipelined all-reduce: up and down a tree of n leaves."""
+    return 2 * math.ceil(math.log2(world_size)) if world_size > 1 else 0

@@ -1,0 +1,295 @@
+"""Run a scenario on the virtual clock."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
+from pathlib import Path
+from types import CoroutineType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from algorithms.phantom import Phantom
+from algorithms.worker import Tensor
+from simulator import faults
+from simulator.engine.clock import Clock, StalledFlow
+from simulator.engine.collectives import Communicator
+from simulator.engine.groups import Group, Mailbox
+from simulator.engine.network import Network
+from simulator.engine.worker import VirtualWorker
+from simulator.observation import Observer
+from simulator.parts import BadInput
+from simulator.run import Progress, Run
+from simulator.scenario import Scenario
+from simulator.tuning import best_of, single_steps
+from traces import Span, Timeline
+
+if TYPE_CHECKING:
+    import torch
+
+    from simulator.workload.objective import Oracle
+
+
+def simulate(scenario: Scenario, progress: Progress | None = None, monitor: bool = True) -> Run:
+    """Simulate a scenario's algorithm; with a grid of step sizes, each of them, and return the best.
+
+    Parameters
+    ----------
+    scenario
+        Its ``compare`` list is not run; see :meth:`simulator.scenario.Scenario.variants`.
+    progress
+        Told the part that is done, from 0 to 1.
+    monitor
+        Whether the load of every link over time is recorded.
+
+    Raises
+    ------
+    simulator.parts.BadInput
+        The scenario cannot be simulated as it is.
+    simulator.faults.AlgorithmError
+        The algorithm broke a rule of the seam, or its workers wait for each other for ever.
+    simulator.faults.WorkerFailed
+        A worker's coroutine raised.
+    """
+    scenarios = single_steps(scenario)
+    runs = []
+    for number, single in enumerate(scenarios):
+        part = _part_of(progress, number, len(scenarios))
+        with _one_thread(single):
+            runs.append(Simulation(single, part, monitor).run())
+    return best_of(runs)
+
+
+def _part_of(progress: Progress | None, number: int, count: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda done: progress((number + done) / count)
+
+
+@contextlib.contextmanager
+def _one_thread(scenario: Scenario) -> Iterator[None]:
+    """Let torch use one thread, as each real rank does, so that both clocks give the same bits."""
+    if scenario.sections.workload.objective is None:
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Simulation:
+    """One run on the virtual clock: its clock, network, workers, and what is recorded of them."""
+
+    def __init__(self, scenario: Scenario, progress: Progress | None, monitor: bool) -> None:
+        self.scenario = scenario
+        self.algorithm_name = scenario.sections.algorithm.name
+        self.clock = Clock()
+        self.network = Network(self.clock, scenario, monitor)
+        self.limit = scenario.sections.budget.iterations
+        self.spans: list[Span] = []
+        self.final: list[torch.Tensor | None] = [None] * scenario.workers
+        self._objective = scenario.objective
+        self.elements = self._objective.parameters if self._objective else scenario.cost.parameters
+        stop_early = scenario.sections.budget.stop == "target"
+        self.observer = Observer(
+            self._objective,
+            scenario.shares,
+            scenario.workers,
+            scenario.sections.target,
+            self._stop if stop_early else None,
+        )
+        self._progress = progress
+        self._plan = scenario.algorithm.plan(scenario.workers, self._graph())
+        self._groups = {name: self._group(name, ranks) for name, ranks in self._plan.groups.items()}
+        self._mailboxes = {
+            channel: Mailbox(self.network, channel[0], channel[1]) for channel in self._plan.channels
+        }
+        self._by_rank: dict[tuple[int, str], tuple[dict[int, Mailbox], dict[int, Mailbox]]] = {}
+        self.workers = [VirtualWorker(self, rank) for rank in range(scenario.workers)]
+        self._unfinished = len(self.workers)
+        self._failure: Exception | None = None
+        self._all_done = self.clock.event()
+
+    # What workers ask for.
+
+    def _graph(self) -> object:
+        return self.scenario.communication_graph if self._needs_graph else None
+
+    @property
+    def _needs_graph(self) -> bool:
+        return "graph" in self.scenario.algorithm.requires
+
+    def weights(self, rank: int) -> Mapping[int, float]:
+        """Return a rank's row of the mixing matrix, without zeros."""
+        if not self._needs_graph:
+            return {}
+        row = self.scenario.mixing[rank]
+        return {other: float(row[other]) for other in np.flatnonzero(row).tolist()}
+
+    def oracle(self, rank: int) -> Oracle | None:
+        """Return a rank's source of gradients; None in a timing-only run."""
+        if self._objective is None:
+            return None
+        scenario = self.scenario
+        shares = scenario.shares or (1 / scenario.workers,) * scenario.workers
+        return self._objective.oracle(rank, shares, scenario.batches[rank], scenario.seed)
+
+    def jitter(self, rank: int) -> Callable[[], float]:
+        """Return the source of a rank's per-gradient factors."""
+        draws = []
+        for number, straggler in enumerate(self.scenario.stragglers):
+            if straggler in self.scenario.worker_stragglers(rank):
+                random = np.random.default_rng([self.scenario.seed, number, rank])
+                draw = straggler.step_factor(random)
+                if draw is not None:
+                    draws.append(draw)
+        if not draws:
+            return lambda: 1.0
+        if len(draws) == 1:
+            return draws[0]
+        return lambda: math.prod(draw() for draw in draws)
+
+    def initial_model(self) -> Tensor:
+        """Return a fresh copy of the starting model."""
+        if self._objective is None:
+            return Phantom((self.elements,), self.scenario.cost.parameter_bytes)
+        return self._objective.initial_model()
+
+    def _group(self, name: str, ranks: tuple[int, ...]) -> Group:
+        hosts: list[Hashable] = [self.scenario.cluster.host(rank) for rank in ranks]
+        shares = self.scenario.shares
+        chosen = None if shares is None else [shares[rank] for rank in ranks]
+        if chosen is not None and len(set(chosen)) == 1:
+            chosen = None
+        if chosen is not None and len(ranks) < self.scenario.workers:
+            chosen = [share / math.fsum(chosen) for share in chosen]
+        try:
+            communicator = Communicator(self.network, ranks, hosts)
+        except ValueError as error:
+            raise BadInput("cluster.transport.pattern", str(error)) from None
+        return Group(name, communicator, chosen)
+
+    def group(self, name: str, rank: int) -> Group:
+        """Return a declared group."""
+        if name not in self._groups:
+            raise faults.undeclared_group(self.algorithm_name, rank, name)
+        return self._groups[name]
+
+    def mailboxes(self, rank: int, name: str) -> tuple[dict[int, Mailbox], dict[int, Mailbox]]:
+        """Return a rank's declared channels of a name: out and in, by rank of the neighbour."""
+        found = self._by_rank.get((rank, name))
+        if found is None:
+            channels = [channel for channel in sorted(self._plan.channels) if channel[2] == name]
+            out = {c[1]: self._mailboxes[c] for c in channels if c[0] == rank}
+            into = {c[0]: self._mailboxes[c] for c in channels if c[1] == rank}
+            if not channels and self.scenario.workers > 1:
+                raise faults.undeclared_channel(self.algorithm_name, rank, name)
+            found = self._by_rank[rank, name] = (out, into)
+        return found
+
+    # How the run goes on and ends.
+
+    def advanced(self, worker: VirtualWorker) -> None:
+        """Note that a worker has begun an iteration."""
+        if self._progress is not None and worker.rank == 0:
+            self._progress(worker.iterations / self.limit)
+
+    def _stop(self) -> None:
+        """End the run at the iteration that the foremost worker is already bound to do."""
+        self.limit = min(self.limit, max(worker.promised for worker in self.workers))
+
+    async def _work(self, worker: VirtualWorker) -> None:
+        try:
+            work = self.scenario.algorithm.run(worker)
+            if not inspect.isawaitable(work):
+                raise faults.not_a_coroutine(self.algorithm_name)
+            await work
+            if worker.unawaited:
+                raise faults.unawaited(self.algorithm_name, worker.rank, next(iter(worker.unawaited)).name)
+        except faults.AlgorithmError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(faults.WorkerFailed(worker.rank, worker.iterations, error), error)
+        else:
+            self._unfinished -= 1
+            if not self._unfinished:
+                self._all_done.succeed()
+
+    def _fail(self, failure: Exception, cause: Exception | None = None) -> None:
+        """Keep the first failure and end the run."""
+        if self._failure is None:
+            failure.__cause__ = cause
+            self._failure = failure
+            self._all_done.succeed()
+
+    def run(self) -> Run:
+        """Run all workers to their end."""
+        coroutines = [self._work(worker) for worker in self.workers]
+        for coroutine in coroutines:
+            self.clock.process(coroutine)  # type: ignore[arg-type]  # SimPy asks only for send and throw
+        try:
+            self.clock.run(until=self._all_done)
+        except StalledFlow as stalled:
+            raise faults.AlgorithmError(str(stalled)) from None
+        except RuntimeError:
+            if self._all_done.triggered:
+                raise
+            raise self._deadlock(coroutines) from None
+        finally:
+            for coroutine in coroutines:
+                coroutine.close()
+        if self._failure is not None:
+            raise self._failure
+        return self._result()
+
+    def _deadlock(self, coroutines: list[Coroutine[object, object, None]]) -> faults.AlgorithmError:
+        """Say who waits for whom, for what, since when and where."""
+        lines = []
+        for worker, coroutine in zip(self.workers, coroutines, strict=True):
+            operation = worker.blocked
+            if operation is None or coroutine.cr_frame is None:
+                continue
+            missing = operation.missing() if operation.missing else []
+            lines.append(
+                faults.Waiting(
+                    rank=worker.rank,
+                    operation=" ".join(filter(None, (operation.name, operation.about))),
+                    since=operation.since,
+                    peers=tuple(missing),
+                    line=_innermost_line(coroutine),
+                )
+            )
+        return faults.deadlock(lines)
+
+    def _result(self) -> Run:
+        """Gather what the run recorded."""
+        models = None
+        if all(model is not None for model in self.final):
+            models = np.stack([model.numpy() for model in self.final if model is not None])
+        return Run(
+            scenario=self.scenario,
+            clock="virtual",
+            duration=self.clock.now,
+            iterations=tuple(worker.iterations for worker in self.workers),
+            bytes_sent=tuple(worker.bytes_sent for worker in self.workers),
+            timeline=Timeline(self.spans),
+            samples=self.observer.samples,
+            links=self.network.link_use(),
+            models=models,
+        )
+
+
+def _innermost_line(coroutine: Coroutine[object, object, None]) -> str:
+    """Return the file and line of the algorithm's own code at which a coroutine waits."""
+    frame, inner = coroutine.cr_frame, coroutine.cr_await
+    while isinstance(inner, CoroutineType):
+        frame, inner = inner.cr_frame, inner.cr_await
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "?"

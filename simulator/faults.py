@@ -1,0 +1,115 @@
+"""What can go wrong in a run: an algorithm breaks the rules of the seam, or a worker fails.
+
+Both clocks raise these errors with the same sentences. An :class:`AlgorithmError` says which rule was
+broken, by which worker, with which operation; :class:`WorkerFailed` says which worker ended a run, when,
+and the first cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+MOST_QUESTIONS = 1000
+"""How often in a row a worker may ask whether it is running without starting a gradient in between."""
+
+
+class AlgorithmError(RuntimeError):
+    """An algorithm broke a rule of the seam; the message is one sentence for its author."""
+
+
+class WorkerFailed(RuntimeError):
+    """A worker ended a run.
+
+    Parameters
+    ----------
+    rank
+        Which worker.
+    iteration
+        The iterations that it had begun; None where nobody knows, because its process was killed.
+    cause
+        The first cause: the original error's type and text, or how the process ended.
+    """
+
+    def __init__(self, rank: int, iteration: int | None, cause: str) -> None:
+        where = "" if iteration is None else f" in iteration {iteration}"
+        super().__init__(f"worker {rank} failed{where}: {cause}")
+        self.rank = rank
+        self.iteration = iteration
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rank, self.iteration, self.cause)
+
+
+def cause_of(error: BaseException) -> str:
+    """Return an error's type and text in one line, as :class:`WorkerFailed` shows them."""
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def not_a_coroutine(algorithm: str, found: object) -> AlgorithmError:
+    """Return the error of a ``run`` that was called and gave something else than a coroutine."""
+    kind = "None" if found is None else f"an object of type {type(found).__name__}"
+    return AlgorithmError(f"{algorithm}.run must be a coroutine (async def), but it returned {kind}")
+
+
+def foreign_await(rank: int) -> AlgorithmError:
+    """Return the error of an ``await`` on something that is no operation of the worker."""
+    return AlgorithmError(f"worker {rank} awaited something that is not an operation of its worker")
+
+
+def no_progress(rank: int) -> AlgorithmError:
+    """Return the error of an algorithm that keeps asking whether to go on and computes nothing."""
+    return AlgorithmError(
+        f"worker {rank} asked {MOST_QUESTIONS} times in a row whether it is running without starting a "
+        "gradient in between; its algorithm makes no progress"
+    )
+
+
+def not_awaited(rank: int, operation: str, iteration: int) -> AlgorithmError:
+    """Return the error of a handle that nobody had awaited when its worker's run ended."""
+    return AlgorithmError(
+        f"worker {rank} ended, but nobody awaited the {operation} that it started in iteration {iteration}"
+    )
+
+
+def no_gradient(rank: int) -> AlgorithmError:
+    """Return the error of a worker whose run ended before its first gradient."""
+    return AlgorithmError(f"worker {rank} ended without computing a gradient")
+
+
+def no_report(rank: int) -> AlgorithmError:
+    """Return the error of a worker whose run ended before its first report."""
+    return AlgorithmError(f"worker {rank} ended without reporting a model")
+
+
+def undeclared_group(rank: int, group: str, declared: Iterable[str]) -> AlgorithmError:
+    """Return the error of a group that the algorithm's plan does not hold."""
+    known = ", ".join(f"'{name}'" for name in declared)
+    return AlgorithmError(
+        f"worker {rank} used the group '{group}', which its algorithm's plan does not declare; "
+        f"declared are {known}"
+    )
+
+
+def not_a_member(rank: int, group: str, members: Sequence[int]) -> AlgorithmError:
+    """Return the error of a worker that uses a group of others."""
+    known = ", ".join(map(str, members))
+    return AlgorithmError(f"worker {rank} is not in the group '{group}', which has the workers {known}")
+
+
+def undeclared_channel(rank: int, source: int, destination: int, name: str) -> AlgorithmError:
+    """Return the error of a channel that the algorithm's plan does not hold."""
+    return AlgorithmError(
+        f"worker {rank} used the channel '{name}' from worker {source} to worker {destination}, "
+        "which its algorithm's plan does not declare"
+    )
+
+
+def no_graph(rank: int, operation: str, algorithm: str) -> AlgorithmError:
+    """Return the error of a neighbour operation by an algorithm that does not require a graph."""
+    return AlgorithmError(
+        f"worker {rank} called {operation}, but {algorithm} does not require a communication graph; "
+        "add 'graph' to its requires"
+    )

@@ -1,0 +1,309 @@
+"""A run: what one of the two clocks made of a scenario, and the folder that keeps it.
+
+Both clocks give the same :class:`Run`. What a clock cannot know is absent from it, not zero. A saved run
+is a folder of plain files: the resolved scenario, a summary, Parquet tables and the final models. The
+same scenario and seed give the same bytes; date, machine and elapsed time go to ``provenance.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from simulator.observation import Samples
+from simulator.parts import BadInput
+from simulator.scenario import Scenario
+from simulator.target import Reached, first_stay
+from traces import COMPUTE, TRANSFER, Timeline
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ClockName = Literal["virtual", "wall"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkUse:
+    """How busy the links of the network were; all lists are parallel.
+
+    Attributes
+    ----------
+    name, capacity, carried
+        Of each link: its name, bytes/s, and the bytes that it carried.
+    change_link, change_time, change_rate
+        Step function of each link's load: from ``change_time`` on, link number ``change_link`` carries
+        ``change_rate`` bytes/s.
+    """
+
+    name: list[str]
+    capacity: list[float]
+    carried: list[float]
+    change_link: list[int]
+    change_time: list[float]
+    change_rate: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One algorithm on one cluster with one step size.
+
+    Attributes
+    ----------
+    scenario
+        What was run: a single algorithm and step size.
+    clock
+        ``virtual`` (simulated) or ``wall`` (executed).
+    duration
+        Seconds until the last worker ended.
+    iterations
+        Iterations done, by worker.
+    bytes_sent
+        Bytes that each worker sent.
+    timeline
+        What every worker did when.
+    samples
+        Loss and consensus over time; empty in a timing-only run.
+    links
+        Link utilisation; None on the wall clock.
+    models
+        Final models, of shape [workers, parameters]; None in a timing-only run.
+    """
+
+    scenario: Scenario
+    clock: ClockName
+    duration: float
+    iterations: tuple[int, ...]
+    bytes_sent: tuple[float, ...]
+    timeline: Timeline
+    samples: Samples
+    links: LinkUse | None = None
+    models: np.ndarray[Any, Any] | None = None
+
+    @property
+    def workers(self) -> int:
+        """The number of workers."""
+        return len(self.iterations)
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm's name."""
+        return self.scenario.sections.algorithm.name
+
+    @property
+    def step_size(self) -> float | None:
+        """The step size; None in a timing-only run."""
+        return self.scenario.step_sizes[0]
+
+    @property
+    def time_per_iteration(self) -> float:
+        """Seconds per iteration, over the whole run and the mean of the workers' iterations."""
+        return self.duration / (sum(self.iterations) / self.workers)
+
+    def reached(self) -> Reached | None:
+        """Return where the scenario's target was reached; None where it was not, or there is none."""
+        target = self.scenario.sections.target
+        if target is None:
+            return None
+        if target.loss is not None:
+            index = first_stay(self.samples.loss, target.loss, target.reports)
+            return None if index is None else Reached(self.samples.iteration[index], self.samples.time[index])
+        needed = target.needed_iterations(sum(self.scenario.batches))
+        assert needed is not None
+        return Reached(needed, needed * self.time_per_iteration)
+
+    def time_shares(self) -> dict[str, float]:
+        """Return the mean share of the workers' time in computing, in transferring, and in waiting.
+
+        At each instant a worker computes if its device is busy, else it transfers if one of its
+        transfers is under way, else it waits.
+        """
+        busy = _covered(self.timeline, self.workers, (COMPUTE,))
+        active = _covered(self.timeline, self.workers, (COMPUTE, TRANSFER))
+        total = self.duration * self.workers or 1.0
+        computing, moving = sum(busy) / total, sum(active) / total
+        return {"compute": computing, "transfer": moving - computing, "wait": max(0.0, 1 - moving)}
+
+    def summary(self) -> dict[str, Any]:
+        """Return the run's main figures; the keys carry the units."""
+        reached = self.reached()
+        target = self.scenario.sections.target
+        return {
+            "name": self.scenario.name,
+            "algorithm": self.algorithm,
+            "clock": self.clock,
+            "workers": self.workers,
+            "step_size": self.step_size,
+            "iterations": list(self.iterations),
+            "duration_s": self.duration,
+            "time_per_iteration_s": self.time_per_iteration,
+            "bytes_sent": list(self.bytes_sent),
+            "time_shares": self.time_shares(),
+            "target": target.text() if target else None,
+            "iterations_to_target": reached.iterations if reached else None,
+            "time_to_target_s": reached.time if reached else None,
+            "final_loss": self.samples.loss[-1] if self.samples.loss else None,
+            "peak_memory_bytes": self.peak_memory(),
+        }
+
+    def peak_memory(self) -> float:
+        """Return the bytes that the worker with the largest batch needs, by the cost model."""
+        scenario = self.scenario
+        return scenario.cost.peak_memory(max(scenario.batches), scenario.algorithm.model_copies)
+
+    def save(self, folder: Path, elapsed: float | None = None) -> None:
+        """Write the run as a folder, whole or not at all.
+
+        Parameters
+        ----------
+        folder
+            Replaced where it exists.
+        elapsed
+            Seconds that the run took to make, for the provenance.
+        """
+        with whole_folder(folder) as draft:
+            write_json(draft / "summary.json", self.summary())
+            text = yaml.safe_dump(self.scenario.resolved(), sort_keys=False, allow_unicode=True)
+            (draft / "scenario.yaml").write_text(text, encoding="utf-8")
+            self.timeline.write(draft / "spans.parquet")
+            write_table(draft / "samples.parquet", dataclasses.asdict(self.samples))
+            if self.links is not None:
+                use = dataclasses.asdict(self.links)
+                write_table(
+                    draft / "links.parquet", {key: use[key] for key in ("name", "capacity", "carried")}
+                )
+                changes = ("change_link", "change_time", "change_rate")
+                write_table(draft / "link_rates.parquet", {key: use[key] for key in changes})
+            if self.models is not None:
+                import numpy as np
+
+                np.save(draft / "models.npy", self.models, allow_pickle=False)
+            write_json(draft / "provenance.json", provenance(elapsed))
+
+    @classmethod
+    def load(cls, folder: Path) -> Run:
+        """Read a saved run.
+
+        Raises
+        ------
+        BadInput
+            A file is missing or damaged; the message names it.
+        """
+        import numpy as np
+
+        if not (folder / "summary.json").is_file():
+            raise BadInput(str(folder), "is not a saved run; it has no summary.json")
+        try:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            links = None
+            if (folder / "links.parquet").exists():
+                use = {**read_table(folder / "links.parquet"), **read_table(folder / "link_rates.parquet")}
+                links = LinkUse(**use)
+            models = folder / "models.npy"
+            return cls(
+                scenario=Scenario.load(folder / "scenario.yaml"),
+                clock=summary["clock"],
+                duration=summary["duration_s"],
+                iterations=tuple(summary["iterations"]),
+                bytes_sent=tuple(summary["bytes_sent"]),
+                timeline=Timeline.read(folder / "spans.parquet"),
+                samples=Samples(**read_table(folder / "samples.parquet")),
+                links=links,
+                models=np.load(models, allow_pickle=False) if models.exists() else None,
+            )
+        except BadInput:
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadInput(str(folder), f"is not a complete saved run: {error}") from None
+
+
+def _covered(timeline: Timeline, workers: int, kinds: Sequence[str]) -> list[float]:
+    """Return for each worker the length of the union of its spans of some kinds."""
+    intervals: list[list[tuple[float, float]]] = [[] for _ in range(workers)]
+    for span in timeline:
+        if span.kind in kinds:
+            intervals[span.worker].append((span.start, span.end))
+    return [_union(sorted(own)) for own in intervals]
+
+
+def _union(intervals: Sequence[tuple[float, float]]) -> float:
+    covered, reach = 0.0, float("-inf")
+    for start, end in intervals:
+        if end > reach:
+            covered += end - max(start, reach)
+            reach = end
+    return covered
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a draft folder that takes the place of ``folder`` when all went well, and vanishes otherwise."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield draft
+        draft.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.rename(folder)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON, readable and with a fixed layout."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, columns: dict[str, list[Any]]) -> None:
+    """Write columns as a Parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), path)
+
+
+def read_table(path: Path) -> dict[str, list[Any]]:
+    """Read a Parquet file's columns."""
+    import pyarrow.parquet as pq
+
+    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
+    return columns
+
+
+def provenance(elapsed: float | None) -> dict[str, Any]:
+    """Return when, where and with what a run was made."""
+    import importlib.metadata as metadata
+
+    packages = ("paceline", "numpy", "simpy", "networkx", "torch")
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "host": platform.node(),
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+        "elapsed_s": elapsed,
+        "versions": versions,
+    }
+
+
+Progress = Callable[[float], None]
+"""Told how much of a run is done, from 0 to 1."""

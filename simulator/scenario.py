@@ -1,0 +1,657 @@
+"""A scenario: what is run, on which machines, for how long, to reach what.
+
+Scenarios are YAML files, or the same keys given in Python. Everything is checked before anything runs;
+a fault is one sentence that names the file, the key, the value and the nearest right one. A scenario is
+immutable; :meth:`Scenario.vary` returns a changed copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+import topologies
+from algorithms import ALGORITHMS, Algorithm, algorithm
+from simulator.cluster import Cluster, find_node, place
+from simulator.devices import DEVICES, Device
+from simulator.parts import (
+    PART_WRITER,
+    BadInput,
+    Bytes,
+    BytesPerSecond,
+    Catalogue,
+    FlopPerSecond,
+    Part,
+    Seconds,
+    Section,
+    check,
+    nearest,
+    reader,
+)
+from simulator.stragglers import STRAGGLERS, SlowLink, Straggler
+from simulator.target import Target
+from simulator.transports import TRANSPORTS, Fixed, Transport
+from simulator.workload import OBJECTIVES, Cost, GivenCost, ModelCost
+
+if TYPE_CHECKING:
+    import networkx as nx
+    import numpy as np
+
+    from simulator.workload.objective import Objective
+
+SCENARIOS = Path(__file__).parent / "scenarios"
+"""The folder of the scenarios that ship."""
+
+COSTS = {"model": ModelCost, "given": GivenCost}
+"""What a gradient costs: the layers of a model, or given seconds."""
+
+
+def _catalogue(what: str, tag: str, known: Mapping[str, Any], find: Any = None) -> Catalogue:
+    return Catalogue(what, tag, find or known.__getitem__, tuple(known))
+
+
+TOPOLOGY = _catalogue("topology builder", "builder", topologies.BUILDERS)
+ALGORITHM = _catalogue("algorithm", "name", ALGORITHMS, algorithm)
+STRAGGLER = _catalogue("straggler", "kind", STRAGGLERS)
+TRANSPORT = _catalogue("transport", "name", TRANSPORTS)
+COST = _catalogue("cost", "kind", COSTS)
+OBJECTIVE = _catalogue("objective", "kind", OBJECTIVES)
+
+
+class TopologyFile(Section):
+    """A topology that is read from a file, relative to the scenario's folder."""
+
+    file: str
+
+    def data(self) -> dict[str, Any]:
+        """Return the choice as a file would hold it."""
+        return {"file": self.file}
+
+
+class DeviceChoice(Section):
+    """A device of the catalogue, with figures that replace its own."""
+
+    name: str
+    efficiency: float | None = None
+    peak_flops: FlopPerSecond | None = None
+    memory_bandwidth: BytesPerSecond | None = None
+    memory: Bytes | None = None
+    launch_overhead: Seconds | None = None
+
+    def device(self) -> Device:
+        """Return the device with its replaced figures."""
+        changes = {
+            key: getattr(self, key) for key in type(self).model_fields if getattr(self, key) is not None
+        }
+        return dataclasses.replace(DEVICES[self.name], **changes)
+
+
+class Background(Section):
+    """Traffic that is not ours: at most ``rate`` from one node to another, while it lasts."""
+
+    source: str | int
+    destination: str | int
+    rate: BytesPerSecond
+    start: Seconds = 0.0
+    end: Seconds = float("inf")
+
+    def model_post_init(self, _: object) -> None:
+        """Check the ranges."""
+        if not self.rate > 0:
+            raise ValueError(f"rate must be above 0 B/s, got {self.rate!r}")
+        if not 0 <= self.start < self.end:
+            raise ValueError(f"start must be 0 s or later and before end, got {self.start!r}")
+
+
+def _read_topology(value: object, folder: Path | None) -> Part | TopologyFile:
+    if isinstance(value, TopologyFile):
+        return value
+    if isinstance(value, Mapping) and "file" in value:
+        chosen: TopologyFile = check(TopologyFile, value)
+        return chosen
+    return TOPOLOGY.read(value, folder)
+
+
+def _read_device(value: object) -> DeviceChoice:
+    if isinstance(value, DeviceChoice):
+        return value
+    chosen: DeviceChoice = check(DeviceChoice, {"name": value} if isinstance(value, str) else value)
+    if chosen.name not in DEVICES:
+        raise BadInput(
+            "", f"unknown device '{chosen.name}'; the nearest known one is '{nearest(chosen.name, DEVICES)}'"
+        )
+    try:
+        chosen.device()
+    except ValueError as error:
+        raise BadInput("", str(error)) from None
+    return chosen
+
+
+def _read_devices(value: object, folder: Path | None) -> tuple[DeviceChoice, ...]:
+    return tuple(map(_read_device, value)) if isinstance(value, (list, tuple)) else (_read_device(value),)
+
+
+def _read_cost(value: object, folder: Path | None) -> Part:
+    """Read a cost; its kind follows from its keys where it is not named."""
+    if isinstance(value, Mapping) and "kind" not in value:
+        value = {"kind": "model" if "model" in value else "given", **value}
+    return COST.read(value, folder)
+
+
+def _read_stragglers(value: object, folder: Path | None) -> tuple[Part, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise BadInput("", f"expected a list of stragglers, got {value!r}")
+    parts = []
+    for index, entry in enumerate(value):
+        try:
+            parts.append(STRAGGLER.read(entry, folder))
+            parts[-1].build()
+        except BadInput as error:
+            raise BadInput(f"{index}.{error.key}".rstrip("."), error.problem) from None
+    return tuple(parts)
+
+
+def _read_algorithms(value: object, folder: Path | None) -> tuple[Part, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise BadInput("", f"expected a list of algorithms, got {value!r}")
+    return tuple(ALGORITHM.read(entry, folder) for entry in value)
+
+
+_PARTS_WRITER = pydantic.PlainSerializer(lambda parts: [entry.data() for entry in parts])
+
+
+class ClusterSection(Section):
+    """The machines: topology, devices, workers, and what disturbs them."""
+
+    topology: Annotated[Part | TopologyFile, reader(_read_topology), PART_WRITER]
+    device: Annotated[tuple[DeviceChoice, ...], reader(_read_devices)]
+    workers: int | None = pydantic.Field(default=None, ge=1)
+    placement: Literal["linear", "round-robin"] | tuple[int, ...] = "linear"
+    routing: Literal["shortest", "ecmp"] = "shortest"
+    transport: Annotated[Part, reader(TRANSPORT.read), PART_WRITER] = pydantic.Field(
+        default="nccl", validate_default=True
+    )
+    stragglers: Annotated[tuple[Part, ...], reader(_read_stragglers), _PARTS_WRITER] = ()
+    background: tuple[Background, ...] = ()
+
+
+class WorkloadSection(Section):
+    """What is trained: its cost, and, where numerics are wanted, what is really optimised."""
+
+    cost: Annotated[Part, reader(_read_cost), PART_WRITER]
+    objective: Annotated[
+        Part | None,
+        reader(lambda value, folder: value and OBJECTIVE.read(value, folder)),
+        pydantic.PlainSerializer(lambda value: value and value.data()),
+    ] = None
+    batches: Literal["equal", "proportional"] = "equal"
+    scaling: Literal["weak", "strong"] = "weak"
+
+
+class GossipSection(Section):
+    """Who averages with whom in decentralised algorithms, and with which weights."""
+
+    graph: str | dict[str, Any] = "ring"
+    mixing: str = "uniform"
+
+
+class StepSizeGrid(Section):
+    """Step sizes of which each algorithm and worker count takes the one that reaches the target first."""
+
+    grid: tuple[float, ...] = pydantic.Field(min_length=1)
+
+
+class Budget(Section):
+    """How long a run may go on.
+
+    ``stop: target`` ends a simulation as soon as its target has been reached and held.
+    """
+
+    iterations: int = pydantic.Field(ge=1)
+    stop: Literal["end", "target"] = "end"
+
+
+class Sections(Section):
+    """All keys of a scenario file."""
+
+    name: str
+    cluster: ClusterSection
+    workload: WorkloadSection
+    algorithm: Annotated[Part, reader(ALGORITHM.read), PART_WRITER]
+    budget: Budget
+    compare: Annotated[tuple[Part, ...], reader(_read_algorithms), _PARTS_WRITER] = ()
+    gossip: GossipSection | None = None
+    step_size: float | StepSizeGrid | None = None
+    target: Target | None = None
+    seed: int = pydantic.Field(default=0, ge=0)
+
+
+class Scenario:
+    """A checked scenario and the objects that it describes.
+
+    Parameters
+    ----------
+    data
+        The keys of a scenario file; parts may also be objects made in Python.
+    source
+        What messages call it: a file name.
+    folder
+        Where relative paths and ``file.py:Object`` names are looked up.
+
+    Raises
+    ------
+    BadInput
+        The first fault.
+    """
+
+    def __init__(self, data: Mapping[str, Any], source: str = "", folder: Path | None = None) -> None:
+        self._data = dict(data)
+        self._source = source
+        self._folder = folder
+        try:
+            self.sections: Sections = check(Sections, data, folder)
+            self._check_together()
+        except BadInput as error:
+            raise BadInput(": ".join(filter(None, (source, error.key))), error.problem) from None
+
+    @classmethod
+    def load(cls, name: str | Path) -> Scenario:
+        """Read a scenario from a path, or one that ships by its name.
+
+        Raises
+        ------
+        BadInput
+            There is no such file, it is not YAML, or it has a fault.
+        """
+        path = Path(name)
+        if not path.suffix and not path.exists():
+            shipped = {file.stem: file for file in sorted(SCENARIOS.glob("*.yaml"))}
+            if str(name) not in shipped:
+                raise BadInput(
+                    str(name), f"no such scenario; the nearest that ships is '{nearest(str(name), shipped)}'"
+                )
+            path = shipped[str(name)]
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadInput(path.name, f"cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise BadInput(path.name, "is not a text file in UTF-8") from None
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" in line {mark.line + 1}" if mark else ""
+            raise BadInput(
+                path.name, f"is not YAML{where}: {getattr(error, 'problem', None) or error}"
+            ) from None
+        if not isinstance(data, Mapping):
+            raise BadInput(path.name, "is not a scenario; expected keys and values")
+        return cls(data, path.name, path.parent)
+
+    def vary(self, changes: Mapping[str, Any] | None = None, **named: Any) -> Scenario:
+        """Return a copy with some keys changed.
+
+        Parameters
+        ----------
+        changes
+            Dotted key -> value: ``{"cluster.topology.network.bandwidth": "10 Gbps"}``.
+        named
+            Top-level keys, or keys of ``cluster`` and ``workload``, with underscores for hyphens:
+            ``vary(workers=4, algorithm="d-psgd")``. Stragglers of workers that no longer exist are dropped.
+
+        Raises
+        ------
+        BadInput
+            No such key, or the copy has a fault.
+        """
+        data = copy.copy(self._data)
+        for key, value in named.items():
+            _assign(data, _home(key), value)
+        for key, value in (changes or {}).items():
+            _assign(data, tuple(key.split(".")), value)
+        if "workers" in named:
+            _keep_workers(data, range(named["workers"]))
+        return Scenario(data, self._source, self._folder)
+
+    def reference(self) -> Scenario:
+        """Return the one-worker scenario that speedups refer to: the fastest worker, alone.
+
+        It keeps the per-worker batch; where batches are proportional, their mean; under strong scaling
+        it takes the global batch.
+        """
+        fastest = max(range(self.workers), key=lambda rank: (self.speeds[rank], -rank))
+        data = copy.copy(self._data)
+        gpus = topologies.gpus(self.cluster.graph)
+        _assign(data, ("cluster", "placement"), [gpus.index(self.cluster.nodes[fastest])])
+        _assign(data, ("cluster", "workers"), 1)
+        devices = self.sections.cluster.device
+        _assign(data, ("cluster", "device"), devices[fastest % len(devices)])
+        _assign(data, ("workload", "batches"), "equal")
+        _keep_workers(data, [fastest])
+        return Scenario(data, self._source, self._folder)
+
+    # What the scenario is, as data.
+
+    @property
+    def name(self) -> str:
+        """The scenario's name."""
+        return self.sections.name
+
+    @property
+    def seed(self) -> int:
+        """The seed of every random stream."""
+        return self.sections.seed
+
+    def resolved(self) -> dict[str, Any]:
+        """Return all keys with every default written out; reading it gives the same scenario."""
+        data: dict[str, Any] = self.sections.model_dump(by_alias=True, mode="json", exclude_none=True)
+        data["cluster"]["workers"] = self.workers
+        return data
+
+    def digest(self) -> str:
+        """Return eight hexadecimal digits that identify the resolved scenario."""
+        text = json.dumps(self.resolved(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def variants(self) -> tuple[Scenario, ...]:
+        """Return one scenario per algorithm, the scenario's own first, each with no others to compare."""
+        return tuple(
+            self._with_algorithm(entry) for entry in (self.sections.algorithm, *self.sections.compare)
+        )
+
+    def _with_algorithm(self, entry: Part) -> Scenario:
+        data = {key: value for key, value in self._data.items() if key not in ("algorithm", "compare")}
+        data["algorithm"] = entry
+        if "graph" not in entry.build().requires:
+            data.pop("gossip", None)
+        return Scenario(data, self._source, self._folder)
+
+    @property
+    def step_sizes(self) -> tuple[float | None, ...]:
+        """The step sizes to choose from; a single None in a timing-only scenario."""
+        chosen = self.sections.step_size
+        return chosen.grid if isinstance(chosen, StepSizeGrid) else (chosen,)
+
+    # The objects that it describes.
+
+    @functools.cached_property
+    def graph(self) -> nx.Graph[Hashable]:
+        """The topology, checked."""
+        topology = self.sections.cluster.topology
+        if isinstance(topology, TopologyFile):
+            graph = topologies.read_topology((self._folder or Path()) / topology.file)
+        else:
+            graph = topology.build()
+        topologies.validate_cluster(graph)
+        return graph
+
+    @functools.cached_property
+    def workers(self) -> int:
+        """The number of workers: as given, or every GPU of the topology."""
+        return self.sections.cluster.workers or len(topologies.gpus(self.graph))
+
+    @functools.cached_property
+    def cluster(self) -> Cluster:
+        """The machines of the run."""
+        section = self.sections.cluster
+        gpus = topologies.gpus(self.graph)
+        hosts = {gpu: self.graph.nodes[gpu].get("host", gpu) for gpu in gpus}
+        nodes = place(gpus, hosts, self.workers, section.placement)
+        chosen = [choice.device() for choice in section.device]
+        if len(chosen) not in (1, self.workers):
+            raise BadInput("device", f"{len(chosen)} devices are given for {self.workers} workers")
+        devices = tuple(chosen * self.workers if len(chosen) == 1 else chosen)
+        return Cluster(self.graph, topologies.Router(self.graph, section.routing), nodes, devices)
+
+    @functools.cached_property
+    def transport(self) -> Transport | Fixed:
+        """The communication stack."""
+        built: Transport | Fixed = self.sections.cluster.transport.build()
+        return built
+
+    @functools.cached_property
+    def stragglers(self) -> tuple[Straggler | SlowLink, ...]:
+        """What slows workers and links."""
+        return tuple(entry.build() for entry in self.sections.cluster.stragglers)
+
+    @functools.cached_property
+    def algorithm(self) -> Algorithm:
+        """The algorithm that this scenario runs."""
+        built: Algorithm = self.sections.algorithm.build()
+        return built
+
+    @functools.cached_property
+    def cost(self) -> Cost:
+        """What a gradient costs."""
+        built: Cost = self.sections.workload.cost.build()
+        return built
+
+    @functools.cached_property
+    def objective(self) -> Objective | None:
+        """What is really optimised; None in a timing-only scenario."""
+        section = self.sections.workload.objective
+        if section is None:
+            return None
+        built: Objective = section.build().build(self.seed)
+        return built
+
+    @functools.cached_property
+    def communication_graph(self) -> nx.Graph[int]:
+        """Who averages with whom, on ranks."""
+        choice = (self.sections.gossip or GossipSection()).graph
+        settings: dict[str, Any] = {"builder": choice} if isinstance(choice, str) else dict(choice)
+        if self.workers == 1:
+            settings = {"builder": "complete"}
+        builder = settings.get("builder")
+        if builder in topologies.BUILDERS:
+            takes_nodes = "nodes" in inspect.signature(topologies.BUILDERS[builder]).parameters
+            if takes_nodes:
+                settings.setdefault("nodes", self.workers)
+        graph: nx.Graph[int] = TOPOLOGY.read(settings, self._folder).build()
+        if sorted(graph.nodes, key=str) != sorted(range(self.workers), key=str):
+            raise BadInput("", f"the graph has {len(graph)} nodes, but there are {self.workers} workers")
+        return graph
+
+    @functools.cached_property
+    def mixing(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """The mixing matrix, doubly stochastic, of shape [workers, workers]."""
+        name = (self.sections.gossip or GossipSection()).mixing
+        if name not in topologies.MIXINGS:
+            raise BadInput(
+                "mixing",
+                f"unknown mixing '{name}'; the nearest known one is '{nearest(name, topologies.MIXINGS)}'",
+            )
+        matrix = topologies.MIXINGS[name](self.communication_graph)
+        topologies.check_mixing(matrix, symmetric=False)
+        return matrix
+
+    # Speeds and batches.
+
+    def persistent_factor(self, rank: int) -> float:
+        """Return how many times longer everything takes on this worker, jitter aside."""
+        factors = [s.persistent_factor() for s in self.worker_stragglers(rank)]
+        return math.prod(factors)
+
+    def worker_stragglers(self, rank: int) -> list[Straggler]:
+        """Return the stragglers that concern a worker, in the scenario's order."""
+        return [s for s in self.stragglers if isinstance(s, Straggler) and s.concerns(rank)]
+
+    @functools.cached_property
+    def speeds(self) -> tuple[float, ...]:
+        """Each worker's speed in samples per second at the scenario's batch, jitter aside."""
+        batch = self.cost.batch
+        seconds = {device: self.cost.gradient_seconds(device, batch).total for device in self.cluster.devices}
+        return tuple(
+            batch / (seconds[device] * self.persistent_factor(rank))
+            for rank, device in enumerate(self.cluster.devices)
+        )
+
+    @functools.cached_property
+    def batches(self) -> tuple[int, ...]:
+        """Samples in each worker's mini-batch.
+
+        Weak scaling keeps the batch per worker, strong scaling the global one. Proportional batches have
+        the same sum as equal ones, dealt out by speed with the largest remainders rounded up, at least 1.
+        """
+        workload = self.sections.workload
+        total = self.cost.batch * (self.workers if workload.scaling == "weak" else 1)
+        if total < self.workers:
+            raise BadInput(
+                "workload.cost.batch", f"a global batch of {total} cannot feed {self.workers} workers"
+            )
+        parts = self.speeds if workload.batches == "proportional" else (1.0,) * self.workers
+        return _apportion(total, parts)
+
+    @functools.cached_property
+    def shares(self) -> tuple[float, ...] | None:
+        """Each worker's part of the global batch; None where all are equal."""
+        if len(set(self.batches)) == 1:
+            return None
+        return tuple(batch / sum(self.batches) for batch in self.batches)
+
+    # Checks that need more than one section.
+
+    def _check_together(self) -> None:
+        sections = self.sections
+        with _under("cluster.topology"):
+            _ = self.graph
+        with _under("cluster"):
+            _ = self.cluster
+        with _under("cluster.transport"):
+            _ = self.transport
+        for index, entry in enumerate((sections.algorithm, *sections.compare)):
+            with _under("algorithm" if index == 0 else f"compare.{index - 1}"):
+                entry.build()
+        with _under("workload.cost"):
+            _ = self.cost
+        self._check_stragglers()
+        self._check_background()
+        self._check_gossip()
+        self._check_training()
+
+    def _check_stragglers(self) -> None:
+        for index, straggler in enumerate(self.stragglers):
+            key = f"cluster.stragglers.{index}"
+            if isinstance(straggler, SlowLink):
+                with _under(f"{key}.between"):
+                    u, v = (find_node(self.graph, name) for name in straggler.between)
+                    if not self.graph.has_edge(u, v):
+                        raise BadInput("", f"the topology has no edge between {u!r} and {v!r}")
+            for rank in getattr(straggler, "workers", None) or ():
+                if not 0 <= rank < self.workers:
+                    raise BadInput(
+                        f"{key}.workers", f"there is no worker {rank}; the last is {self.workers - 1}"
+                    )
+
+    def _check_background(self) -> None:
+        for index, flow in enumerate(self.sections.cluster.background):
+            for key in ("source", "destination"):
+                with _under(f"cluster.background.{index}.{key}"):
+                    find_node(self.graph, getattr(flow, key))
+
+    def _check_gossip(self) -> None:
+        parts = (self.sections.algorithm, *self.sections.compare)
+        if any("graph" in entry.build().requires for entry in parts):
+            with _under("gossip"):
+                _ = self.mixing
+        elif self.sections.gossip is not None:
+            raise BadInput("gossip", "no algorithm of this scenario uses a communication graph")
+
+    def _check_training(self) -> None:
+        sections = self.sections
+        if sections.workload.objective is None:
+            if sections.step_size is not None:
+                raise BadInput("step-size", "a scenario without an objective has no step size")
+            if sections.target is not None and sections.target.loss is not None:
+                raise BadInput(
+                    "target.loss", "a scenario without an objective has no loss; give iterations or samples"
+                )
+        elif sections.step_size is None:
+            raise BadInput("step-size", "this key is missing")
+        if sections.budget.stop == "target" and sections.target is None:
+            raise BadInput("budget.stop", "there is no target to stop at")
+        steps = (
+            sections.step_size.grid if isinstance(sections.step_size, StepSizeGrid) else (sections.step_size,)
+        )
+        for step in steps:
+            if step is not None and not (step > 0 and math.isfinite(step)):
+                raise BadInput("step-size", f"must be above 0 and finite, got {step!r}")
+        _ = self.batches
+
+
+@contextlib.contextmanager
+def _under(key: str) -> Iterator[None]:
+    """Put a key before the faults found inside; the parts' own complaints become faults."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(".".join(filter(None, (key, error.key))), error.problem) from None
+    except ValueError as error:
+        raise BadInput(key, str(error)) from error
+
+
+def _apportion(total: int, parts: Sequence[float]) -> tuple[int, ...]:
+    """Deal out ``total`` in proportion to ``parts``: floors, then the largest remainders; at least 1 each."""
+    exact = [total * part / math.fsum(parts) for part in parts]
+    dealt = [max(1, math.floor(value)) for value in exact]
+    by_remainder = sorted(range(len(parts)), key=lambda i: (dealt[i] - exact[i], i))
+    while sum(dealt) < total:
+        for index in by_remainder[: total - sum(dealt)]:
+            dealt[index] += 1
+    while sum(dealt) > total:
+        dealt[max(range(len(dealt)), key=lambda i: (dealt[i] - exact[i], dealt[i], -i))] -= 1
+    return tuple(dealt)
+
+
+def _home(key: str) -> tuple[str, ...]:
+    """Return where a key named in Python lives: at the top, or in ``cluster`` or ``workload``."""
+    homes: dict[str, tuple[str, ...]] = {name: (name.replace("_", "-"),) for name in Sections.model_fields}
+    for section, model in (("cluster", ClusterSection), ("workload", WorkloadSection)):
+        for name in model.model_fields:
+            homes.setdefault(name, (section, name))
+    if key not in homes:
+        raise BadInput("", f"a scenario has no key '{key}'; the nearest is '{nearest(key, homes)}'")
+    return homes[key]
+
+
+def _assign(data: dict[str, Any], path: tuple[str, ...], value: object) -> None:
+    """Set a nested key, copying the mappings on the way, so that the original stays as it was."""
+    *parents, last = path
+    for step in parents:
+        inner = data.get(step, {})
+        if isinstance(inner, str):
+            raise BadInput(".".join(path), f"'{step}' is only a name here; give it keys and values first")
+        data[step] = dict(inner)
+        data = data[step]
+    data[last] = value
+
+
+def _keep_workers(data: dict[str, Any], kept: Sequence[int]) -> None:
+    """Renumber the workers that stragglers name to their new ranks, and drop those that are gone."""
+    new_rank = {old: new for new, old in enumerate(kept)}
+    stragglers = []
+    for entry in data.get("cluster", {}).get("stragglers", ()):
+        if isinstance(entry, Mapping) and entry.get("workers") is not None:
+            remaining = [new_rank[rank] for rank in entry["workers"] if rank in new_rank]
+            entry = {**entry, "workers": remaining}
+            if not remaining:
+                continue
+        elif isinstance(entry, Straggler) and entry.workers is not None:
+            remaining = [new_rank[rank] for rank in entry.workers if rank in new_rank]
+            entry = dataclasses.replace(entry, workers=tuple(remaining))
+            if not remaining:
+                continue
+        stragglers.append(entry)
+    if stragglers or "stragglers" in data.get("cluster", {}):
+        _assign(data, ("cluster", "stragglers"), stragglers)

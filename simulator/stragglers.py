@@ -1,0 +1,194 @@
+"""What makes some workers slower than others: persistent factors, per-step jitter, bursts, slow links.
+
+A straggler multiplies the time of a computation. Persistent factors and per-step factors multiply the
+work of each gradient, one draw per gradient; bursts and slow links change a capacity while work goes on.
+Several stragglers on one worker multiply. Each worker and straggler has a random stream of its own, so
+that adding one does not change the draws of another.
+
+Per-step distributions have mean 1 unless a parameter says otherwise, so that jitter does not also change
+the mean speed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Draw = Callable[[], float]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class Straggler:
+    """Base: slows the named workers (all, where none is named) not at all.
+
+    Attributes
+    ----------
+    workers
+        Ranks that it concerns.
+    """
+
+    workers: tuple[int, ...] | None = None
+
+    def concerns(self, rank: int) -> bool:
+        """Return whether this straggler slows that worker."""
+        return self.workers is None or rank in self.workers
+
+    def persistent_factor(self) -> float:
+        """Return the factor that multiplies every computation."""
+        return 1.0
+
+    def step_factor(self, random: np.random.Generator) -> Draw | None:
+        """Return the source of per-gradient factors, or None where there is none."""
+        return None
+
+
+@dataclass(frozen=True)
+class Persistent(Straggler):
+    """A worker that is always slower: every computation takes ``slowdown`` times as long."""
+
+    slowdown: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require(self.slowdown > 0, f"slowdown must be above 0, got {self.slowdown!r}")
+
+    def persistent_factor(self) -> float:
+        """Return the slow-down."""
+        return self.slowdown
+
+
+@dataclass(frozen=True)
+class LognormalJitter(Straggler):
+    """Per-gradient factors exp(N(-sigma^2/2, sigma^2)), of mean 1."""
+
+    sigma: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.sigma >= 0, f"sigma must be 0 or more, got {self.sigma!r}")
+
+    def step_factor(self, random: np.random.Generator) -> Draw:
+        """Return draws of the lognormal factor."""
+        mean, sigma = -(self.sigma**2) / 2, self.sigma
+        return _blocks(lambda count: random.lognormal(mean, sigma, count))
+
+
+@dataclass(frozen=True)
+class GammaJitter(Straggler):
+    """Per-gradient factors from a gamma distribution of mean 1 and the given coefficient of variation."""
+
+    variation: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.variation > 0, f"variation must be above 0, got {self.variation!r}")
+
+    def step_factor(self, random: np.random.Generator) -> Draw:
+        """Return draws of the gamma factor."""
+        shape = 1 / self.variation**2
+        return _blocks(lambda count: random.gamma(shape, 1 / shape, count))
+
+
+@dataclass(frozen=True)
+class ShiftedExponentialJitter(Straggler):
+    """Per-gradient factors shift + Exp(mean); of mean 1 where shift + mean is 1."""
+
+    shift: float = 0.9
+    mean: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.shift >= 0, f"shift must be 0 or more, got {self.shift!r}")
+        _require(self.mean >= 0, f"mean must be 0 or more, got {self.mean!r}")
+        _require(self.shift + self.mean > 0, "shift and mean cannot both be 0")
+
+    def step_factor(self, random: np.random.Generator) -> Draw:
+        """Return draws of the shifted exponential factor."""
+        return _blocks(lambda count: self.shift + self.mean * random.standard_exponential(count))
+
+
+@dataclass(frozen=True)
+class ParetoJitter(Straggler):
+    """Per-gradient factors from a Pareto distribution of mean 1; a smaller ``alpha`` has a heavier tail."""
+
+    alpha: float = 3.0
+
+    def __post_init__(self) -> None:
+        _require(self.alpha > 1, f"alpha must be above 1 for the mean to exist, got {self.alpha!r}")
+
+    def step_factor(self, random: np.random.Generator) -> Draw:
+        """Return draws of the Pareto factor."""
+        least = (self.alpha - 1) / self.alpha
+        return _blocks(lambda count: least * (1 + random.pareto(self.alpha, count)))
+
+
+@dataclass(frozen=True)
+class Bursts(Straggler):
+    """A two-state Markov process: fast for Exp(fast) seconds, then ``slowdown`` times slower for Exp(slow).
+
+    Attributes
+    ----------
+    fast, slow
+        Mean sojourn times in seconds.
+    slowdown
+        Factor on all computation while slow.
+    """
+
+    fast: Annotated[float, "s"] = 10.0
+    slow: Annotated[float, "s"] = 1.0
+    slowdown: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require(self.fast > 0, f"fast must be above 0 s, got {self.fast!r}")
+        _require(self.slow > 0, f"slow must be above 0 s, got {self.slow!r}")
+        _require(self.slowdown > 0, f"slowdown must be above 0, got {self.slowdown!r}")
+
+
+@dataclass(frozen=True)
+class SlowLink:
+    """A link that delivers only ``factor`` of its bandwidth, from ``start`` to ``end``, both ways.
+
+    Attributes
+    ----------
+    between
+        The two nodes of the edge.
+    """
+
+    between: tuple[str | int, str | int]
+    factor: float = 0.5
+    start: Annotated[float, "s"] = 0.0
+    end: Annotated[float, "s"] = math.inf
+
+    def __post_init__(self) -> None:
+        _require(self.factor > 0, f"factor must be above 0, got {self.factor!r}")
+        _require(0 <= self.start < self.end, f"start must be 0 or later and before end, got {self.start!r}")
+
+
+STRAGGLERS: dict[str, type] = {
+    "persistent": Persistent,
+    "lognormal": LognormalJitter,
+    "gamma": GammaJitter,
+    "shifted-exponential": ShiftedExponentialJitter,
+    "pareto": ParetoJitter,
+    "bursts": Bursts,
+    "slow-link": SlowLink,
+}
+"""Straggler models by the name that a scenario uses."""
+
+
+def _blocks(draw: Callable[[int], np.ndarray[tuple[int], np.dtype[np.float64]]], size: int = 256) -> Draw:
+    """Return single draws of a vectorised generator, which is much faster than asking one by one."""
+    block: list[float] = []
+
+    def next_factor() -> float:
+        if not block:
+            block.extend(draw(size)[::-1].tolist())
+        return block.pop()
+
+    return next_factor

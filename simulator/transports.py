@@ -1,0 +1,113 @@
+"""How a communication stack uses the network: the named, measurable properties of a real one.
+
+A transport says which pattern an all-reduce follows, whether its pieces are pipelined, how often the
+latency of the path is paid, which part of the line rate arrives as payload, whether a message waits for
+its receiver, and whether the two directions between a pair of ranks share one connection.
+
+Sources of the defaults: TCP's payload share of 0.992 and Gloo's ring with segments of at most 1 MiB, of
+which each pays about 0.75 of the path's latency, its rendezvous and its half-duplex pairs, were measured
+with torch 2.13; NCCL pipelines its rings and trees, so that latency is paid on the way up and down a
+tree of depth log2(n) and not on each of the 2(n-1) steps of a ring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+Pattern = Literal["ring", "tree", "halving-doubling", "hierarchical"]
+
+
+@dataclass(frozen=True)
+class Transport:
+    """Properties of a communication stack.
+
+    Attributes
+    ----------
+    pattern
+        Which ranks exchange what in an all-reduce.
+    pipelined
+        True: the pieces of a message stream through the pattern, so that all its links are busy at a
+        common pace. False: a rank begins a round when its previous round has ended.
+    rounds_of_latency
+        ``all``: every round of the pattern pays its path's latency; ``depth``: 2 ceil(log2 n) of them
+        do, because pipelining hides the rest.
+    latency_factor
+        Part of the path's latency that each message pays.
+    payload_share
+        Payload bytes per byte of line rate.
+    segment_size
+        Largest message in bytes; a longer transfer is cut and each piece pays latency.
+    rendezvous
+        True: a message starts when both sides have called. False: when the sender has.
+    half_duplex_pairs
+        True: the two directions between a pair of ranks share one connection.
+    """
+
+    pattern: Pattern = "ring"
+    pipelined: bool = True
+    rounds_of_latency: Literal["all", "depth"] = "all"
+    latency_factor: float = 1.0
+    payload_share: float = 1.0
+    segment_size: Annotated[float, "B"] = float("inf")
+    rendezvous: bool = False
+    half_duplex_pairs: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.payload_share <= 1:
+            raise ValueError(f"payload-share must be above 0 and at most 1, got {self.payload_share!r}")
+        if self.latency_factor < 0:
+            raise ValueError(f"latency-factor must be 0 or more, got {self.latency_factor!r}")
+        if self.segment_size <= 0:
+            raise ValueError(f"segment-size must be above 0 B, got {self.segment_size!r}")
+
+
+@dataclass(frozen=True)
+class Ideal(Transport):
+    """The textbook: a pipelined ring at line rate that pays the latency of each of its 2(n-1) steps."""
+
+
+@dataclass(frozen=True)
+class Nccl(Transport):
+    """NCCL: pipelined, latency of a tree's depth, eager messages."""
+
+    rounds_of_latency: Literal["all", "depth"] = "depth"
+    payload_share: float = 0.992
+
+
+@dataclass(frozen=True)
+class Gloo(Transport):
+    """Gloo: a ring of segments of at most 1 MiB, step by step, with rendezvous and half-duplex pairs."""
+
+    pipelined: bool = False
+    latency_factor: float = 0.75
+    payload_share: float = 0.992
+    segment_size: Annotated[float, "B"] = float(2**20)
+    rendezvous: bool = True
+    half_duplex_pairs: bool = True
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Given durations: what the exact timing tests and analytical models use.
+
+    Attributes
+    ----------
+    all_reduce
+        An all-reduce ends this long after its last arrival.
+    exchange
+        A message arrives this long after its sender's call.
+    """
+
+    all_reduce: Annotated[float, "s"] = 0.0
+    exchange: Annotated[float, "s"] = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.all_reduce >= 0:
+            raise ValueError(f"all-reduce must be 0 s or more, got {self.all_reduce!r}")
+        if not self.exchange >= 0:
+            raise ValueError(f"exchange must be 0 s or more, got {self.exchange!r}")
+
+
+TRANSPORTS: dict[str, type] = {"ideal": Ideal, "nccl": Nccl, "gloo": Gloo, "fixed": Fixed}
+"""Transports by the name that a scenario uses."""

@@ -1,0 +1,96 @@
+"""Topologies: networkx graphs of clusters and of who talks to whom, with files, routes and mixing matrices.
+
+Importing this package imports networkx and NumPy, and nothing heavier.
+"""
+
+from __future__ import annotations
+
+from topologies.attributes import (
+    DiGraph,
+    Graph,
+    LinkSpec,
+    LinkTable,
+    Node,
+    check_attributes,
+    gpus,
+    link_spec,
+    link_table,
+    validate_cluster,
+)
+from topologies.builders import (
+    BUILDERS,
+    DEFAULT_INSIDE,
+    DEFAULT_LINK,
+    complete,
+    dragonfly,
+    exponential,
+    fat_tree,
+    hypercube,
+    one_peer_exponential,
+    random_regular,
+    ring,
+    star,
+    switch,
+    torus,
+    two_level,
+)
+from topologies.files import SUFFIXES, read_topology, write_topology
+from topologies.mixing import (
+    MIXINGS,
+    Matrix,
+    check_mixing,
+    lazy,
+    lazy_metropolis_hastings,
+    lazy_uniform,
+    metropolis_hastings,
+    second_largest_eigenvalue_modulus,
+    smallest_eigenvalue,
+    spectral_gap,
+    uniform,
+)
+from topologies.routing import POLICIES, Route, Router
+
+__all__ = [
+    "BUILDERS",
+    "DEFAULT_INSIDE",
+    "DEFAULT_LINK",
+    "MIXINGS",
+    "POLICIES",
+    "SUFFIXES",
+    "DiGraph",
+    "Graph",
+    "LinkSpec",
+    "LinkTable",
+    "Matrix",
+    "Node",
+    "Route",
+    "Router",
+    "check_attributes",
+    "check_mixing",
+    "complete",
+    "dragonfly",
+    "exponential",
+    "fat_tree",
+    "gpus",
+    "hypercube",
+    "lazy",
+    "lazy_metropolis_hastings",
+    "lazy_uniform",
+    "link_spec",
+    "link_table",
+    "metropolis_hastings",
+    "one_peer_exponential",
+    "random_regular",
+    "read_topology",
+    "ring",
+    "second_largest_eigenvalue_modulus",
+    "smallest_eigenvalue",
+    "spectral_gap",
+    "star",
+    "switch",
+    "torus",
+    "two_level",
+    "uniform",
+    "validate_cluster",
+    "write_topology",
+]
