@@ -8,6 +8,7 @@ and the first cause.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 MOST_QUESTIONS = 1000
@@ -113,3 +114,79 @@ def no_graph(rank: int, operation: str, algorithm: str) -> AlgorithmError:
         f"worker {rank} called {operation}, but {algorithm} does not require a communication graph; "
         "add 'graph' to its requires"
     )
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One worker that waits for ever.
+
+    Attributes
+    ----------
+    worker
+        Who waits.
+    operation
+        In which operation.
+    since
+        Since when, in seconds.
+    peers
+        For whom.
+    line
+        The file and line of the algorithm that waits.
+    """
+
+    worker: int
+    operation: str
+    since: float
+    peers: tuple[int, ...]
+    line: str
+
+    def __str__(self) -> str:
+        others = f" for worker{'s' if len(self.peers) > 1 else ''} {', '.join(map(str, self.peers))}"
+        return (
+            f"worker {self.worker} waits in {self.operation}{others if self.peers else ''} "
+            f"since {self.since:g} s at {self.line}"
+        )
+
+
+def deadlock(waiting: Sequence[Waiting]) -> AlgorithmError:
+    """Return the report of a run that cannot go on: who waits for whom, for what, since when, where."""
+    return AlgorithmError("the run cannot go on: " + "; ".join(map(str, waiting)))
+
+
+Signature = tuple[str, int, str]
+"""What must agree in a collective: the reduction, the number of elements, the element type."""
+
+
+def mismatch(
+    group: str, index: int, first: int, called: Signature, other: int, differs: Signature
+) -> AlgorithmError:
+    """Return the error of a collective that two workers called differently."""
+    return AlgorithmError(
+        f"all_reduce number {index} of the group '{group}' differs: worker {first} called "
+        f"{_call(called)}, worker {other} called {_call(differs)}"
+    )
+
+
+def _call(signature: Signature) -> str:
+    op, elements, element_type = signature
+    return f"{op} of {elements} {element_type} elements"
+
+
+def cannot_go_on(waits: Sequence[tuple[int, str, str, Sequence[int]]], ended: Sequence[int]) -> AlgorithmError:
+    """Return the error of a run in which every worker has ended or waits for one that will never come.
+
+    Parameters
+    ----------
+    waits
+        Of each waiting worker: its rank, the operation, the group's name (empty for an exchange), and the
+        ranks that have not called.
+    ended
+        Ranks whose run has ended.
+    """
+    sentences = []
+    for rank, operation, group, missing in waits:
+        where = f" of group '{group}'" if group else ""
+        what = "worker" if len(missing) == 1 else "workers"
+        sentences.append(f"worker {rank} waits in {operation}{where} for {what} {', '.join(map(str, missing))}")
+    sentences += [f"worker {rank} has ended" for rank in ended]
+    return AlgorithmError(f"the run cannot go on: {'; '.join(sentences)}")

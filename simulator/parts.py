@@ -286,16 +286,16 @@ class Catalogue:
             raise BadInput("", f"the key '{self.tag}' is missing{hint}")
         name = settings[self.tag]
         target = self._target(name, folder)
-        if dataclasses.is_dataclass(target) and not isinstance(target, type):
+        if not callable(target):
             return dataclasses.replace(self._made(target), name=str(name))
         rest = {key: entry for key, entry in settings.items() if key != self.tag}
         return Part(str(name), target, check(section_of(target), rest), self.tag)
 
     def _made(self, value: Any) -> Part:
         """Wrap an object that was made in Python."""
+        target: Any = type(value)
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        values = section_of(type(value)).model_construct(**fields)
-        return Part(self.name_of(type(value)), type(value), values, self.tag)
+        return Part(self.name_of(target), target, section_of(target).model_construct(**fields), self.tag)
 
     def name_of(self, target: Callable[..., Any]) -> str:
         """Return the known name of a target, or its import path."""
@@ -304,12 +304,11 @@ class Catalogue:
                 return name
         return f"{target.__module__}:{target.__qualname__}"
 
-    def _target(self, name: object, folder: Path | None) -> Callable[..., Any]:
+    def _target(self, name: object, folder: Path | None) -> Any:
         if not isinstance(name, str):
             raise BadInput(self.tag, f"expected the name of a known {self.what}, got {name!r}")
         if ":" in name:
-            imported: Callable[..., Any] = import_object(name, folder)
-            return imported
+            return import_object(name, folder)
         if name not in self.names:
             raise BadInput(
                 self.tag,

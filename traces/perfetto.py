@@ -152,7 +152,7 @@ def _complete(span: Span, pid: int, tid: int) -> dict[str, Any]:
         "cat": span.kind,
         "ph": "X",
         "ts": start,
-        "dur": end - start,
+        "dur": round(end - start, 3),
         "pid": pid,
         "tid": tid,
         "cname": _COLOURS[span.kind],
@@ -161,7 +161,8 @@ def _complete(span: Span, pid: int, tid: int) -> dict[str, Any]:
 
 
 def _microseconds(seconds: float) -> float:
-    return seconds * 1e6
+    """Return microseconds to the nanosecond, which is the viewers' resolution."""
+    return round(seconds * 1e6, 3)
 
 
 def _link_events(links: LinkRates | None, cut: float | None) -> Iterator[dict[str, Any]]:

@@ -510,8 +510,6 @@ class Core:
                 completed.append(number)
             else:
                 self._activate(slot)
-        if len(completed) > 1:
-            completed.sort()
         return completed
 
     def _release(self, slot: int) -> None:

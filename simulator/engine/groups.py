@@ -62,7 +62,7 @@ class Group:
         """Let a member call the group's next all-reduce."""
         position = self._position.get(worker.rank)
         if position is None:
-            raise faults.not_a_member(worker.rank, self.name)
+            raise faults.not_a_member(worker.rank, self.name, self._ranks)
         index = self._joined[position]
         self._joined[position] += 1
         signature = (op, x.numel(), _element_type(x))

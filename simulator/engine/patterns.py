@@ -45,6 +45,8 @@ Schedule = tuple[Phase, ...]
 def ring(groups: Sequence[Sequence[int]]) -> Schedule:
     """Return the ring: 2(n-1) rounds in which everyone passes 1/n of the message to the next."""
     n = sum(map(len, groups))
+    if n == 1:
+        return ()
     return (Phase(2 * (n - 1), tuple(Transfer(i, (i + 1) % n, 1 / n) for i in range(n))),)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from types import CoroutineType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from simulator.tuning import best_of, single_steps
 from traces import Span, Timeline
 
 if TYPE_CHECKING:
+    import networkx as nx
     import torch
 
     from simulator.workload.objective import Oracle
@@ -90,7 +91,7 @@ class Simulation:
 
     def __init__(self, scenario: Scenario, progress: Progress | None, monitor: bool) -> None:
         self.scenario = scenario
-        self.algorithm_name = scenario.sections.algorithm.name
+        self.algorithm_class = type(scenario.algorithm).__name__
         self.clock = Clock()
         self.network = Network(self.clock, scenario, monitor)
         self.limit = scenario.sections.budget.iterations
@@ -120,7 +121,7 @@ class Simulation:
 
     # What workers ask for.
 
-    def _graph(self) -> object:
+    def _graph(self) -> nx.Graph[int] | None:
         return self.scenario.communication_graph if self._needs_graph else None
 
     @property
@@ -180,18 +181,18 @@ class Simulation:
     def group(self, name: str, rank: int) -> Group:
         """Return a declared group."""
         if name not in self._groups:
-            raise faults.undeclared_group(self.algorithm_name, rank, name)
+            raise faults.undeclared_group(rank, name, self._groups)
         return self._groups[name]
 
     def mailboxes(self, rank: int, name: str) -> tuple[dict[int, Mailbox], dict[int, Mailbox]]:
         """Return a rank's declared channels of a name: out and in, by rank of the neighbour."""
+        if not self._needs_graph:
+            raise faults.no_graph(rank, name, self.algorithm_class)
         found = self._by_rank.get((rank, name))
         if found is None:
             channels = [channel for channel in sorted(self._plan.channels) if channel[2] == name]
             out = {c[1]: self._mailboxes[c] for c in channels if c[0] == rank}
             into = {c[0]: self._mailboxes[c] for c in channels if c[1] == rank}
-            if not channels and self.scenario.workers > 1:
-                raise faults.undeclared_channel(self.algorithm_name, rank, name)
             found = self._by_rank[rank, name] = (out, into)
         return found
 
@@ -209,19 +210,27 @@ class Simulation:
     async def _work(self, worker: VirtualWorker) -> None:
         try:
             work = self.scenario.algorithm.run(worker)
-            if not inspect.isawaitable(work):
-                raise faults.not_a_coroutine(self.algorithm_name)
+            if not inspect.iscoroutine(work):
+                raise faults.not_a_coroutine(self.algorithm_class, work)
             await work
-            if worker.unawaited:
-                raise faults.unawaited(self.algorithm_name, worker.rank, next(iter(worker.unawaited)).name)
+            self._check_ending(worker)
         except faults.AlgorithmError as error:
             self._fail(error)
         except Exception as error:
-            self._fail(faults.WorkerFailed(worker.rank, worker.iterations, error), error)
+            self._fail(faults.WorkerFailed(worker.rank, worker.iterations, faults.cause_of(error)), error)
         else:
             self._unfinished -= 1
             if not self._unfinished:
                 self._all_done.succeed()
+
+    def _check_ending(self, worker: VirtualWorker) -> None:
+        """Refuse a worker that ended without having done what every run must do."""
+        for operation in worker.unawaited:
+            raise faults.not_awaited(worker.rank, operation.name, operation.iteration)
+        if not worker.iterations:
+            raise faults.no_gradient(worker.rank)
+        if not worker.reported:
+            raise faults.no_report(worker.rank)
 
     def _fail(self, failure: Exception, cause: Exception | None = None) -> None:
         """Keep the first failure and end the run."""
@@ -232,7 +241,7 @@ class Simulation:
 
     def run(self) -> Run:
         """Run all workers to their end."""
-        coroutines = [self._work(worker) for worker in self.workers]
+        coroutines = [cast("CoroutineType[Any, Any, None]", self._work(worker)) for worker in self.workers]
         for coroutine in coroutines:
             self.clock.process(coroutine)  # type: ignore[arg-type]  # SimPy asks only for send and throw
         try:
@@ -250,7 +259,7 @@ class Simulation:
             raise self._failure
         return self._result()
 
-    def _deadlock(self, coroutines: list[Coroutine[object, object, None]]) -> faults.AlgorithmError:
+    def _deadlock(self, coroutines: list[CoroutineType[Any, Any, None]]) -> faults.AlgorithmError:
         """Say who waits for whom, for what, since when and where."""
         lines = []
         for worker, coroutine in zip(self.workers, coroutines, strict=True):
@@ -260,7 +269,7 @@ class Simulation:
             missing = operation.missing() if operation.missing else []
             lines.append(
                 faults.Waiting(
-                    rank=worker.rank,
+                    worker=worker.rank,
                     operation=" ".join(filter(None, (operation.name, operation.about))),
                     since=operation.since,
                     peers=tuple(missing),
@@ -287,7 +296,7 @@ class Simulation:
         )
 
 
-def _innermost_line(coroutine: Coroutine[object, object, None]) -> str:
+def _innermost_line(coroutine: CoroutineType[Any, Any, None]) -> str:
     """Return the file and line of the algorithm's own code at which a coroutine waits."""
     frame, inner = coroutine.cr_frame, coroutine.cr_await
     while isinstance(inner, CoroutineType):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 class Operation(Event):
     """An operation under way: the handle that a worker's call returns."""
 
+    since: float
+
     def __init__(self, worker: VirtualWorker, name: str, about: str = "") -> None:
         self.env = worker.clock
         self.callbacks = []
@@ -37,6 +39,7 @@ class Operation(Event):
         self.name = name
         self.about = about
         self.since = worker.clock.now
+        self.iteration = worker.iterations
         self.missing: Callable[[], list[int]] | None = None
         worker.unawaited[self] = None
 
@@ -69,6 +72,7 @@ class VirtualWorker:
         self.clock = simulation.clock
         self.iterations = 0
         self.promised = 0
+        self.reported = False
         self.bytes_sent = 0.0
         self.unawaited: dict[Operation, None] = {}
         self.blocked: Operation | None = None
@@ -94,8 +98,8 @@ class VirtualWorker:
     def running(self) -> bool:
         """Whether iterations are left."""
         self._checks += 1
-        if self._checks > faults.CHECKS_WITHOUT_PROGRESS:
-            raise faults.no_progress(self._simulation.algorithm_name, self.rank)
+        if self._checks > faults.MOST_QUESTIONS:
+            raise faults.no_progress(self.rank)
         if self.iterations >= self._simulation.limit:
             return False
         self.promised = self.iterations + 1
@@ -122,16 +126,21 @@ class VirtualWorker:
         self._simulation.advanced(self)
         return self._seconds_factor()
 
+    def _gradient_at(self, x: Tensor) -> Tensor:
+        if self._oracle is None or isinstance(x, Phantom):
+            return x
+        return self._oracle.gradient(x)
+
     def gradient(self, x: Tensor) -> Operation:
         """Start the gradient over the next mini-batch."""
         factor = self._begin_iteration()
-        value = x if self._oracle is None else self._oracle.gradient(x)
+        value = self._gradient_at(x)
         return self._compute("gradient", self._step_time.total * factor, value)
 
     def gradient_buckets(self, x: Tensor) -> Sequence[Operation]:
         """Start the same gradient, in slices as back-propagation frees them."""
         factor = self._begin_iteration()
-        whole = x if self._oracle is None else self._oracle.gradient(x)
+        whole = self._gradient_at(x)
         seconds = [part * factor for part in self._step_time.backward]
         seconds[0] += self._step_time.forward * factor
         return [
@@ -218,6 +227,7 @@ class VirtualWorker:
 
     def report(self, x: Tensor) -> None:
         """Store a copy of the model."""
+        self.reported = True
         if not isinstance(x, Phantom):
             copy = x.clone()
             self._simulation.observer.report(self.rank, self.clock.now, self.iterations, copy)

@@ -92,7 +92,7 @@ def test_unknown_device(name: str, message: str) -> None:
 def test_bad_device(values: dict[str, float], message: str) -> None:
     good = {"peak_flops": 1.0, "memory_bandwidth": 1.0, "memory": 1.0}
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        Device("d", **(good | values))
+        Device("d", **(good | values))  # type: ignore[arg-type]
 
 
 def test_missing_precision() -> None:

@@ -212,7 +212,7 @@ def test_dragonfly_of_the_paper_is_balanced() -> None:
         groups=9, routers_per_group=4, gpus_per_router=2, link=LINK, global_link=FAST
     )
     assert len(gpus(graph)) == 72
-    routers = [node for node, kind in graph.nodes(data="kind") if kind == "switch"]
+    routers = [node for node, data in graph.nodes(data=True) if data["kind"] == "switch"]
     assert len(routers) == 36
     pairs = set()
     for router in routers:
@@ -222,6 +222,10 @@ def test_dragonfly_of_the_paper_is_balanced() -> None:
         assert len(graph[router]) == 2 + 3 + 2
         pairs |= {frozenset((router.split("/")[0], other.split("/")[0])) for other in away}
     assert len(pairs) == 36
+    # Consecutive blocks: group 3 sees groups 4, 5 | 6, 7 | 8, 0 | 1, 2 from its routers 0 to 3.
+    for router, others in enumerate([{4, 5}, {6, 7}, {8, 0}, {1, 2}]):
+        seen = {int(other.split("/")[0][5:]) for other in graph[f"group3/router{router}"]}
+        assert seen - {3} == others
     assert graph.edges["group3/router1/gpu1", "group3/router1"] == LINK.attributes()
     assert nx.diameter(graph.subgraph(routers)) == 3
 
@@ -235,10 +239,10 @@ def test_dragonfly_deals_its_global_links_evenly() -> None:
 
 
 def test_numpy_integers_are_welcome_and_leave_plain_names() -> None:
-    graph = topologies.exponential(nodes=np.int64(5))
-    assert {type(node) for node in graph} == {int}
-    assert {type(node) for node in topologies.hypercube(dimension=np.int64(3))} == {int}
-    assert topologies.random_regular(nodes=np.int64(6), degree=np.int64(3)).number_of_edges() == 9
+    three: Any = np.int64(3)
+    for graph in (topologies.exponential(nodes=three), topologies.hypercube(dimension=three)):
+        assert {type(node) for node in graph} == {int}
+    assert topologies.random_regular(nodes=2 * three, degree=three).number_of_edges() == 9
 
 
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [

@@ -92,13 +92,13 @@ def test_one_peer_exponential_averages_exactly_within_a_period(period: int, firs
 
 
 def test_uniform_reads_the_models_of_in_neighbours() -> None:
-    graph = nx.DiGraph([(0, 1), (1, 2), (2, 0), (0, 2)])
+    graph: Any = nx.DiGraph([(0, 1), (1, 2), (2, 0), (0, 2)])
     third = 1 / 3
     np.testing.assert_array_equal(uniform(graph), [[0.5, 0, 0.5], [0.5, 0.5, 0], [third, third, third]])
 
 
 def test_uniform_indexes_by_rank_and_not_by_order() -> None:
-    graph = nx.Graph()
+    graph: Any = nx.Graph()
     graph.add_nodes_from([2, 0, 1])
     graph.add_edge(2, 1)
     for rule in (uniform, metropolis_hastings):
@@ -141,7 +141,7 @@ def test_lazy_refuses_a_self_weight_out_of_range(theta: float) -> None:
 def test_matrices_are_stochastic_and_mix(
     name: str, rule: str, data: st.DataObject, parameters: dict[str, Any]
 ) -> None:
-    graph = BUILDERS[name](**data.draw(parameters[name]))
+    graph: Any = BUILDERS[name](**data.draw(parameters[name]))
     if graph.is_directed() and "metropolis" in rule:
         return
     W = MIXINGS[rule](graph)

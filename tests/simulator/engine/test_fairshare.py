@@ -118,7 +118,51 @@ def test_a_very_light_flow_beside_heavy_ones_that_leave_keeps_its_precision() ->
     link = core.add_link(10.0)
     core.start([link], inf, weight=1e8, cap=4.0)
     light = [core.start([link], 100.0, weight=weight) for weight in (1e-8, 2e-8, 3e-8)]
-    assert [core.rate(flow) for flow in light] == pytest.approx([1.0, 2.0, 3.0], rel=1e-14)
+    assert [core.rate(flow) for flow in light] == pytest.approx([1.0, 2.0, 3.0], rel=1e-14, abs=0.0)
+
+
+def test_rounding_never_makes_a_rate_negative() -> None:
+    # Six times 0.7 exceeds 4.2 by rounding, so that less than nothing seems to be left for the light flow.
+    core = Core()
+    link = core.add_link(4.2)
+    for _ in range(6):
+        core.start([link], inf, cap=0.7)
+    light = core.start([link], 1.0, weight=1e-20)
+    assert core.rate(light) == pytest.approx(7e-21, rel=1e-12, abs=0.0)
+
+
+def test_the_last_flow_of_a_link_gets_exactly_what_is_left() -> None:
+    # By way of the level it would get 49 * (1 / 49) < 1.
+    core = Core()
+    narrow, wide = core.add_link(1.0), core.add_link(100.0)
+    flow = core.start([narrow, wide], 1.0, weight=49.0)
+    core.start([wide], inf)
+    assert 49.0 * (1.0 / 49.0) < 1.0
+    assert core.rate(flow) == 1.0
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_subtraction_runs_in_the_order_of_flows_not_of_links(order: tuple[int, ...]) -> None:
+    # Two links saturate together at 0.1; a third loses 0.1 * 0.7 and 0.1 * 0.6 in that order.
+    core = Core()
+    capacity = (0.1, 0.1, 1.0)
+    number = {link: core.add_link(capacity[link]) for link in order}
+    core.start([number[0], number[2]], inf, demand=[1.0, 0.7])
+    core.start([number[1], number[2]], inf, demand=[1.0, 0.6])
+    last = core.start([number[2]], inf)
+    assert 1.0 - 0.1 * 0.7 - 0.1 * 0.6 != 1.0 - 0.1 * 0.6 - 0.1 * 0.7
+    assert core.rate(last) == 1.0 - 0.1 * 0.7 - 0.1 * 0.6
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_links_that_saturate_together_the_smaller_offer_counts(order: tuple[int, ...]) -> None:
+    # The narrow link offers 1 to its only flow, the wide one 49 / 52 of its capacity: a rounding less.
+    core = Core()
+    capacity = (1.0, 52.0 * (1.0 / 49.0))
+    number = {link: core.add_link(capacity[link]) for link in order}
+    flow = core.start([number[0], number[1]], inf, weight=49.0)
+    core.start([number[1]], inf, weight=3.0)
+    assert core.rate(flow) == 49.0 * (1.0 / 49.0)
 
 
 def test_rtt_fairness_divides_by_the_latency_of_the_route_even_if_another_latency_is_paid() -> None:
@@ -261,30 +305,65 @@ def test_one_solve_an_instant_when_time_is_about_to_pass() -> None:
     assert core.solves == 2
 
 
+def test_what_is_due_now_completes_before_the_solve() -> None:
+    core = Core()
+    link = core.add_link(1.0)
+    core.start([link], 1.0)
+    core.start([link], 0.0)
+    assert (core.advance(inf), core.solves) == ([1], 0)
+    assert (core.advance(inf), core.solves) == ([0], 1)
+
+
 def test_the_rate_of_an_unaffected_flow_is_not_touched() -> None:
-    # The chain 0-1-2 is one component, but the flow on link 2 keeps 1/3 whatever happens on link 0.
+    # The chain 0-1-2 is one component, but the flows on link 2 keep 1/3 whatever happens on link 0.
     core = Core()
     links = [core.add_link(capacity) for capacity in (5.0, 2.0, 1.0)]
-    core.start([links[1], links[2]], 1.0)
-    core.start([links[2]], 1.0)
-    core.start([links[2]], 1.0)
+    core.start([links[1], links[2]], 0.7)
+    core.start([links[2]], 0.7)
+    core.start([links[2]], 0.7)
     core.start([links[0], links[1]], 50.0)
     for step in range(1, 20):
-        core.start([links[0]], 0.01, at=step / 10)
+        core.start([links[0]], 0.01, at=step / 11)
     ends = {flow: time for time, flows in log(core) for flow in flows}
-    assert [ends[flow] for flow in (0, 1, 2)] == [1.0 / (1.0 / 3.0)] * 3
+    assert [ends[flow] for flow in (0, 1, 2)] == [0.7 / (1.0 / 3.0)] * 3
+
+
+def test_a_component_is_solved_once_however_many_of_its_links_changed() -> None:
+    class Counting(Core):
+        solved = 0
+
+        def _solve_component(self, link: int) -> None:
+            Counting.solved += 1
+            super()._solve_component(link)
+
+        def _solve_from(self, link: int, slot: int) -> None:
+            Counting.solved += 1
+            super()._solve_from(link, slot)
+
+    core = Counting()
+    links = [core.add_link(1.0) for _ in range(9)]
+    core.start(links[6:], 1.0)
+    core.settle()
+    assert Counting.solved == 1
+    Counting.solved = 0
+    for route in ((0, 1), (1, 2), (2, 3), (4, 5), (4,)):
+        core.start([links[link] for link in route], 1.0)
+    core.settle()
+    # Two components; the first is met at a link with a single flow, which takes a look before.
+    assert Counting.solved == 3
 
 
 def test_the_agenda_stays_short_when_many_flows_change_often() -> None:
     core = Core()
-    link = core.add_link(1.0)
+    link, other = core.add_link(1.0), core.add_link(1.0)
     for _ in range(50):
         core.start([link], 1000.0)
+    core.start([other], 100.0)  # is due before what is out of date
     for _ in range(100):
         core.start([link], 0.001)
         core.advance(inf)
-        assert len(core.agenda) <= 64 + 4 * 51 + 1
-    assert core.live == 50
+        assert len(core.agenda) <= 64 + 4 * 52
+    assert core.live == 51
 
 
 def test_slots_are_reused_but_numbers_are_not() -> None:

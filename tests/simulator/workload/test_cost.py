@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -109,6 +110,8 @@ def test_layers_follow_the_flat_vector() -> None:
 class Pair(nn.Module):
     """Two inputs (tokens and values), tied weights, a frozen table, work of its own, outputs in a dict."""
 
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(7, 4)
@@ -205,7 +208,7 @@ def test_buckets_partition_the_vector_backwards(sizes: list[int]) -> None:
     bounds = cost.buckets()
     assert bounds[0][1] == cost.parameters
     assert bounds[-1][0] == 0
-    assert all(later[1] == earlier[0] for earlier, later in zip(bounds, bounds[1:], strict=False))
+    assert all(later[1] == earlier[0] for earlier, later in itertools.pairwise(bounds))
     assert all(low < high for low, high in bounds)
     time = cost.gradient_seconds(device("ideal"), 3)
     assert len(time.backward) == len(bounds)
@@ -281,8 +284,10 @@ def test_given_cost() -> None:
 
 
 @pytest.mark.parametrize("seconds", [1.0, 1.5, 2.0, 0.9, 1.0373])
-def test_one_given_bucket_loses_no_time(seconds: float) -> None:
-    assert GivenCost(parameters=10, batch=32, gradient=seconds).gradient_seconds(DEVICE, 32).total == seconds
+@pytest.mark.parametrize("share", [0.0, 1 / 3, 0.5, 0.7])
+def test_one_given_bucket_loses_no_time(seconds: float, share: float) -> None:
+    cost = GivenCost(parameters=10, batch=32, gradient=seconds, forward_share=share)
+    assert cost.gradient_seconds(DEVICE, 32).total == seconds
 
 
 @pytest.mark.parametrize(
@@ -320,7 +325,7 @@ def test_bad_model_cost(values: dict[str, object], message: str) -> None:
 
 def test_importing_the_package_imports_no_torch() -> None:
     code = (
-        "import sys, simulator.devices, simulator.workload, simulator.workload.cost, simulator.workload.kinds\n"
+        "import sys, simulator.devices, simulator.workload.cost, simulator.workload.kinds\n"
         "simulator.workload.ModelCost('resnet50', batch=32); simulator.workload.Mlp()\n"
         "print(sorted({'torch', 'sklearn', 'scipy', 'pandas', 'numpy'} & set(sys.modules)))"
     )

@@ -1,0 +1,133 @@
+"""The messages of one rank on ``torch.distributed`` with Gloo: blocking calls on tensors of the CPU.
+
+Process groups are made up front, in the order of the algorithm's plan, on every rank alike. An exchange
+has two groups, one for the messages to higher ranks and one for those to lower ranks: one pair of ranks in
+one Gloo group has a single connection, whose two directions take turns on large messages.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from algorithms import WORLD, Plan, Reduction
+
+PATIENCE = datetime.timedelta(hours=1)
+"""How long an operation waits for ranks that live but have not called."""
+
+_OPERATORS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+
+
+class CommunicationFailed(RuntimeError):
+    """The backend gave up an operation, as a rule because another rank has ended."""
+
+
+class Communicator(Protocol):
+    """The blocking communication that a worker's streams call."""
+
+    def all_reduce(self, x: torch.Tensor, op: Reduction, group: str) -> None:
+        """Reduce ``x`` over a group, in place; a mean is summed only."""
+        ...
+
+    def exchange(
+        self, x: torch.Tensor, sources: Sequence[int], destinations: Sequence[int]
+    ) -> dict[int, torch.Tensor]:
+        """Send ``x`` to the destinations and return the tensors of the sources, by ascending rank."""
+        ...
+
+
+class GlooCommunicator:
+    """The process groups of one rank; the default process group exists already.
+
+    Parameters
+    ----------
+    rank, world_size
+        This rank's number and the number of ranks.
+    plan
+        What the algorithm declares.
+    """
+
+    def __init__(self, rank: int, world_size: int, plan: Plan) -> None:
+        self._rank = rank
+        self._made: list[Any] = []
+        everyone = tuple(range(world_size))
+        self._groups: dict[str, Any] = {WORLD: self._make(everyone)}
+        for name, members in plan.groups.items():
+            if name != WORLD:
+                self._groups[name] = self._make(members)
+        self._upward = self._downward = None
+        if plan.channels:
+            self._upward, self._downward = self._make(everyone), self._make(everyone)
+
+    def _make(self, members: Sequence[int]) -> Any:
+        group = dist.new_group(list(members), backend="gloo", timeout=PATIENCE, sort_ranks=False)
+        self._made.append(group)
+        return group
+
+    def all_reduce(self, x: torch.Tensor, op: Reduction, group: str) -> None:
+        """Reduce ``x`` over a group, in place; a mean is summed only."""
+        if x.numel():
+            try:
+                dist.all_reduce(x, _OPERATORS[op], self._groups[group])
+            except RuntimeError as error:
+                raise CommunicationFailed(f"all_reduce: {error}") from error
+
+    def exchange(
+        self, x: torch.Tensor, sources: Sequence[int], destinations: Sequence[int]
+    ) -> dict[int, torch.Tensor]:
+        """Send ``x`` to the destinations and return the tensors of the sources, by ascending rank."""
+        arrivals = {source: torch.empty_like(x) for source in sorted(sources)}
+        if not x.numel():
+            return arrivals
+        arcs = [(self._rank, destination, x) for destination in destinations]
+        arcs += [(source, self._rank, buffer) for source, buffer in arrivals.items()]
+        try:
+            under_way = [
+                *self._batch([arc for arc in arcs if arc[0] < arc[1]], self._upward),
+                *self._batch([arc for arc in arcs if arc[0] > arc[1]], self._downward),
+            ]
+            for transfer in under_way:
+                transfer.wait()
+        except RuntimeError as error:
+            raise CommunicationFailed(f"exchange: {error}") from error
+        return arrivals
+
+    def _batch(self, arcs: list[tuple[int, int, torch.Tensor]], group: Any) -> list[dist.Work]:
+        """Start the transfers of one direction, in ascending order of (source, destination)."""
+        if not arcs:
+            return []
+        operations = [
+            dist.P2POp(dist.isend, tensor, destination, group)
+            if source == self._rank
+            else dist.P2POp(dist.irecv, tensor, source, group)
+            for source, destination, tensor in sorted(arcs, key=lambda arc: arc[:2])
+        ]
+        works: list[dist.Work] = dist.batch_isend_irecv(operations)
+        return works
+
+    def common_start(self) -> float:
+        """Wait for all ranks and return the moment that they agree on, on this rank's monotonic clock.
+
+        On one machine all ranks read the same clock, and rank 0 says when. On several each takes the end
+        of the barrier, because their clocks have nothing in common.
+        """
+        hosts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(hosts, platform.node())
+        dist.barrier()
+        start = torch.tensor(time.monotonic(), dtype=torch.float64)
+        if len(set(hosts)) == 1:
+            dist.broadcast(start, 0)
+        return float(start)
+
+    def close(self) -> None:
+        """Give the process groups back, when all ranks have ended their work."""
+        dist.barrier()
+        for group in self._made:
+            if group is not dist.GroupMember.NON_GROUP_MEMBER:
+                dist.destroy_process_group(group)
