@@ -45,7 +45,9 @@ class Phantom:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: slice) -> Phantom:
+    def __getitem__(self, index: int | slice) -> Phantom:
+        if isinstance(index, int):
+            return Phantom(self.shape[1:], self.itemsize)
         return Phantom((len(range(*index.indices(self.shape[0]))), *self.shape[1:]), self.itemsize)
 
     def _elementwise(self, *_: object) -> Phantom:
@@ -65,7 +67,8 @@ class Phantom:
             return first
         if getattr(function, "__name__", "") in {"cat", "concat", "concatenate"}:
             return Phantom((sum(len(part) for part in first), *first[0].shape[1:]), first[0].itemsize)
-        return next(argument for argument in (*args, *first) if isinstance(argument, Phantom))
+        listed = first if isinstance(first, (list, tuple)) else ()
+        return next(argument for argument in (*args, *listed) if isinstance(argument, Phantom))
 
     def _refuse(self, *_: object) -> NoReturn:
         raise TimingOnly(

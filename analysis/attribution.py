@@ -10,6 +10,7 @@ in :meth:`simulator.run.Run.time_shares`.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterable
 
 from simulator.run import Run
@@ -43,7 +44,7 @@ def _exclusive(spans: Iterable[Span], duration: float) -> dict[Phase, float]:
     under_way: list[tuple[int, float, int]] = []
     seconds: dict[Phase, float] = {}
     following = 0
-    for now, until in zip(edges, edges[1:], strict=False):
+    for now, until in itertools.pairwise(edges):
         while following < len(ordered) and ordered[following].start <= now:
             span = ordered[following]
             heapq.heappush(under_way, (_RANK[span.kind], span.start, following))

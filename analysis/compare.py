@@ -111,7 +111,9 @@ class Comparison:
         part = f"{worst.operation} ({worst.kind})"
         text = f"Largest contributor: {part}, in which B spends {_seconds(abs(worst.difference))} {longer}"
         if total * worst.difference > 0:
-            return f"{text} per worker and iteration, {100 * worst.difference / total:.0f} % of the difference."
+            return (
+                f"{text} per worker and iteration, {100 * worst.difference / total:.0f} % of the difference."
+            )
         return f"{text} per worker and iteration, against the difference of {_signed(total)}."
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,7 +187,7 @@ def compare(a: Run, b: Run) -> Comparison:
         workers=tuple(map(_by_kind, parts_a, parts_b)) if same_workers else (),
         total_a=a.time_per_iteration,
         total_b=b.time_per_iteration,
-        models=_models(a, b),
+        models=compare_models(a, b),
     )
 
 
@@ -224,14 +226,14 @@ def bit_identical(a: Run, b: Run) -> bool:
     BadInput
         A run has no final models, as timing-only runs do.
     """
-    found = _models(a, b)
+    found = compare_models(a, b)
     if found is None:
         raise BadInput("", "a timing-only run has no final models to compare")
     return found.identical
 
 
-def _models(a: Run, b: Run) -> ModelComparison | None:
-    """Compare the final models; None where a run has none."""
+def compare_models(a: Run, b: Run) -> ModelComparison | None:
+    """Compare the final models of two runs; None where a run has none."""
     if a.models is None or b.models is None:
         return None
     if a.models.shape != b.models.shape:
@@ -244,7 +246,9 @@ def _models(a: Run, b: Run) -> ModelComparison | None:
     if a.models.dtype != b.models.dtype:
         text = f"The final models differ in type: {a.models.dtype} and {b.models.dtype}; "
         return ModelComparison(False, largest, f"{text}largest difference {largest:.3g}.")
-    return ModelComparison(False, largest, f"The final models are not bit-identical; largest difference {largest:.3g}.")
+    return ModelComparison(
+        False, largest, f"The final models are not bit-identical; largest difference {largest:.3g}."
+    )
 
 
 def load_run(folder: Path) -> Run:

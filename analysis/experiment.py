@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import inspect
 import multiprocessing
 import os
 import pickle
@@ -147,7 +149,9 @@ class Experiment:
             write_json(draft / "summary.json", self.summary())
             write_report(self, draft / "report.html")
             first = self.entries[0].run
-            write_trace(draft / "trace.json", first.timeline, first.links, f"{first.scenario.name}: {first.algorithm}")
+            write_trace(
+                draft / "trace.json", first.timeline, first.links, f"{first.scenario.name}: {first.algorithm}"
+            )
             for entry in self.entries:
                 entry.run.save(draft / entry.folder)
                 entry.reference.save(draft / entry.folder / "reference")
@@ -229,7 +233,9 @@ class _Outcome:
     samples: Samples
 
     def run(self, scenario: Scenario) -> Run:
-        return Run(scenario, "virtual", self.duration, self.iterations, self.bytes_sent, Timeline(), self.samples)
+        return Run(
+            scenario, "virtual", self.duration, self.iterations, self.bytes_sent, Timeline(), self.samples
+        )
 
 
 def _choose(
@@ -364,9 +370,26 @@ def _simulate_into(scenario: Scenario, folder: Path, progress: Progress | None =
     return _Outcome(run.duration, run.iterations, run.bytes_sent, run.samples)
 
 
+def parts_folder(folder: Path, scenario: Scenario) -> Path:
+    """Return the store that belongs to the experiment that will be saved to ``folder``.
+
+    Its name depends on the scenario and on the source code of Paceline and of the user's own parts, so
+    that a call goes on from single runs only if it would make the same ones.
+    """
+    sections = scenario.sections
+    parts = [sections.algorithm, *sections.compare, sections.workload.cost, sections.workload.objective]
+    own = {inspect.getsourcefile(part.target) for part in parts if part is not None}
+    files = {Path(file) for file in own if file is not None}
+    root = Path(__file__).parent.parent
+    for package in ("algorithms", "simulator", "topologies", "traces"):
+        files.update((root / package).rglob("*.py"))
+    digest = hashlib.sha256(scenario.digest().encode())
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return folder.with_name(f".{folder.name}-{digest.hexdigest()[:8]}.parts")
+
+
 def _scenario_text(scenario: Scenario) -> str:
     """Return the resolved scenario as a saved run has it."""
     text: str = yaml.safe_dump(scenario.resolved(), sort_keys=False, allow_unicode=True)
     return text
-
-

@@ -51,29 +51,48 @@ MOST_ITERATIONS = 12
 MOST_POINTS = 1_000
 """How many points a curve has at most."""
 
-_NODE_STYLES = {"gpu": ("square", 15), "host": ("square-open", 22), "switch": ("diamond", 20), "nic": ("circle", 10)}
+_FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+
+_AXIS = {
+    "gridcolor": GRID,
+    "linecolor": FAINT,
+    "ticks": "outside",
+    "tickcolor": FAINT,
+    "zeroline": False,
+    "title": {"standoff": 8},
+}
 
 _TEMPLATE = go.layout.Template(
     layout={
-        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif", "size": 13, "color": INK},
+        "font": {"family": _FONT, "size": 13, "color": INK},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": list(LINE_COLOURS),
         "margin": {"l": 70, "r": 20, "t": 30, "b": 50},
         "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"color": INK, "size": 12}},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
-        "xaxis": {"gridcolor": GRID, "linecolor": FAINT, "ticks": "outside", "tickcolor": FAINT, "zeroline": False,
-                  "title": {"standoff": 8}},
-        "yaxis": {"gridcolor": GRID, "linecolor": FAINT, "ticks": "outside", "tickcolor": FAINT, "zeroline": False,
-                  "title": {"standoff": 8}},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 1.02,
+            "xanchor": "left",
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
     }
-)  # fmt: skip
+)
 
 
 def _figure(height: int, **layout: Any) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(template=_TEMPLATE, height=height, **layout)
     return figure
+
+
+def _title(text: str) -> dict[str, Any]:
+    """Return a figure's title, flush left above the plot."""
+    return {"text": text, "font": {"size": 14}, "x": 0, "xref": "paper", "y": 0.985, "yanchor": "top"}
 
 
 def time_scale(longest: float) -> tuple[float, str]:
@@ -106,32 +125,55 @@ def loss_against_time(experiment: Experiment) -> go.Figure:
 
 def _loss(experiment: Experiment, abscissa: Any) -> go.Figure:
     """Draw the loss of every algorithm, with one worker as a thin dotted line, and the target."""
-    figure = _figure(400)
+    figure = _figure(
+        440,
+        legend={"y": -0.2, "yanchor": "top", "entrywidth": 0.5, "entrywidthmode": "fraction"},
+        margin={"l": 64, "r": 12, "t": 16, "b": 60},
+    )
     many = experiment.scenario.workers > 1
     for index, entry in enumerate(experiment.entries):
         colour = LINE_COLOURS[index % len(LINE_COLOURS)]
         dash = DASHES[index // len(LINE_COLOURS) % len(DASHES)]
-        sides = [(entry.run, f"{entry.label}", {"width": 2, "dash": dash}, True)]
+        sides: list[tuple[Run, str, dict[str, Any], Any]] = [
+            (entry.run, f"{entry.label}", {"width": 2, "dash": dash}, True)
+        ]
         if many:
-            sides.append((entry.reference, f"{entry.label}, 1 worker", {"width": 1, "dash": "dot"}, "legendonly"))
+            sides.append(
+                (entry.reference, f"{entry.label}, 1 worker", {"width": 1, "dash": "dot"}, "legendonly")
+            )
         for run, name, line, visible in sides:
             xs, ys = _thinned(abscissa(run), run.samples.loss)
             figure.add_scatter(
                 x=xs, y=ys, name=name, mode="lines", line={"color": colour, **line}, visible=visible,
                 hovertemplate="%{y:.4g} at %{x:.4g}<extra>" + name + "</extra>",
             )  # fmt: skip
+    losses = [loss for entry in experiment.entries for loss in entry.run.samples.loss]
+    logarithmic = bool(losses) and min(losses) > 0 and max(losses) > 5 * min(losses)
     target = experiment.scenario.sections.target
     if target is not None and target.loss is not None:
-        figure.add_hline(
-            y=target.loss, line={"color": FAINT, "width": 1, "dash": "dash"},
-            annotation={"text": f"target {target.loss:g}", "font": {"color": FAINT, "size": 12}},
-            annotation_position="bottom left",
-        )  # fmt: skip
-    losses = [loss for entry in experiment.entries for loss in entry.run.samples.loss]
-    if losses and min(losses) > 0 and max(losses) > 5 * min(losses):
-        figure.update_yaxes(type="log", dtick="D2", minor={"dtick": "D1"})
+        _add_level(figure, target.loss, f"target {target.loss:g}", logarithmic)
+    if logarithmic:
+        figure.update_yaxes(type="log", tickvals=_round_values(min(losses), max(losses)), tickformat="~g")
     figure.update_yaxes(title_text="loss of the averaged model")
     return figure
+
+
+def _add_level(figure: go.Figure, level: float, text: str, logarithmic: bool) -> None:
+    """Draw a horizontal line across the figure, with a word at its left end."""
+    line = {"color": FAINT, "width": 1, "dash": "dash"}
+    figure.add_shape(type="line", xref="paper", x0=0, x1=1, y0=level, y1=level, line=line)
+    if not logarithmic or level > 0:
+        figure.add_annotation(
+            xref="paper", x=0.01, xanchor="left", yanchor="top", showarrow=False, text=text,
+            y=math.log10(level) if logarithmic else level, font={"color": FAINT, "size": 12},
+        )  # fmt: skip
+
+
+def _round_values(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten from just below ``low`` to just above ``high``."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    values = [round(digit * 10.0**power, 12) for power in powers for digit in (1, 2, 5)]
+    return [value for value in values if low / 2 <= value <= 2 * high]
 
 
 def _thinned(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -178,7 +220,9 @@ def window_text(run: Run) -> str:
     """Return in words what part of the run a timeline shows."""
     end, iterations = window(run)
     total = max(run.iterations)
-    part = f"first {iterations:,} of {total:,} iterations" if iterations else "beginning of the first iteration"
+    part = (
+        f"first {iterations:,} of {total:,} iterations" if iterations else "beginning of the first iteration"
+    )
     if end >= run.duration:
         return f"whole run, {format_quantity(run.duration, 's')}"
     return f"{part}, {format_quantity(end, 's')} of {format_quantity(run.duration, 's')}"
@@ -194,8 +238,7 @@ def worker_timeline(run: Run) -> go.Figure:
     spans = _shown(run, end)
     figure = _figure(
         110 + 30 * run.workers,
-        title={"text": f"{label(run)}: {window_text(run)}", "font": {"size": 14}, "x": 0, "xref": "paper", "y": 0.985,
-               "yanchor": "top"},
+        title=_title(f"{label(run)}: {window_text(run)}"),
         barmode="overlay", bargap=0,
         margin={"l": 80, "r": 20, "t": 62, "b": 46},
     )  # fmt: skip
@@ -217,8 +260,8 @@ def worker_timeline(run: Run) -> go.Figure:
         )
     workers = list(range(run.workers))
     figure.update_yaxes(
-        tickvals=workers, ticktext=[f"worker {worker}" for worker in workers], range=[run.workers - 0.5, -0.5],
-        showgrid=False, ticks="",
+        tickvals=workers, ticktext=[f"worker {worker}" for worker in workers],
+        range=[run.workers - 0.5, -0.5], showgrid=False, ticks="",
     )  # fmt: skip
     figure.update_xaxes(title_text=f"{_clock(run)} time ({unit})", range=[0, end * factor])
     return figure
@@ -293,7 +336,7 @@ def link_utilisation(run: Run, bins: int = 240) -> go.Figure | None:
     title = f"{label(run)}: {_links_text(len(chosen), len(used), len(means))}; {window_text(run)}"
     figure = _figure(
         120 + 20 * len(chosen),
-        title={"text": title, "font": {"size": 14}, "x": 0, "xref": "paper", "y": 0.985, "yanchor": "top"},
+        title=_title(title),
         margin={"l": 10, "r": 20, "t": 40, "b": 46},
     )
     figure.add_heatmap(
@@ -305,7 +348,9 @@ def link_utilisation(run: Run, bins: int = 240) -> go.Figure | None:
         hovertemplate="%{y}<br>%{z:.0f} % at %{x:.4g} " + unit + "<extra></extra>",
         ygap=1,
     )  # fmt: skip
-    figure.update_yaxes(autorange="reversed", automargin=True, ticks="", tickfont={"size": 11}, showgrid=False)
+    figure.update_yaxes(
+        autorange="reversed", automargin=True, ticks="", tickfont={"size": 11}, showgrid=False
+    )
     figure.update_xaxes(title_text=f"{_clock(run)} time ({unit})", range=[0, end * factor])
     return figure
 
@@ -349,23 +394,23 @@ def utilisation(links: LinkUse, chosen: Sequence[int], end: float, bins: int) ->
 
 
 def cluster_picture(scenario: Scenario) -> go.Figure:
-    """Return the cluster: nodes by kind, links by bandwidth; workers, stragglers and slow links are marked."""
+    """Return the cluster: nodes by kind, links by bandwidth; workers and what is slow are marked."""
     graph = scenario.graph
     place = node_positions(graph)
-    figure = _figure(560, margin={"l": 10, "r": 10, "t": 40, "b": 10}, hovermode="closest")
+    layers = _layers(graph)
+    height = 560 if layers is None else 130 + 120 * max(layers.values(), default=0)
+    figure = _figure(height, margin={"l": 10, "r": 10, "t": 50, "b": 10}, hovermode="closest")
     _add_links(figure, graph, place, scenario)
     _add_nodes(figure, scenario, place)
     figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False, scaleanchor="x" if _is_round(graph) else None)
+    if layers is None:
+        figure.update_yaxes(visible=False, scaleanchor="x")
+    else:
+        figure.update_yaxes(visible=False, range=[-0.3, max(layers.values()) + 0.35])
     return figure
 
 
 Place = dict[Hashable, tuple[float, float]]
-
-
-def _is_round(graph: nx.Graph[Hashable]) -> bool:
-    """Return whether the layout of a graph is round, so that both axes need the same scale."""
-    return _layers(graph) is None
 
 
 def node_positions(graph: nx.Graph[Hashable]) -> Place:
@@ -396,7 +441,8 @@ def _layers(graph: nx.Graph[Hashable]) -> dict[Hashable, int] | None:
 
     gpus = topologies.gpus(graph)
     undirected = graph.to_undirected() if graph.is_directed() else graph
-    distance: dict[Hashable, int] = dict(nx.multi_source_dijkstra_path_length(undirected, set(gpus), weight=None))
+    found = dict(nx.multi_source_dijkstra_path_length(undirected, set(gpus), weight=None))
+    distance = {node: round(hops) for node, hops in found.items()}
     if any(distance[u] == distance[v] for u, v in graph.edges()):
         return None
     return distance
@@ -415,7 +461,9 @@ def _layered(graph: nx.Graph[Hashable], layers: dict[Hashable, int]) -> Place:
     middle = (place[gpus[0]][0] + place[gpus[-1]][0]) / 2
     for depth in range(1, max(layers.values()) + 1):
         level = [node for node in graph if layers[node] == depth]
-        below = {node: [place[v][0] for v in graph.neighbors(node) if layers[v] == depth - 1] for node in level}
+        below = {
+            node: [place[v][0] for v in graph.neighbors(node) if layers[v] == depth - 1] for node in level
+        }
         wanted = {node: sum(below[node]) / len(below[node]) for node in level}
         if len(set(wanted.values())) < len(level):
             gap = (place[gpus[-1]][0] - place[gpus[0]][0] + 1) / len(level)
@@ -438,7 +486,11 @@ def _add_links(figure: go.Figure, graph: nx.Graph[Hashable], place: Place, scena
             pairs = [pair for pair in group if (frozenset(map(str, pair)) in slow) == marked]
             if pairs:
                 name = f"{'slowed link, ' if marked else ''}{format_quantity(speed, 'B/s')}"
-                line = {"width": width, "color": ACCENT if marked else "#9aa7b3", "dash": "dash" if marked else "solid"}
+                line = {
+                    "width": width,
+                    "color": ACCENT if marked else "#9aa7b3",
+                    "dash": "dash" if marked else "solid",
+                }
                 figure.add_scatter(
                     x=_broken([place[u][0], place[v][0]] for u, v in pairs),
                     y=_broken([place[u][1], place[v][1]] for u, v in pairs),
@@ -482,15 +534,25 @@ def _add_nodes(figure: go.Figure, scenario: Scenario, place: Place) -> None:
     for rank, node in enumerate(scenario.cluster.nodes):
         ranks.setdefault(node, []).append(rank)
     slowed = {
-        node: [text for rank in own if (text := straggler_text(scenario, rank))] for node, own in ranks.items()
+        node: [text for rank in own if (text := straggler_text(scenario, rank))]
+        for node, own in ranks.items()
     }
     gpus = topologies.gpus(graph)
     groups: list[tuple[str, str, int, str, str, list[Hashable]]] = [
-        ("worker", "square", 17, KIND_COLOURS[COMPUTE], "white", [g for g in gpus if g in ranks and not slowed[g]]),
+        (
+            "worker",
+            "square",
+            17,
+            KIND_COLOURS[COMPUTE],
+            "white",
+            [g for g in gpus if g in ranks and not slowed[g]],
+        ),
         ("straggler", "square", 17, ACCENT, "white", [g for g in gpus if g in ranks and slowed[g]]),
         ("unused GPU", "square-open", 15, FAINT, FAINT, [g for g in gpus if g not in ranks]),
     ]
-    kinds = dict.fromkeys(str(graph.nodes[node]["kind"]) for node in graph if graph.nodes[node]["kind"] != "gpu")
+    kinds = dict.fromkeys(
+        str(graph.nodes[node]["kind"]) for node in graph if graph.nodes[node]["kind"] != "gpu"
+    )
     for kind in kinds:
         symbol, size = {"host": ("circle", 13), "switch": ("diamond", 20)}.get(kind, ("circle", 9))
         colour = INK if kind == "switch" else FAINT
@@ -500,14 +562,20 @@ def _add_nodes(figure: go.Figure, scenario: Scenario, place: Place) -> None:
         if not nodes:
             continue
         inside = name in ("worker", "straggler")
-        texts = [",".join(map(str, ranks[node])) if inside else ("" if name == "unused GPU" else str(node)) for node in nodes]
+        texts = [
+            ",".join(map(str, ranks[node])) if inside else ("" if name == "unused GPU" else str(node))
+            for node in nodes
+        ]
         figure.add_scatter(
             x=[place[node][0] for node in nodes], y=[place[node][1] for node in nodes],
             mode="markers+text" if few else "markers", name=name,
             text=texts, textposition="middle center" if inside else "top center",
             textfont={"color": ink, "size": 10 if inside else 12},
-            marker={"symbol": symbol, "size": size if few else 8, "color": colour, "line": {"width": 1, "color": colour}},
-            customdata=[_node_text(scenario, node, ranks.get(node, []), slowed.get(node, [])) for node in nodes],
+            marker={
+                "symbol": symbol, "size": size if few else 8, "color": colour,
+                "line": {"width": 1, "color": colour},
+            },
+            customdata=[_node_text(scenario, n, ranks.get(n, []), slowed.get(n, [])) for n in nodes],
             hovertemplate="%{customdata}<extra></extra>",
         )  # fmt: skip
 
@@ -528,7 +596,9 @@ def comparison_figure(comparison: Comparison) -> go.Figure:
     shown = [entry for entry in comparison.operations if entry.a or entry.b]
     factor, unit = time_scale(max((max(entry.a, entry.b) for entry in shown), default=0.0))
     names = [f"{KIND_NAMES[entry.kind]}: {entry.operation}" for entry in shown]
-    figure = _figure(130 + 44 * len(shown), barmode="group", bargap=0.3, margin={"l": 10, "r": 20, "t": 50, "b": 46})
+    figure = _figure(
+        130 + 44 * len(shown), barmode="group", bargap=0.3, margin={"l": 10, "r": 20, "t": 50, "b": 46}
+    )
     for name, title, attribute, colour in (
         ("A", comparison.name_a, "a", "#0072B2"),
         ("B", comparison.name_b, "b", "#E69F00"),

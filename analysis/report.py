@@ -25,17 +25,20 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _STYLE = """
-:root { color: #1b2733; background: #f3f5f7; font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; }
+:root { color: #1b2733; background: #f3f5f7; }
+:root { font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; }
 body { max-width: 1240px; margin: 0 auto; padding: 32px 24px 64px; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0; }
 h2 { font-size: 19px; margin: 0 0 10px; }
 h3 { font-size: 15px; margin: 18px 0 4px; }
 header p { margin: 4px 0 20px; color: #55626f; font-size: 17px; }
-section { background: white; border: 1px solid #dfe4e9; border-radius: 6px; padding: 20px 24px; margin: 0 0 18px; }
+section { background: white; border: 1px solid #dfe4e9; border-radius: 6px; }
+section { padding: 20px 24px; margin: 0 0 18px; }
 dl { display: grid; grid-template-columns: 170px 1fr; gap: 4px 16px; margin: 0; }
 dt { color: #55626f; } dd { margin: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; width: 100%; }
-th { color: #55626f; font-weight: 600; text-align: left; vertical-align: bottom; border-bottom: 2px solid #c3cad1; padding: 4px 8px; }
+th { color: #55626f; font-weight: 600; text-align: left; vertical-align: bottom; padding: 4px 8px; }
+th { border-bottom: 2px solid #c3cad1; }
 td { border-bottom: 1px solid #e6eaee; padding: 6px 8px; white-space: nowrap; }
 .figure { text-align: right; }
 td.missing { color: #a34700; } td.best { font-weight: 700; }
@@ -49,14 +52,18 @@ summary { cursor: pointer; font-weight: 600; padding: 4px 0; }
 """.strip()
 
 _GLOSSARY = (
-    ("iteration", "One gradient that a worker computes and applies or sends; a worker's count, mean over workers."),
+    ("iteration", "One gradient that a worker computes and applies or sends; counted as the workers' mean."),
     (
         "iterations to target",
-        "T_n: the mean over the n workers of their iterations when the target is reached. A loss is reached where the "
-        "loss of the averaged model on all data is at or below it and stays so for the next {reports} reports.",
+        "T_n: the mean over the n workers of their iterations when the target is reached. A loss is reached "
+        "where the loss of the averaged model on all data is at or below it and stays so for the next "
+        "{reports} reports.",
     ),
     ("time to target", "t_n: the time of that moment on the simulated clock."),
-    ("iteration speedup", "T_1 / T_n; T_1 is that of the same algorithm on one worker with the same batch per worker."),
+    (
+        "iteration speedup",
+        "T_1 / T_n; T_1 is that of the same algorithm on one worker, the fastest, with the same batch per worker.",
+    ),
     ("time speedup", "t_1 / t_n."),
     ("ideal", "The workers' total computing power over that of the one worker; for n equal workers it is n."),
     ("efficiency", "Time speedup / ideal."),
@@ -70,7 +77,11 @@ _GLOSSARY = (
     ("utilisation", "A link's load over its effective bandwidth."),
 )  # fmt: skip
 
-_CONFIG = {"responsive": True, "displaylogo": False, "showTips": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+_CONFIG = {
+    "responsive": True,
+    "displaylogo": False,
+    "modeBarButtons": [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+}
 
 
 def title(scenario: Scenario) -> str:
@@ -111,7 +122,10 @@ def facts(scenario: Scenario) -> list[tuple[str, str]]:
         ("transport", part_label(cluster.transport)),
         *(("straggler", text) for text in straggler_sentences(scenario)),
         *(
-            ("background traffic", f"{flow.source} to {flow.destination}, at most {format_quantity(flow.rate, 'B/s')}")
+            (
+                "background traffic",
+                f"{flow.source} to {flow.destination}, at most {format_quantity(flow.rate, 'B/s')}",
+            )
             for flow in cluster.background
         ),
         ("batch", _batch_text(scenario)),
@@ -119,11 +133,23 @@ def facts(scenario: Scenario) -> list[tuple[str, str]]:
     ]
     if sections.workload.objective is not None:
         settings = sections.workload.objective.data()
-        rest = ", ".join(f"{key} {value}" for key, value in settings.items() if key not in ("kind", "data") and value is not None)
-        found.append(("numerics", f"{objective_name(scenario)} ({rest})" if rest else str(objective_name(scenario))))
+        rest = ", ".join(
+            f"{key} {value}"
+            for key, value in settings.items()
+            if key not in ("kind", "data") and value is not None
+        )
+        found.append(
+            ("numerics", f"{objective_name(scenario)} ({rest})" if rest else str(objective_name(scenario)))
+        )
     if sections.gossip is not None:
         graph = sections.gossip.graph
-        found.append(("gossip", f"{graph if isinstance(graph, str) else graph.get('builder')} graph, {sections.gossip.mixing} weights"))
+        name = graph if isinstance(graph, str) else graph.get("builder")
+        found.append(
+            (
+                "gossip",
+                f"{name} graph, {sections.gossip.mixing} weights",
+            )
+        )
     found.append(("budget", f"{sections.budget.iterations:,} iterations a worker"))
     if sections.target is not None:
         found.append(("target", sections.target.text()))
@@ -147,7 +173,11 @@ def _workers_text(scenario: Scenario) -> str:
 def _topology_text(scenario: Scenario) -> str:
     topology = scenario.sections.cluster.topology
     data = topology.data()
-    plain = [f"{key} {value}" for key, value in data.items() if isinstance(value, int) and not isinstance(value, bool)]
+    plain = [
+        f"{key} {value}"
+        for key, value in data.items()
+        if isinstance(value, int) and not isinstance(value, bool)
+    ]
     name = data.get("builder") or f"from {data.get('file')}"
     return f"{name} ({', '.join(plain)})" if plain else str(name)
 
@@ -164,7 +194,8 @@ def _links(scenario: Scenario) -> list[str]:
     for (ends, spec), count in list(counts.items())[:8]:
         rate = f"{format_quantity(spec.bandwidth, 'B/s')} ({format_quantity(8 * spec.bandwidth, 'bit/s')})"
         if spec.efficiency != 1:
-            rate += f", of which {100 * spec.efficiency:g} % is delivered: effective {format_quantity(spec.capacity, 'B/s')}"
+            effective = format_quantity(spec.capacity, "B/s")
+            rate += f", of which {100 * spec.efficiency:g} % is delivered: effective {effective}"
         latency = format_quantity(spec.latency, "s")
         sentences.append(f"{count} × {ends}: {rate}; latency {latency}; {spec.duplex} duplex")
     if len(counts) > 8:
@@ -184,7 +215,9 @@ def straggler_sentences(scenario: Scenario) -> list[str]:
             who = "every worker"
         else:
             who = f"worker{'s' if len(workers) > 1 else ''} {', '.join(map(str, workers))}"
-        rest = ", ".join(f"{key} {value}" for key, value in data.items() if key not in ("kind", "workers", "between"))
+        rest = ", ".join(
+            f"{key} {value}" for key, value in data.items() if key not in ("kind", "workers", "between")
+        )
         sentences.append(f"{part.name}: {who}, {rest}")
     return sentences
 
@@ -192,7 +225,11 @@ def straggler_sentences(scenario: Scenario) -> list[str]:
 def _batch_text(scenario: Scenario) -> str:
     batches = scenario.batches
     workload = scenario.sections.workload
-    each = f"{batches[0]}" if len(set(batches)) == 1 else f"{min(batches)} to {max(batches)}, proportional to speed"
+    each = (
+        f"{batches[0]}"
+        if len(set(batches)) == 1
+        else f"{min(batches)} to {max(batches)}, proportional to speed"
+    )
     return f"{each} samples a worker, {sum(batches):,} in all ({workload.scaling} scaling)"
 
 
@@ -221,11 +258,22 @@ def warnings(experiment: Experiment) -> list[str]:
                     "It has no speedup."
                 )
             found += [f"{name}: {text}" for text in memory_warnings(run)]
-            if _at_the_edge(entry, run):
-                found.append(
-                    f"{name} does best with step size {run.step_size:g}, at the edge of the grid; a wider grid may do better."
-                )
-    return found
+    return found + edge_warnings(experiment)
+
+
+def edge_warnings(experiment: Experiment) -> list[str]:
+    """Return a sentence for each step size at the edge of the grid that was the best for somebody."""
+    best: dict[float, list[str]] = {}
+    for entry in experiment.entries:
+        for run in _sides(entry):
+            if run.step_size is not None and _at_the_edge(entry, run):
+                workers = f"{run.workers} worker{'s' if run.workers > 1 else ''}"
+                best.setdefault(run.step_size, []).append(f"{entry.label} on {workers}")
+    return [
+        f"Step size {step:g} lies at the edge of the grid and is the best of {', '.join(names)}: "
+        "a wider grid may do better."
+        for step, names in best.items()
+    ]
 
 
 def _sides(entry: Entry) -> tuple[Run, ...]:
@@ -263,7 +311,9 @@ def report(experiment: Experiment) -> str:
     table = experiment.table()
     own = experiment.entries[0]
     parts = [
-        _header(f"{scenario.name}: {', '.join(entry.label for entry in experiment.entries)}", title(scenario)),
+        _header(
+            f"{scenario.name}: {', '.join(entry.label for entry in experiment.entries)}", title(scenario)
+        ),
         _warnings_section(warnings(experiment)),
         _section("Result", _result_table(experiment) + _notes(table.notes())),
     ]
@@ -273,26 +323,41 @@ def report(experiment: Experiment) -> str:
             _plot("loss-iterations", figures.loss_against_iterations(experiment), "Loss against iterations"),
         ]
         note = "One-worker runs are in the legend; click to show them." if scenario.workers > 1 else ""
-        parts.append(_section("Loss", f'<div class="pair">{"".join(pair)}</div>{_notes([note] if note else [])}'))
+        parts.append(
+            _section("Loss", f'<div class="pair">{"".join(pair)}</div>{_notes([note] if note else [])}')
+        )
     parts += [
         _section("Where the time goes", _plot("time-shares", figures.time_shares(table.rows))),
-        _section("What the workers did", _per_entry(experiment, "timeline", figures.worker_timeline), _TIMELINE_NOTE),
+        _section(
+            "What the workers did",
+            _per_entry(experiment, "timeline", figures.worker_timeline),
+            _TIMELINE_NOTE,
+        ),
         _section("Links", _per_entry(experiment, "links", figures.link_utilisation), _LINKS_NOTE),
-        _section("Scenario", _facts_list(facts(scenario)) + _plot("cluster", figures.cluster_picture(scenario), "Cluster")),
+        _section(
+            "Scenario",
+            _facts_list(facts(scenario)) + _plot("cluster", figures.cluster_picture(scenario), "Cluster"),
+        ),
         _section("Step sizes", _step_sizes(experiment)),
         _section("Definitions", _facts_list(_glossary(scenario))),
     ]
     return _page(f"{scenario.name}: {title(scenario)}", parts)
 
 
-_TIMELINE_NOTE = "Upper half of a row: the device. Lower half: the network. Drag to zoom, double-click to go back."
+_TIMELINE_NOTE = (
+    "Upper half of a row: the device. Lower half: the network. Drag to zoom, double-click to go back."
+)
 _LINKS_NOTE = "Utilisation of the effective bandwidth; the mean is over the whole run."
 
 
 def comparison_report(comparison: Comparison) -> str:
     """Return the comparison of two runs as one HTML page."""
     rows = [
-        (entry.kind, entry.operation, *(format_quantity(value, "s") for value in (entry.a, entry.b, entry.difference)))
+        (
+            entry.kind,
+            entry.operation,
+            *(format_quantity(value, "s") for value in (entry.a, entry.b, entry.difference)),
+        )
         for entry in (*comparison.phases, *comparison.operations)
     ]
     headings = ["kind", "operation", "A", "B", "B - A"]
@@ -310,18 +375,23 @@ def _header(heading: str, line: str) -> str:
 
 
 def _section(heading: str, body: str, note: str = "") -> str:
-    return f"<section><h2>{html.escape(heading)}</h2>\n{_notes([note] if note else [])}{body}</section>\n" if body else ""
+    return (
+        f"<section><h2>{html.escape(heading)}</h2>\n{_notes([note] if note else [])}{body}</section>\n"
+        if body
+        else ""
+    )
 
 
 def _notes(notes: Iterable[str]) -> str:
-    return "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in notes)
+    text = " ".join(notes)
+    return f'<p class="note">{html.escape(text)}</p>\n' if text else ""
 
 
 def _warnings_section(found: Sequence[str]) -> str:
     if not found:
         return ""
     items = "".join(f"<li>{html.escape(text)}</li>\n" for text in found)
-    return f'<section class="warnings"><h2>Mind</h2>\n<ul>\n{items}</ul></section>\n'
+    return f'<section class="warnings"><h2>Warnings</h2>\n<ul>\n{items}</ul></section>\n'
 
 
 def _result_table(experiment: Experiment) -> str:
@@ -344,7 +414,9 @@ def _facts_list(pairs: Iterable[tuple[str, str]]) -> str:
     """Return pairs as a definition list; a name that repeats is said once."""
     items, previous = [], None
     for name, text in pairs:
-        items.append(f"<dt>{html.escape(name) if name != previous else ''}</dt><dd>{html.escape(text)}</dd>\n")
+        items.append(
+            f"<dt>{html.escape(name) if name != previous else ''}</dt><dd>{html.escape(text)}</dd>\n"
+        )
         previous = name
     return f"<dl>\n{''.join(items)}</dl>\n"
 
@@ -376,13 +448,20 @@ def _step_sizes(experiment: Experiment) -> str:
         if entry.run.workers > 1:
             sides.append((entry.reference, entry.reference_trials))
         for run, trials in sides:
-            for trial in trials:
-                if trial.step_size is not None:
-                    rows.append(_trial_cells(entry, run, trial))
+            rows += [_trial_cells(entry, run, trial) for trial in trials if trial.step_size is not None]
     if not rows:
         return ""
-    headings = ["algorithm", "workers", "step size", "iterations to target", "time to target", "final loss", ""]
-    return f'<details><summary>All that were tried</summary>\n{html_table(headings, rows, left=(0, 6))}</details>'
+    headings = [
+        "algorithm",
+        "workers",
+        "step size",
+        "iterations to target",
+        "time to target",
+        "final loss",
+        "",
+    ]
+    body = html_table(headings, rows, left=(0, 6))
+    return f"<details><summary>All that were tried</summary>\n{body}</details>"
 
 
 def _trial_cells(entry: Entry, run: Run, trial: Trial) -> list[str]:
@@ -418,7 +497,7 @@ def _script_json(value: object) -> str:
 
 _UNFOLD = """
 for (const box of document.querySelectorAll("details"))
-  box.addEventListener("toggle", () => box.querySelectorAll(".plot").forEach((plot) => Plotly.Plots.resize(plot)));
+  box.addEventListener("toggle", () => box.querySelectorAll(".plot").forEach((p) => Plotly.Plots.resize(p)));
 """.strip()
 
 

@@ -43,7 +43,7 @@ def parameters(part: Part) -> dict[str, Any]:
 
 
 def label(run: Run) -> str:
-    """Return what tables and figures call a run's algorithm: its name and the parameters that were changed."""
+    """Return what tables and figures call a run's algorithm: its name and its changed parameters."""
     return part_label(run.scenario.sections.algorithm)
 
 
@@ -143,7 +143,8 @@ def measure(run: Run, reference: Run, grid: Sequence[float] = ()) -> Row:
     if _target(reference) != target:
         raise BadInput(
             label(run),
-            f"the {run.workers}-worker run has the target '{target}', its one-worker run '{_target(reference)}'",
+            f"the run on {run.workers} workers has the target '{target}', "
+            f"its one-worker run '{_target(reference)}'",
         )
     reached, first = run.reached(), reference.reached()
     ideal = sum(run.scenario.speeds) / sum(reference.scenario.speeds)
@@ -356,7 +357,8 @@ def html_table(
     def cell(tag: str, text: str, column: int, row: int = -1) -> str:
         names = ["" if column in left else "figure", (marks or {}).get((row, column), "")]
         known = " ".join(filter(None, names))
-        return f"<{tag}{f' class="{known}"' if known else ''}>{html.escape(text)}</{tag}>"
+        attribute = f' class="{known}"' if known else ""
+        return f"<{tag}{attribute}>{html.escape(text)}</{tag}>"
 
     head = "".join(cell("th", text, column) for column, text in enumerate(headings))
     body = "\n".join(

@@ -172,7 +172,9 @@ def _call(signature: Signature) -> str:
     return f"{op} of {elements} {element_type} elements"
 
 
-def cannot_go_on(waits: Sequence[tuple[int, str, str, Sequence[int]]], ended: Sequence[int]) -> AlgorithmError:
+def cannot_go_on(
+    waits: Sequence[tuple[int, str, str, Sequence[int]]], ended: Sequence[int]
+) -> AlgorithmError:
     """Return the error of a run in which every worker has ended or waits for one that will never come.
 
     Parameters
@@ -186,7 +188,7 @@ def cannot_go_on(waits: Sequence[tuple[int, str, str, Sequence[int]]], ended: Se
     sentences = []
     for rank, operation, group, missing in waits:
         where = f" of group '{group}'" if group else ""
-        what = "worker" if len(missing) == 1 else "workers"
-        sentences.append(f"worker {rank} waits in {operation}{where} for {what} {', '.join(map(str, missing))}")
+        whom = f"worker{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+        sentences.append(f"worker {rank} waits in {operation}{where} for {whom}")
     sentences += [f"worker {rank} has ended" for rank in ended]
     return AlgorithmError(f"the run cannot go on: {'; '.join(sentences)}")

@@ -73,7 +73,7 @@ def _read(dimension: str) -> pydantic.BeforeValidator:
 
 
 def _write(dimension: str) -> pydantic.PlainSerializer:
-    return pydantic.PlainSerializer(lambda value: f"{value!r} {dimension}")
+    return pydantic.PlainSerializer(lambda value: f"{float(value)!r} {dimension}")
 
 
 Seconds: TypeAlias = Annotated[float, _read("s"), _write("s")]
@@ -89,8 +89,19 @@ _QUANTITIES: dict[str, Any] = {"s": Seconds, "B": Bytes, "B/s": BytesPerSecond, 
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the known word nearest to ``word``."""
-    return difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)[0]
+    """Return the known word nearest to ``word``: one that it begins, else the most similar."""
+    words = list(known)
+    begun = [other for other in words if word and other.startswith(word)]
+    return difflib.get_close_matches(word, begun or words, n=1, cutoff=0.0)[0]
+
+
+def _key_hint(key: str, known: list[str]) -> str:
+    """Return what would have been right instead of an unknown key."""
+    if not known:
+        return "; it takes no keys"
+    if difflib.get_close_matches(key, known, n=1, cutoff=0.6):
+        return f"; the nearest known key is '{nearest(key, known)}'"
+    return f"; the known keys are {', '.join(known)}"
 
 
 def check(model: type[Section], data: object, folder: Path | None = None) -> Any:
@@ -116,10 +127,8 @@ def _first_fault(report: pydantic.ValidationError, model: type[Section]) -> BadI
     if fault["type"] == "extra_forbidden":
         owner = _model_at(model, fault["loc"][:-1])
         known = [field.alias or name for name, field in owner.model_fields.items()]
-        hint = (
-            f"; the nearest known key is '{nearest(location[-1], known)}'" if known else "; it takes no keys"
-        )
-        return BadInput(_dotted(*location[:-1]), f"unknown key '{location[-1]}'{hint}")
+        problem = f"unknown key '{location[-1]}'{_key_hint(location[-1], known)}"
+        return BadInput(_dotted(*location[:-1]), problem)
     if fault["type"] == "missing":
         return BadInput(_dotted(*location), "this key is missing")
     return BadInput(_dotted(*location), _problem(fault))

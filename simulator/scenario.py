@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 import yaml
+from pydantic_core import PydanticSerializationError
 
 import topologies
 from algorithms import ALGORITHMS, Algorithm, algorithm
@@ -172,11 +173,16 @@ def _read_algorithms(value: object, folder: Path | None) -> tuple[Part, ...]:
 _PARTS_WRITER = pydantic.PlainSerializer(lambda parts: [entry.data() for entry in parts])
 
 
+_DEVICES_WRITER = pydantic.PlainSerializer(
+    lambda chosen: [device.model_dump(by_alias=True, mode="json", exclude_none=True) for device in chosen]
+)
+
+
 class ClusterSection(Section):
     """The machines: topology, devices, workers, and what disturbs them."""
 
     topology: Annotated[Part | TopologyFile, reader(_read_topology), PART_WRITER]
-    device: Annotated[tuple[DeviceChoice, ...], reader(_read_devices)]
+    device: Annotated[tuple[DeviceChoice, ...], reader(_read_devices), _DEVICES_WRITER]
     workers: int | None = pydantic.Field(default=None, ge=1)
     placement: Literal["linear", "round-robin"] | tuple[int, ...] = "linear"
     routing: Literal["shortest", "ecmp"] = "shortest"
@@ -265,6 +271,20 @@ class Scenario:
             self._check_together()
         except BadInput as error:
             raise BadInput(": ".join(filter(None, (source, error.key))), error.problem) from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the raw data, and what was derived at some expense and is plain."""
+        derived = ("batches", "communication_graph", "mixing", "shares", "speeds", "workers")
+        return {
+            "_data": _portable(self._data),
+            "_source": self._source,
+            "_folder": self._folder,
+            **{name: self.__dict__[name] for name in derived if name in self.__dict__},
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.sections = check(Sections, self._data, self._folder)
 
     @classmethod
     def load(cls, name: str | Path) -> Scenario:
@@ -599,6 +619,20 @@ def _under(key: str) -> Iterator[None]:
         raise BadInput(".".join(filter(None, (key, error.key))), error.problem) from None
     except ValueError as error:
         raise BadInput(key, str(error)) from error
+
+
+def _portable(value: Any) -> Any:
+    """Return raw data that can be pickled: a read part becomes what a file would hold, or its object."""
+    if isinstance(value, Mapping):
+        return {key: _portable(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_portable, value))
+    if isinstance(value, Part):
+        try:
+            return value.data()
+        except PydanticSerializationError:
+            return value.build()
+    return value
 
 
 def _apportion(total: int, parts: Sequence[float]) -> tuple[int, ...]:

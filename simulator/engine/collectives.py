@@ -49,7 +49,7 @@ class Communicator:
                 by_host.setdefault(host, []).append(position)
             self._schedule = PATTERNS[self._transport.pattern](list(by_host.values()))
         self._traffic = traffic(self._schedule)
-        self._links, self._demand = self._loads()
+        self._links, self._demand, self._busiest = self._loads()
         self._latency = self._pipelined_latency()
         self.sent = self._sent_fractions()
 
@@ -63,13 +63,18 @@ class Communicator:
             sent[source] += fraction
         return tuple(sent)
 
-    def _loads(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        """Return the links of the pattern, and the bytes that each carries per byte of the message."""
+    def _loads(self) -> tuple[tuple[int, ...], tuple[float, ...], float]:
+        """Return the links of the pattern, how busy each is relative to the busiest, and that one's load.
+
+        A load is in bytes per byte of the message. Relative to the busiest link, the coupled flow gets
+        the share of that link that any other flow would get.
+        """
         loads: dict[int, float] = {}
         for (source, destination), fraction in self._traffic.items():
             for link in self._network.path(self.ranks[source], self.ranks[destination]).links:
                 loads[link] = loads.get(link, 0.0) + fraction
-        return tuple(loads), tuple(loads.values())
+        busiest = max(loads.values(), default=0.0)
+        return tuple(loads), tuple(load / busiest for load in loads.values()), busiest
 
     def _pipelined_latency(self) -> float:
         transport = self._transport
@@ -115,7 +120,7 @@ class Communicator:
         elif len(self.ranks) == 1:
             clock.at(clock.now, end)
         else:
-            size = pending.nbytes / self._transport.payload_share
+            size = self._busiest * pending.nbytes / self._transport.payload_share
             clock.flow(self._links, size, end, demand=self._demand, latency=self._latency)
 
 

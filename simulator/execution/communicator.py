@@ -11,12 +11,14 @@ import datetime
 import platform
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from algorithms import WORLD, Plan, Reduction
+
+T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(hours=1)
 """How long an operation waits for ranks that live but have not called."""
@@ -117,17 +119,24 @@ class GlooCommunicator:
         On one machine all ranks read the same clock, and rank 0 says when. On several each takes the end
         of the barrier, because their clocks have nothing in common.
         """
-        hosts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(hosts, platform.node())
-        dist.barrier()
-        start = torch.tensor(time.monotonic(), dtype=torch.float64)
+        world = self._groups[WORLD]
+        hosts: list[Any] = [None] * dist.get_world_size(world)
+        dist.all_gather_object(hosts, platform.node(), world)
+        dist.barrier(world)
+        start = torch.tensor([time.monotonic()], dtype=torch.float64)
         if len(set(hosts)) == 1:
-            dist.broadcast(start, 0)
+            dist.broadcast(start, 0, world)
         return float(start)
+
+    def gather(self, value: T) -> list[T] | None:
+        """Return every rank's value on rank 0, and None on the others."""
+        values: list[Any] | None = [None] * dist.get_world_size() if self._rank == 0 else None
+        dist.gather_object(value, values, 0, self._groups[WORLD])
+        return values
 
     def close(self) -> None:
         """Give the process groups back, when all ranks have ended their work."""
-        dist.barrier()
+        dist.barrier(self._groups[WORLD])
         for group in self._made:
             if group is not dist.GroupMember.NON_GROUP_MEMBER:
                 dist.destroy_process_group(group)

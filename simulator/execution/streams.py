@@ -15,7 +15,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent import futures
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -141,12 +140,13 @@ class WallHandle(Generic[T]):
         return self._outcome.result()
 
     def _wait(self) -> None:
-        # An error is raised by the caller, so that it cannot be taken for the wait's own time-out.
-        if futures.wait((self._outcome,), LONG).done:
-            return
-        self._waiting(self.call)
-        futures.wait((self._outcome,))
-        self._waiting(None)
+        try:
+            # This returns the operation's own error instead of raising it.
+            self._outcome.exception(LONG)
+        except TimeoutError:
+            self._waiting(self.call)
+            self._outcome.exception()
+            self._waiting(None)
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float, float]:

@@ -312,16 +312,15 @@ class WallWorker:
         if "graph" not in algorithm.requires:
             raise faults.no_graph(self._rank, "exchange", type(algorithm).__name__)
         graph, rank = self._scenario.communication_graph, self._rank
-        if graph.is_directed():
-            sources, destinations = graph.predecessors(rank), graph.successors(rank)
-        else:
-            sources = destinations = graph.neighbors(rank)
-        found = tuple(sorted(set(sources))), tuple(sorted(set(destinations)))
-        arcs = [(source, rank) for source in found[0]] + [(rank, target) for target in found[1]]
+        # Of an undirected graph both are all neighbours.
+        arcs = sorted(graph.to_directed().edges)
         for source, destination in arcs:
-            if (source, destination, EXCHANGE) not in self._plan.channels:
+            if rank in (source, destination) and (source, destination, EXCHANGE) not in self._plan.channels:
                 raise faults.undeclared_channel(rank, source, destination, EXCHANGE)
-        return found
+        return (
+            tuple(source for source, destination in arcs if destination == rank),
+            tuple(destination for source, destination in arcs if source == rank),
+        )
 
     def _communicating(self) -> Communicator:
         assert self._communicator is not None

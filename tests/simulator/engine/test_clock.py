@@ -423,6 +423,8 @@ def test_background_traffic_neither_stalls_a_run_nor_keeps_it_alive() -> None:
     assert clock.now == 2.0
     clock.core.fail(link)
     clock.run()
+    with pytest.raises(simpy.core.EmptySchedule):
+        clock.step()
     assert (clock.now, clock.peek()) == (2.0, inf)
 
 

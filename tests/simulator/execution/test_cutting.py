@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,8 +56,9 @@ def test_gaps_and_overlaps_are_refused(bounds: tuple[tuple[int, int], ...], mess
 )
 def test_covers_the_vector_once_within_half_an_element(edges: list[int], total: int, elements: int) -> None:
     marks = sorted({0, total, *(edge for edge in edges if edge < total)})
-    bounds = tuple(zip(marks, marks[1:], strict=False))[::-1]
+    bounds = tuple(itertools.pairwise(marks))[::-1]
     pieces = cut(bounds, total, elements)
-    assert [element for low, high in reversed(pieces) for element in range(low, high)] == list(range(elements))
+    covered = [element for low, high in reversed(pieces) for element in range(low, high)]
+    assert covered == list(range(elements))
     for (low, _), (cut_low, _) in zip(bounds, pieces, strict=True):
         assert abs(cut_low - low * elements / total) <= 0.5 + 1e-6

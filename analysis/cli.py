@@ -1,0 +1,668 @@
+"""The command line: every command calls a function that Python users call too, and prints what it returns.
+
+Results go to the standard output, as text or, with ``--json``, as one JSON document; progress goes to the
+standard error, and only to a terminal. Exit codes: 0 done, 2 bad input (one sentence, ``error: ...``), 1
+anything else. What a command needs is imported when it runs, so that ``paceline --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from simulator.run import Progress, Run
+    from simulator.scenario import Scenario
+
+_USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What the command line's parser raises for arguments that it cannot use."""
+
+
+class _Group(TyperGroup):
+    """All commands; turns what they raise into one sentence and an exit code."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line and exit with its code."""
+        command = super().main
+        sys.exit(_exit_code(lambda: command(*args, **{**extra, "standalone_mode": False})))
+
+
+def _exit_code(command: Callable[[], Any]) -> int:
+    """Run a command and return its exit code; bad input and known failures become one sentence."""
+    try:
+        code = command()
+    except _USAGE_ERROR as error:
+        return _refused(error.format_message(), 2)
+    except ValueError as error:
+        return _refused(str(error), 2)
+    except typer.Abort:
+        return _refused("interrupted", 1)
+    except RuntimeError as error:
+        # Ours say who failed and why; what Python itself or a library raises shows where.
+        if type(error) is RuntimeError or not type(error).__module__.startswith(
+            ("simulator", "analysis", "algorithms")
+        ):
+            raise
+        return _refused(str(error), 1)
+    return code if isinstance(code, int) else 0
+
+
+def _refused(message: str, code: int) -> int:
+    typer.echo(f"error: {message}", err=True)
+    return code
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="paceline",
+    help="How long does distributed training take, with this algorithm, on this cluster?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ScenarioName = Annotated[
+    str, typer.Argument(metavar="SCENARIO", help="A scenario file, or the name of one that ships.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; by default a new one below runs/.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the scenario's.")]
+
+
+def main() -> None:
+    """Run the command line; the entry point of the command ``paceline``."""
+    app()
+
+
+# Run and execute.
+
+
+@app.command()
+def run(
+    scenario: ScenarioName,
+    out: Out = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Processes; by default one per processor.")
+    ] = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Simulate a scenario's algorithms: table, HTML report, Perfetto trace."""
+    result = _run(_load(scenario, seed), out, jobs, quiet=as_json)
+    if as_json:
+        _print_json(result)
+
+
+@app.command()
+def execute(
+    scenario: ScenarioName,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes, in place of the scenario's workers.")
+    ] = None,
+    step_size: Annotated[
+        float | None, typer.Option("--step-size", help="Step size; by default the grid's best in simulation.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Simulate as well, and say whether the models are bit-identical.")
+    ] = False,
+    out: Out = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Run the scenario's algorithm for real, on local processes."""
+    result = _execute(_load(scenario, seed), workers, step_size, verify, out, quiet=as_json)
+    if as_json and result is not None:
+        _print_json(result)
+
+
+@app.command()
+def demo(
+    out: Out = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Simulate the scenario that ships, then run its algorithm for real and compare the models."""
+    scenario = _load("cocod-1080ti", seed)
+    simulated = _run(scenario, out and out / "simulated", None, quiet=as_json)
+    if not as_json:
+        typer.echo("")
+    executed = _execute(scenario, 4, None, True, out and out / "executed", quiet=as_json)
+    if as_json:
+        _print_json({"run": simulated, "execute": executed})
+
+
+def _load(name: str, seed: int | None) -> Scenario:
+    from simulator.scenario import Scenario
+
+    scenario = Scenario.load(name)
+    return scenario if seed is None else scenario.vary(seed=seed)
+
+
+def _run(scenario: Scenario, out: Path | None, jobs: int | None, quiet: bool) -> dict[str, Any]:
+    """Simulate, save and print an experiment; return what it came to as plain data."""
+    import shutil
+
+    from analysis.experiment import experiment, parts_folder
+
+    started = time.perf_counter()
+    folder = out or Path("runs") / f"{scenario.name}-{scenario.digest()}"
+    _check_replaceable(folder)
+    if not quiet:
+        typer.echo(_heading(scenario))
+    store = parts_folder(folder, scenario)
+    with _progress("simulating") as progress:
+        done = experiment(scenario, jobs, progress, store)
+    done.save(folder, time.perf_counter() - started)
+    shutil.rmtree(store, ignore_errors=True)
+    if not quiet:
+        from analysis.report import warnings
+
+        typer.echo(f"\n{done.table()}")
+        for text in warnings(done):
+            typer.echo(f"Warning: {text}")
+        typer.echo(
+            f"\nSaved to {folder}: open {folder / 'report.html'} in a browser, "
+            f"{folder / 'trace.json'} in ui.perfetto.dev."
+        )
+    return {**done.summary(), "saved_to": str(folder)}
+
+
+def _heading(scenario: Scenario) -> str:
+    from analysis.report import facts, title
+
+    shown = ("workers", "topology", "links", "straggler", "batch", "target")
+    lines = [f"{scenario.name}: {title(scenario)}"]
+    lines += [f"  {name:10} {text}" for name, text in facts(scenario) if name in shown]
+    return "\n".join(lines)
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuse to replace anything that is not a saved run."""
+    from simulator.parts import BadInput
+
+    if folder.is_dir() and (not any(folder.iterdir()) or (folder / "provenance.json").is_file()):
+        return
+    if folder.exists():
+        raise BadInput(str(folder), "exists and is no saved run; name another folder")
+
+
+def _execute(
+    scenario: Scenario,
+    workers: int | None,
+    step_size: float | None,
+    verify: bool,
+    out: Path | None,
+    quiet: bool,
+) -> dict[str, Any] | None:
+    """Execute, save and print a scenario's algorithm; return what it came to as plain data.
+
+    Under torchrun all ranks execute, and rank 0 alone prints and saves; the others return None.
+    """
+    from simulator.execution.execute import execute as execute_scenario
+
+    started = time.perf_counter()
+    if "RANK" in os.environ:
+        quiet = quiet or os.environ["RANK"] != "0"
+        workers = workers or int(os.environ.get("WORLD_SIZE", "1"))
+    single, settled = _executable(scenario, workers, step_size)
+    folder = out or Path("runs") / f"{single.name}-{single.digest()}-executed"
+    _check_replaceable(folder)
+    taken = taken_from_the_machine(single)
+    if not quiet:
+        count = single.workers
+        name = single.sections.algorithm.name
+        typer.echo(f"{single.name}: {name} on {count} local process{'es' if count > 1 else ''}")
+        for text in settled:
+            typer.echo(f"  {text}")
+        typer.echo(f"  from this machine, not from the scenario: {'; '.join(taken)}")
+    with _progress("executing") as progress:
+        done = execute_scenario(single, progress)
+    if done is None:
+        return None
+    done.save(folder, time.perf_counter() - started)
+    result = {**done.summary(), "from_this_machine": taken, "saved_to": str(folder)}
+    if not quiet:
+        typer.echo(_execution_text(done))
+    if verify:
+        text, found = _verification(single, done)
+        result.update(found)
+        if not quiet:
+            typer.echo(f"  {text}")
+    if not quiet:
+        typer.echo(f"Saved to {folder}.")
+    return result
+
+
+def _executable(
+    scenario: Scenario, workers: int | None, step_size: float | None
+) -> tuple[Scenario, list[str]]:
+    """Return the one algorithm, step size and number of iterations to execute, and what settled them.
+
+    A grid is settled by simulation, and so is how long a run is that stops at its target.
+    """
+    from simulator.engine.simulate import simulate
+
+    single = scenario.variants()[0]
+    if workers is not None and workers != single.workers:
+        single = single.vary(workers=workers)
+    if step_size is not None:
+        single = single.vary(step_size=step_size)
+    grid, stops = single.step_sizes, single.sections.budget.stop == "target"
+    if len(grid) == 1 and not stops:
+        return single, []
+    with _progress("simulating") as progress:
+        simulated = simulate(single, progress)
+    settled = []
+    if len(grid) > 1:
+        tried = ", ".join(f"{step:g}" for step in grid if step is not None)
+        settled.append(f"step size {simulated.step_size:g}, the best of {tried} in simulation")
+    single = simulated.scenario
+    if stops:
+        iterations = max(simulated.iterations)
+        settled.append(f"{iterations:,} iterations a worker, where the simulation stops")
+        single = single.vary(budget={"iterations": iterations})
+    return single, settled
+
+
+def _verification(single: Scenario, done: Run) -> tuple[str, dict[str, Any]]:
+    """Simulate what was executed; return in a sentence, and as data, whether the models are the same."""
+    from analysis.compare import compare_models
+    from simulator.engine.simulate import simulate
+
+    with _progress("simulating") as progress:
+        simulated = simulate(single, progress)
+    models = compare_models(simulated, done)
+    assert models is not None  # an execution always has models
+    word = "bit-identical" if models.identical else "not bit-identical"
+    text = f"the executed models are {word} to the simulated ones"
+    if not models.identical and models.largest_difference is not None:
+        text += f"; largest difference {models.largest_difference:.3g}"
+    return text, {
+        "bit_identical": models.identical,
+        "largest_model_difference": models.largest_difference,
+        "simulated_time_per_iteration_s": simulated.time_per_iteration,
+    }
+
+
+def taken_from_the_machine(scenario: Scenario) -> list[str]:
+    """Return the parts of a scenario that an execution takes from the real machine, with what they were."""
+    cluster = scenario.sections.cluster
+    topology = cluster.topology.data()
+    devices = dict.fromkeys(device.name for device in scenario.cluster.devices)
+    taken = [
+        f"devices ({', '.join(devices)})",
+        f"network ({topology.get('builder') or topology.get('file')}, transport {cluster.transport.name})",
+    ]
+    if cluster.stragglers:
+        taken.append(f"stragglers ({', '.join(part.name for part in cluster.stragglers)})")
+    if cluster.background:
+        count = len(cluster.background)
+        taken.append(f"background traffic ({count} flow{'s' if count > 1 else ''})")
+    return taken
+
+
+def _execution_text(done: Run) -> str:
+    from simulator.units import format_quantity
+
+    shares = done.time_shares()
+    iterations = sum(done.iterations) / done.workers
+    lines = [
+        f"  {iterations:,.6g} iterations a worker in {format_quantity(done.duration, 's')}, "
+        f"{format_quantity(done.time_per_iteration, 's')} each",
+        f"  compute {100 * shares['compute']:.1f} %, transfer {100 * shares['transfer']:.1f} %, "
+        f"waiting {100 * shares['wait']:.1f} %",
+    ]
+    if done.samples.loss:
+        lines.append(f"  final loss {done.samples.loss[-1]:.4g}")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Progress | None]:
+    """Give what shows a progress bar with the time that is left, or None where nobody would see it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=1.0)
+        yield lambda done: bar.update(task, completed=done)
+
+
+# Compare.
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(metavar="RUN_A", help="Folder of a saved run.")],
+    run_b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Folder of another.")],
+    out: Annotated[Path | None, typer.Option("--out", help="HTML file to write the comparison to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where two runs differ, phase by phase."""
+    from analysis.compare import compare as compare_runs
+    from analysis.compare import load_run
+
+    comparison = compare_runs(load_run(run_a), load_run(run_b))
+    if out is not None:
+        from analysis.report import comparison_report
+
+        _write_text(out, comparison_report(comparison))
+    if as_json:
+        _print_json(comparison.to_dict())
+        return
+    typer.echo(str(comparison))
+    if out is not None:
+        typer.echo(f"Saved to {out}.")
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    from simulator.parts import BadInput
+
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise BadInput(str(path), f"cannot be written: {error.strerror}") from None
+
+
+# What there is.
+
+
+@app.command()
+def topology(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[SCENARIO|BUILDER|FILE]", help="What to describe.")
+    ] = None,
+    parameters: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Parameters of a builder.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Topology file to write.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Describe a topology: nodes, links, capacity, diameter, bisection; without a name, list the builders."""
+    from analysis import catalogue
+
+    if name is None:
+        _print_list(catalogue.builders(), _builder_text, as_json)
+        return
+    graph = catalogue.topology(name, _settings(parameters or []))
+    if out is not None:
+        import topologies
+
+        topologies.write_topology(graph, out)
+    facts = catalogue.topology_facts(graph)
+    if as_json:
+        _print_json({"name": name, **facts})
+    else:
+        typer.echo(_topology_text(name, facts))
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read ``key=value`` arguments as a scenario file would."""
+    import yaml
+
+    from simulator.parts import BadInput
+
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise BadInput("", f"expected a parameter like 'nodes=8', got '{pair}'")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise BadInput(key, f"'{value}' cannot be read") from None
+    return settings
+
+
+def _builder_text(builder: Mapping[str, Any]) -> str:
+    def said(value: Any) -> str:
+        return (
+            _link_text(value)
+            if isinstance(value, dict)
+            else str(value).lower()
+            if isinstance(value, bool)
+            else str(value)
+        )
+
+    lines = [f"{builder['name']}: {builder['summary']}"]
+    lines += [f"    {key:18} {said(value)}" for key, value in builder["parameters"].items()]
+    return "\n".join(lines)
+
+
+def _link_text(link: Mapping[str, Any]) -> str:
+    from simulator.units import format_quantity
+
+    return f"{format_quantity(link['bandwidth'], 'B/s')}, {format_quantity(link['latency'], 's')}"
+
+
+def _topology_text(name: str, facts: Mapping[str, Any]) -> str:
+    from simulator.units import format_quantity
+
+    kinds = ", ".join(f"{count} {kind}" for kind, count in facts["nodes_by_kind"].items())
+    bound = "" if facts["bisection_is_exact"] else "at most "
+    lines = [
+        name,
+        f"  nodes      {facts['nodes']} ({kinds})",
+        f"  links      {facts['links']} on {facts['edges']} edges, "
+        f"{format_quantity(facts['capacity_bytes_per_s'], 'B/s')} in all",
+    ]
+    for group in facts["link_groups"]:
+        rate = format_quantity(group["bandwidth_bytes_per_s"], "B/s")
+        if group["efficiency"] != 1:
+            rate += f" × {group['efficiency']:g} = {format_quantity(group['effective_bytes_per_s'], 'B/s')}"
+        lines.append(
+            f"             {group['edges']} × {group['between']}: {rate}, "
+            f"{format_quantity(group['latency_s'], 's')}, {group['duplex']} duplex"
+        )
+    hops = facts["diameter_hops"]
+    latency = format_quantity(facts["diameter_latency_s"], "s")
+    bisection = format_quantity(facts["bisection_bytes_per_s"], "B/s")
+    lines += [
+        f"  diameter   {hops} hop{'' if hops == 1 else 's'}, {latency} between two GPUs",
+        f"  bisection  {bound}{bisection} between two halves of the GPUs",
+    ]
+    return "\n".join(lines)
+
+
+@app.command()
+def algorithms(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The one to describe.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the algorithms, or describe one: parameters, traffic, source."""
+    from analysis import catalogue
+
+    if name is None:
+        rows = [[row["name"], row["traffic"], row["summary"], row["paper"]] for row in catalogue.algorithms()]
+        _print_table(
+            ["algorithm", "bytes sent", "what it does", "source"],
+            rows,
+            (0, 1, 2, 3),
+            catalogue.algorithms(),
+            as_json,
+        )
+        if not as_json:
+            typer.echo(
+                "Bytes that a worker sends per iteration: M is the model, n the workers, k the period."
+            )
+        return
+    facts = catalogue.algorithm_facts(name)
+    if as_json:
+        _print_json(facts)
+        return
+    typer.echo(f"{facts['name']}: {facts['summary']}\n\n{facts['description']}\n")
+    typer.echo(f"bytes sent per iteration: {facts['traffic']} (M: model, n: workers, k: period)")
+    typer.echo(f"needs: {', '.join(facts['needs']) or 'nothing beside a network'}")
+    for parameter in facts["parameters"]:
+        least = f", at least {parameter['minimum']}" if "minimum" in parameter else ""
+        default = json.dumps(parameter["default"])
+        typer.echo(f"parameter {parameter['name']} (default {default}{least}): {parameter['meaning']}")
+
+
+@app.command()
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The one to describe, by layer.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the models with their cost per sample, or one by layer."""
+    from analysis import catalogue
+    from simulator.units import format_quantity
+
+    def cells(row: Mapping[str, Any], *, size: bool) -> list[str]:
+        parameters = [f"{row['parameters']:,}"] + (
+            [format_quantity(row["parameter_bytes"], "B")] if size else []
+        )
+        flops = [format_quantity(row[key], "FLOP") for key in ("forward_flop", "backward_flop")]
+        return [row["name"], *parameters, *flops, format_quantity(row["activation_bytes"], "B")]
+
+    work = ["forward", "backward", "activations"]
+    if name is None:
+        found = catalogue.models()
+        rows = [cells(row, size=True) for row in found]
+        _print_table(["model", "parameters", "size", *work], rows, (0,), found, as_json)
+    else:
+        facts = catalogue.model_facts(name)
+        rows = [cells(row, size=False) for row in (*facts["layers"], {**facts, "name": "total"})]
+        _print_table(["layer", "parameters", *work], rows, (0,), facts, as_json)
+    if not as_json:
+        typer.echo(
+            "Forward, backward and activations are per sample; a multiply-add is two FLOP; sizes are in fp32."
+        )
+
+
+@app.command()
+def devices(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The one to describe.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the devices with their datasheet figures, or one with its source."""
+    from analysis import catalogue
+    from simulator.units import format_quantity
+
+    rates = ("peak_fp32_flop_per_s", "peak_tf32_flop_per_s", "peak_bf16_flop_per_s", "peak_fp16_flop_per_s")
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        peaks = ["-" if row[key] is None else format_quantity(row[key], "FLOP/s") for key in rates]
+        memory = [
+            format_quantity(row["memory_bytes_per_s"], "B/s"),
+            format_quantity(row["memory_bytes"], "B"),
+        ]
+        return [row["name"], *peaks, *memory, f"{row['efficiency']:g}"]
+
+    found = catalogue.devices() if name is None else [catalogue.device_facts(name)]
+    headings = ["device", "fp32", "tf32", "bf16", "fp16", "memory bandwidth", "memory", "efficiency"]
+    _print_table(headings, [cells(row) for row in found], (0,), found if name is None else found[0], as_json)
+    if as_json:
+        return
+    if name is not None:
+        typer.echo(f"Source: {found[0]['source']}")
+        typer.echo(
+            f"Launch overhead {format_quantity(found[0]['launch_overhead_s'], 's')} per layer and direction."
+        )
+    typer.echo("Peaks are dense rates; efficiency is the share of the peak that training is taken to reach.")
+
+
+@app.command()
+def flows(
+    case: Annotated[
+        Path, typer.Argument(metavar="CASE.json", help="Flows on links, or a list of such cases.")
+    ],
+    fairness: Annotated[
+        Literal["maxmin", "rtt"], typer.Option("--fairness", help="Equal shares, or shares by 1 / latency.")
+    ] = "maxmin",
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write to.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, which this command always does.")
+    ] = False,
+) -> None:
+    """Print when given flows on given links complete, in seconds."""
+    from simulator.engine.flows import completion_times, read_cases
+
+    cases = read_cases(case)
+    completed = [
+        {
+            **({"name": entry["name"]} if "name" in entry else {}),
+            "completion": completion_times(entry, fairness),
+        }
+        for entry in cases
+    ]
+    single = isinstance(json.loads(case.read_text(encoding="utf-8")), dict)
+    text = json.dumps(
+        _plain(completed[0] if single else completed), indent=1, ensure_ascii=False, allow_nan=False
+    )
+    if out is not None:
+        _write_text(out, text + "\n")
+    typer.echo(text)
+
+
+# Printing.
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """Return data that JSON can hold: what is infinite is written as the text "inf", no number as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def _print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int], data: object, as_json: bool
+) -> None:
+    from analysis.speedup import text_table
+
+    if as_json:
+        _print_json(data)
+    else:
+        typer.echo(text_table(headings, rows, left))
+
+
+def _print_list(
+    entries: Sequence[Mapping[str, Any]], text: Callable[[Mapping[str, Any]], str], as_json: bool
+) -> None:
+    if as_json:
+        _print_json(entries)
+    else:
+        typer.echo("\n".join(map(text, entries)))

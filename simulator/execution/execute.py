@@ -1,0 +1,109 @@
+"""Execution: a scenario's algorithm for real, on local processes or under ``torchrun``.
+
+From the scenario come the algorithm, the objective, the batches, the communication graph, the bucket plan,
+the budget and the target. From the real machine come its computing speed and its network: topology,
+devices, transport, stragglers and background traffic of the scenario play no part, except that
+proportional batches are dealt out by the speeds that the scenario states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from simulator.observation import Observer, Samples
+from simulator.parts import BadInput
+from simulator.run import Progress, Run
+from traces import Timeline
+
+if TYPE_CHECKING:
+    from simulator.execution.record import Record
+    from simulator.scenario import Scenario
+
+
+def execute(scenario: Scenario, progress: Progress | None = None) -> Run | None:
+    """Run a scenario on the wall clock.
+
+    Parameters
+    ----------
+    scenario
+        With an objective, one step size and one algorithm. Its workers become local processes; where
+        torchrun's environment is set (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), this process is one
+        of them.
+    progress
+        Told how much is done, from 0 to 1, in this thread.
+
+    Returns
+    -------
+    The run, with ``clock`` "wall" and no link utilisation. Under torchrun rank 0 alone has it; the other
+    ranks get None.
+
+    Raises
+    ------
+    BadInput
+        The scenario cannot be executed.
+    AlgorithmError
+        The algorithm breaks a rule of the seam.
+    WorkerFailed
+        A worker raised an error or was killed; all have been ended.
+    """
+    check_executable(scenario)
+    from simulator.execution import launch
+
+    place = launch.torchrun_place()
+    records = launch.launch(scenario, progress) if place is None else launch.join(scenario, *place, progress)
+    if progress is not None and records is not None:
+        progress(1.0)
+    return None if records is None else assembled(scenario, records)
+
+
+def check_executable(scenario: Scenario) -> None:
+    """Refuse a scenario that only a simulation can run.
+
+    Raises
+    ------
+    BadInput
+        Its first fault.
+    """
+    sections = scenario.sections
+    if sections.workload.objective is None:
+        raise BadInput("workload.objective", "an execution computes real gradients; name what is optimised")
+    if len(scenario.step_sizes) != 1:
+        steps = ", ".join(f"{step:g}" for step in scenario.step_sizes if step is not None)
+        raise BadInput("step-size", f"an execution takes one step size, not the grid {steps}")
+    if sections.compare:
+        names = ", ".join(part.name for part in sections.compare)
+        raise BadInput("compare", f"an execution runs one algorithm, not {names} as well")
+    if sections.budget.stop == "target":
+        raise BadInput("budget.stop", "only a simulation can stop at its target; use 'end'")
+
+
+def assembled(scenario: Scenario, records: Sequence[Record]) -> Run:
+    """Return the run that all ranks' records make, evaluating the reported models in the order of time."""
+    import numpy as np
+
+    from simulator.execution.record import spans
+
+    return Run(
+        scenario=scenario,
+        clock="wall",
+        duration=max(record.end for record in records),
+        iterations=tuple(record.iterations for record in records),
+        bytes_sent=tuple(record.bytes_sent for record in records),
+        timeline=Timeline(spans(records)),
+        samples=_samples(scenario, records),
+        models=np.stack([record.reports.models[-1] for record in records]),
+    )
+
+
+def _samples(scenario: Scenario, records: Sequence[Record]) -> Samples:
+    import torch
+
+    observer = Observer(scenario.objective, scenario.shares, len(records))
+    reports = [
+        (time, record.rank, index) for record in records for index, time in enumerate(record.reports.times)
+    ]
+    for time, rank, index in sorted(reports):
+        own = records[rank].reports
+        observer.report(rank, time, own.iterations[index], torch.from_numpy(own.models[index]))
+    return observer.samples

@@ -1,0 +1,516 @@
+"""Ranks as processes: started here on this machine, or already started by ``torchrun``.
+
+Local ranks are forked from a helper process that has imported what they need and done nothing else. So a
+rank is up in milliseconds instead of the seconds that importing torch takes, and no rank inherits threads
+that a simulation has used. They meet through a file in a temporary folder and talk over the loopback
+device. Each has a pipe to the process that launched it: over it goes what the rank brings home, or the
+error that ended it. When one rank fails all are ended, and the first cause is raised. A rank ends when its
+launcher does, however that happens.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
+
+from simulator import faults
+from simulator.execution.communicator import PATIENCE, CommunicationFailed, GlooCommunicator
+from simulator.execution.record import Record
+from simulator.execution.streams import Call
+from simulator.execution.worker import Listener, WallWorker, planned
+from simulator.faults import AlgorithmError, WorkerFailed
+from simulator.parts import BadInput
+from simulator.run import Progress
+from simulator.scenario import Scenario
+
+PRELOADED = [
+    "torch",
+    "torch.distributed",
+    "sklearn.datasets",
+    "simulator.workload.objective",
+    "simulator.execution.launch",
+]
+"""What the helper process imports: all that ranks would otherwise import one by one."""
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""The environment of the helper and the ranks: the same bits as in simulation need one thread."""
+
+Buckets = tuple[tuple[int, int], ...]
+
+_SETTLING = 0.05
+"""Seconds in which other ranks' failures are awaited after a first one, for a message that is stable."""
+_EXPLAINING = 2.0
+"""The same after a lost connection, which some other rank's end explains."""
+_PARTING = 5.0
+"""Seconds that a rank has to end by itself after its work is done."""
+
+
+# One rank.
+
+
+def perform(
+    scenario: Scenario, rank: int, buckets: Buckets | None = None, listener: Listener | None = None
+) -> tuple[Record, GlooCommunicator | None]:
+    """Run one rank in this process, whose default process group exists if there are several.
+
+    Parameters
+    ----------
+    scenario, rank
+        What is run, and which worker of it.
+    buckets
+        The cost model's buckets, where the caller has them already.
+    listener
+        Told how the worker gets on.
+
+    Returns
+    -------
+    What happened, and the communicator (None for a single worker).
+
+    Raises
+    ------
+    AlgorithmError
+        The algorithm breaks a rule of the seam.
+    WorkerFailed
+        Anything else that its run raises; the original error is its cause.
+    """
+    torch.set_num_threads(1)
+    several = scenario.workers > 1
+    communicator = GlooCommunicator(rank, scenario.workers, planned(scenario)) if several else None
+    worker = WallWorker(scenario, rank, communicator, buckets, listener)
+    algorithm = scenario.algorithm
+    start = time.monotonic() if communicator is None else communicator.common_start()
+    try:
+        return worker.run(algorithm, start), communicator
+    except AlgorithmError:
+        raise
+    except Exception as error:
+        raise WorkerFailed(rank, worker.iterations, faults.cause_of(error)) from error
+    finally:
+        worker.close()
+
+
+@dataclass(frozen=True)
+class _Began:
+    """News of a rank: the iterations that it has begun."""
+
+    iterations: int
+
+
+@dataclass(frozen=True)
+class _Waits:
+    """News of a rank: it waits for a message, or goes on (call is None)."""
+
+    call: Call | None
+    calls: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """News of a rank: it has failed, perhaps only because another one has."""
+
+    error: AlgorithmError | WorkerFailed
+    followed: bool
+    trace: str
+
+
+class _Messenger:
+    """Passes on how a worker gets on, without flooding the pipe.
+
+    Parameters
+    ----------
+    connection
+        To the launcher.
+    counts
+        Whether the iterations of this rank are wanted.
+    """
+
+    def __init__(self, connection: Connection, counts: bool) -> None:
+        self._connection = connection
+        self._counts = counts
+        self._told = 0.0
+
+    def iterated(self, iterations: int) -> None:
+        """Pass on the iterations begun, ten times a second at most."""
+        if self._counts and time.monotonic() - self._told > 0.1:
+            self._told = time.monotonic()
+            self._connection.send(_Began(iterations))
+
+    def waiting(self, call: Call | None, calls: Mapping[str, int]) -> None:
+        """Pass on that the worker waits for a message."""
+        if call is None or call.stream:
+            self._connection.send(_Waits(call, dict(calls)))
+
+
+def _serve(
+    rank: int, world_size: int, payload: bytes, buckets: Buckets, meeting: str, connection: Connection
+) -> None:
+    """Be one local rank: the body of its process."""
+    # Ctrl-C reaches every process of a terminal; the launcher alone answers it and ends the ranks.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    os.environ.update(ONE_THREAD)
+    try:
+        scenario: Scenario = pickle.loads(payload)
+        if world_size > 1:
+            _meet(rank, world_size, meeting)
+        news: Record | _Failed
+        news, _ = perform(scenario, rank, buckets, _Messenger(connection, counts=rank == 0))
+    except BaseException as error:
+        news = _failure(rank, error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with suppress(BrokenPipeError):
+        connection.send(news)
+        # Peers may still be receiving: a rank stays until the launcher closes the pipe.
+        with suppress(EOFError):
+            connection.recv()
+    # No clean-up: the backend's threads may hang in an operation with a rank that has gone.
+    os._exit(0)
+
+
+def _failure(rank: int, error: BaseException) -> _Failed:
+    trace = "".join(traceback.format_exception(error))
+    followed = isinstance(error.__cause__, CommunicationFailed)
+    if isinstance(error, (AlgorithmError, WorkerFailed)):
+        # Only the message travels: the cause may not be known to the launcher.
+        return _Failed(error, followed, trace)
+    return _Failed(WorkerFailed(rank, None, faults.cause_of(error)), followed, trace)
+
+
+def _end_with_launcher() -> None:
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    launcher.join()
+    os._exit(1)
+
+
+def _meet(rank: int, world_size: int, meeting: str) -> None:
+    """Join the other local ranks."""
+    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    if loopback:
+        os.environ["GLOO_SOCKET_IFNAME"] = loopback[0]
+    store = FileStore(meeting, world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
+
+
+# The launcher of local ranks.
+
+
+def warm_up() -> None:
+    """Start the helper process, unless it runs already, and do not wait for it.
+
+    Called early, what it imports is ready when the first execution begins.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    with _environment({**ONE_THREAD, "PYTHONPATH": path}):
+        forkserver.ensure_running()
+
+
+def launch(scenario: Scenario, progress: Progress | None = None) -> list[Record]:
+    """Run every worker of a scenario as a local process and return what they bring home, by rank.
+
+    Parameters
+    ----------
+    scenario
+        With an objective and one step size.
+    progress
+        Told how much is done.
+
+    Raises
+    ------
+    AlgorithmError, WorkerFailed
+        The first cause, when a rank fails; all ranks have been ended then.
+    BadInput
+        The scenario holds an object that cannot be sent to another process.
+    """
+    try:
+        payload = pickle.dumps(scenario)
+    except Exception as error:
+        raise BadInput("", f"this scenario cannot be sent to other processes: {error}") from error
+    warm_up()
+    context = multiprocessing.get_context("forkserver")
+    buckets = scenario.cost.buckets()
+    ranks: list[_Rank] = []
+    with tempfile.TemporaryDirectory(prefix="paceline-") as folder:
+        try:
+            with _main_module(needed=b"__main__" in payload):
+                for rank in range(scenario.workers):
+                    arguments = (rank, scenario.workers, payload, buckets, f"{folder}/meeting")
+                    ranks.append(_start(context, arguments))
+            collection = _Collection(ranks, _fraction(progress, scenario.sections.budget.iterations))
+            records = collection.records()
+        except BaseException:
+            for started in ranks:
+                started.process.kill()
+            raise
+        finally:
+            _part(ranks)
+    return records
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """One local rank, seen from its launcher."""
+
+    number: int
+    process: ForkServerProcess
+    connection: Connection
+
+
+def _start(context: ForkServerContext, arguments: tuple[Any, ...]) -> _Rank:
+    own, other = context.Pipe()
+    process = context.Process(target=_serve, args=(*arguments, other), daemon=True)
+    process.start()
+    # With the launcher's copy closed, the pipe ends when the rank does.
+    other.close()
+    return _Rank(arguments[0], process, own)
+
+
+def _part(ranks: Sequence[_Rank]) -> None:
+    """Let the ranks end, and see that they have."""
+    for rank in ranks:
+        rank.connection.close()
+    deadline = time.monotonic() + _PARTING
+    for rank in ranks:
+        rank.process.join(max(0.0, deadline - time.monotonic()))
+        rank.process.kill()
+        rank.process.join()
+        rank.process.close()
+
+
+def _fraction(progress: Progress | None, iterations: int) -> Callable[[int], None]:
+    def told(begun: int) -> None:
+        if progress is not None:
+            progress(min(1.0, begun / iterations))
+
+    return told
+
+
+class _Collection:
+    """Takes in the news of all ranks until each has brought its record, or one has failed.
+
+    Parameters
+    ----------
+    ranks
+        All ranks.
+    begun
+        Told the iterations that rank 0 has begun.
+    """
+
+    def __init__(self, ranks: Sequence[_Rank], begun: Callable[[int], None]) -> None:
+        self._ranks = ranks
+        self._begun = begun
+        self._records: dict[int, Record] = {}
+        self._failures: dict[int, _Failed] = {}
+        self._waits: dict[int, _Waits] = {}
+
+    def records(self) -> list[Record]:
+        """Return the records of all ranks, or raise the first cause of a failure."""
+        deadline: float | None = None
+        while len(self._records) + len(self._failures) < len(self._ranks):
+            patience = None if deadline is None else deadline - time.monotonic()
+            if patience is not None and patience <= 0:
+                break
+            self._take(patience)
+            if self._failures:
+                explained = any(not failure.followed for failure in self._failures.values())
+                latest = time.monotonic() + (_SETTLING if explained else _EXPLAINING)
+                deadline = latest if deadline is None else min(deadline, latest)
+            else:
+                self._check_for_deadlock()
+        if self._failures:
+            raise self._first_cause()
+        return [self._records[rank.number] for rank in self._ranks]
+
+    def _take(self, patience: float | None) -> None:
+        """Wait for news and take in all that there is."""
+        pending = [rank for rank in self._ranks if not self._finished(rank)]
+        sources: list[Any] = [rank.connection for rank in pending]
+        sources += [rank.process.sentinel for rank in pending]
+        ready = multiprocessing.connection.wait(sources, patience)
+        for rank in pending:
+            if rank.connection in ready or rank.process.sentinel in ready:
+                self._take_from(rank)
+
+    def _take_from(self, rank: _Rank) -> None:
+        try:
+            while not self._finished(rank) and rank.connection.poll():
+                self._hear(rank.number, rank.connection.recv())
+        except (EOFError, OSError):
+            rank.process.join()
+        if not self._finished(rank) and rank.process.exitcode is not None:
+            cause = _ending(rank.process.exitcode)
+            self._failures[rank.number] = _Failed(WorkerFailed(rank.number, None, cause), False, "")
+
+    def _finished(self, rank: _Rank) -> bool:
+        return rank.number in self._records or rank.number in self._failures
+
+    def _hear(self, number: int, news: object) -> None:
+        match news:
+            case _Began(iterations):
+                self._begun(iterations)
+            case _Waits(None, _):
+                self._waits.pop(number, None)
+            case _Waits():
+                self._waits[number] = news
+            case Record():
+                self._records[number] = news
+                self._waits.pop(number, None)
+            case _Failed():
+                self._failures[number] = news
+
+    def _first_cause(self) -> Exception:
+        """Return the failure that explains the others: the one of the earliest iteration, then rank."""
+
+        def order(failure: tuple[int, _Failed]) -> tuple[bool, int, int]:
+            rank, news = failure
+            iteration = getattr(news.error, "iteration", None)
+            return news.followed, -1 if iteration is None else iteration, rank
+
+        first = min(self._failures.items(), key=order)[1]
+        if first.trace:
+            first.error.add_note(first.trace)
+        return first.error
+
+    def _check_for_deadlock(self) -> None:
+        """Raise if every rank has ended or waits for a call that a waiting or ended rank will never make.
+
+        The news need not be of one moment. The first rank to go on after its news would need a call that
+        a peer made after its own, so that the peer had gone on before it.
+        """
+        if not self._waits or len(self._waits) + len(self._records) < len(self._ranks):
+            return
+        calls: dict[int, Mapping[str, int]] = {rank: waits.calls for rank, waits in self._waits.items()}
+        calls.update({rank: record.calls for rank, record in self._records.items()})
+        descriptions = []
+        for rank, waits in sorted(self._waits.items()):
+            call = waits.call
+            assert call is not None
+            missing = [peer for peer in call.peers if calls[peer].get(call.stream, 0) <= call.number]
+            if not missing:
+                return
+            group = call.stream if call.operation == "all_reduce" else ""
+            descriptions.append((rank, call.operation, group, missing))
+        raise faults.cannot_go_on(descriptions, sorted(self._records))
+
+
+def _ending(exitcode: int) -> str:
+    """Return how a process ended that said nothing."""
+    if exitcode < 0:
+        return f"its process was killed by {signal.Signals(-exitcode).name}"
+    return f"its process ended with exit code {exitcode} and without a word"
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Change environment variables for a while."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _main_module(needed: bool) -> Iterator[None]:
+    """Keep new processes from importing the user's script again, unless the scenario needs it.
+
+    ``multiprocessing`` imports the main module in every child. That costs time, and a script without a
+    guard would start over.
+    """
+    if needed:
+        yield
+        return
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+# Ranks that torchrun has started.
+
+
+def torchrun_place() -> tuple[int, int] | None:
+    """Return this process's rank and the world size as torchrun's environment says; None without it."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if any(name not in os.environ for name in names):
+        return None
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+class _Counter:
+    """Tells rank 0's progress where there is no launcher; a deadlock ends by the backend's time-out."""
+
+    def __init__(self, begun: Callable[[int], None]) -> None:
+        self.iterated = begun
+
+    def waiting(self, call: Call | None, calls: Mapping[str, int]) -> None:
+        """Nobody collects the news of all ranks here."""
+
+
+def join(
+    scenario: Scenario, rank: int, world_size: int, progress: Progress | None = None
+) -> list[Record] | None:
+    """Run one rank of a job that torchrun has started.
+
+    Returns
+    -------
+    On rank 0 what all ranks bring home, by rank; None on the others.
+
+    Raises
+    ------
+    AlgorithmError, WorkerFailed
+        This rank fails; torchrun ends the others.
+    BadInput
+        There are more or fewer ranks than workers.
+    """
+    if world_size != scenario.workers:
+        raise BadInput(
+            "cluster.workers",
+            f"the scenario has {scenario.workers} workers, but torchrun has started {world_size} ranks",
+        )
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    begun = _fraction(progress if rank == 0 else None, scenario.sections.budget.iterations)
+    threads = torch.get_num_threads()
+    try:
+        record, communicator = perform(scenario, rank, listener=_Counter(begun))
+    finally:
+        torch.set_num_threads(threads)
+    if communicator is None:
+        return [record]
+    records = communicator.gather(record)
+    communicator.close()
+    return records

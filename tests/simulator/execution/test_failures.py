@@ -1,0 +1,271 @@
+"""What breaks a run: broken rules of the seam, errors on one rank, killed processes, runs that cannot go on."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from simulator.execution import execute
+from simulator.faults import AlgorithmError, WorkerFailed
+from simulator.parts import BadInput
+from simulator.scenario import Scenario
+
+QUADRATIC = {"kind": "quadratic", "dimension": 5}
+GRAPH = 'frozenset({"graph"})'
+
+
+def broken_rule(scenario: Scenario) -> str:
+    with pytest.raises(AlgorithmError) as caught:
+        execute(scenario)
+    return str(caught.value)
+
+
+class TestFailingRanks:
+    """One rank fails while the others wait for it; all end, and the first cause is shown."""
+
+    def fault(self, own: Any, line: str, workers: int = 3) -> Scenario:
+        body = f"""
+            x = worker.initial_model()
+            steps = 0
+            while worker.running:
+                gradient = await worker.gradient(x)
+                steps += 1
+                if worker.rank == 1 and steps == 3:
+                    {line}
+                x = await worker.update(x, await worker.all_reduce(gradient))
+                worker.report(x)
+        """
+        scenario: Scenario = own(body, workers)
+        return scenario
+
+    def test_an_error_on_one_rank(self, own: Any, ranks_left: Callable[[], list[int]]) -> None:
+        with pytest.raises(WorkerFailed) as caught:
+            execute(self.fault(own, 'raise ValueError("out of luck")'))
+        assert str(caught.value) == "worker 1 failed in iteration 3: ValueError: out of luck"
+        assert (caught.value.rank, caught.value.iteration) == (1, 3)
+        assert caught.value.cause == "ValueError: out of luck"
+        assert any("in run" in note and "out of luck" in note for note in caught.value.__notes__)
+        assert ranks_left() == []
+
+    def test_an_error_in_a_computation(self, own: Any, ranks_left: Callable[[], list[int]]) -> None:
+        with pytest.raises(WorkerFailed) as caught:
+            execute(self.fault(own, "await worker.gradient(x[1:])"))
+        assert str(caught.value) == (
+            "worker 1 failed in iteration 4: ValueError: quadratic of dimension 5: a model is a vector of "
+            "5 torch.float64 values, got shape (4,) of torch.float64"
+        )
+        assert ranks_left() == []
+
+    def test_a_killed_rank(self, own: Any, ranks_left: Callable[[], list[int]]) -> None:
+        with pytest.raises(WorkerFailed) as caught:
+            execute(self.fault(own, "os.kill(os.getpid(), signal.SIGKILL)"))
+        assert str(caught.value) == "worker 1 failed: its process was killed by SIGKILL"
+        assert ranks_left() == []
+
+    def test_a_rank_that_leaves_without_a_word(self, own: Any, ranks_left: Callable[[], list[int]]) -> None:
+        with pytest.raises(WorkerFailed) as caught:
+            execute(self.fault(own, "os._exit(7)"))
+        assert str(caught.value) == "worker 1 failed: its process ended with exit code 7 and without a word"
+        assert ranks_left() == []
+
+    def test_an_algorithm_that_ends_the_interpreter(self, own: Any) -> None:
+        with pytest.raises(WorkerFailed) as caught:
+            execute(self.fault(own, "sys.exit('enough')"))
+        assert str(caught.value) == "worker 1 failed: SystemExit: enough"
+
+    def test_a_later_run_is_not_harmed(self, own: Any, make: Any) -> None:
+        with pytest.raises(WorkerFailed):
+            execute(self.fault(own, "raise ValueError", workers=2))
+        run = execute(make("local-sgd", 2, QUADRATIC))
+        assert run is not None
+        assert run.iterations == (4, 4)
+
+    def test_the_launcher_is_interrupted(self, own: Any, ranks_left: Callable[[], list[int]]) -> None:
+        def interrupt(_: float) -> None:
+            assert len(ranks_left()) == 3
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            execute(self.fault(own, "time.sleep(60)"), interrupt)
+        assert ranks_left() == []
+
+    def test_the_error_survives_pickling(self) -> None:
+        error = pickle.loads(pickle.dumps(WorkerFailed(1, 3, "ValueError: out of luck")))
+        assert str(error) == "worker 1 failed in iteration 3: ValueError: out of luck"
+
+
+class TestBrokenRules:
+    """Every worker breaks the rule; the message is that of the lowest rank."""
+
+    def test_a_handle_that_nobody_awaited(self, own: Any, ranks_left: Callable[[], list[int]]) -> None:
+        body = """
+            x = worker.initial_model()
+            while worker.running:
+                forgotten = worker.all_reduce(x)
+                x = await worker.update(x, await worker.gradient(x))
+                worker.report(x)
+        """
+        assert broken_rule(own(body, 2)) == (
+            "worker 0 ended, but nobody awaited the all_reduce that it started in iteration 0"
+        )
+        assert ranks_left() == []
+
+    def test_an_algorithm_that_awaits_nothing(self, own: Any) -> None:
+        body = """
+            while worker.running:
+                worker.gradient(worker.initial_model())
+        """
+        assert broken_rule(own(body, 2)) == (
+            "worker 0 ended, but nobody awaited the gradient that it started in iteration 1"
+        )
+
+    def test_a_bucket_that_nobody_awaited(self, own: Any) -> None:
+        body = """
+            while worker.running:
+                first, second = worker.gradient_buckets(worker.initial_model())
+                await first
+        """
+        assert broken_rule(own(body, 1)) == (
+            "worker 0 ended, but nobody awaited the gradient that it started in iteration 1"
+        )
+
+    def test_no_progress(self, own: Any) -> None:
+        assert broken_rule(own("while worker.running: pass", 2)) == (
+            "worker 0 asked 1000 times in a row whether it is running without starting a gradient in "
+            "between; its algorithm makes no progress"
+        )
+
+    def test_no_gradient(self, own: Any) -> None:
+        assert broken_rule(own("pass", 2)) == "worker 0 ended without computing a gradient"
+
+    def test_no_report(self, own: Any) -> None:
+        body = "await worker.gradient(worker.initial_model())"
+        assert broken_rule(own(body, 2)) == "worker 0 ended without reporting a model"
+
+    def test_a_run_that_is_no_coroutine(self, own: Any) -> None:
+        assert broken_rule(own("pass", 2, kind="def")) == (
+            "Own.run must be a coroutine (async def), but it returned None"
+        )
+
+    def test_a_run_that_yields(self, own: Any) -> None:
+        assert broken_rule(own("yield", 2, kind="def")) == (
+            "Own.run must be a coroutine (async def), but it returned an object of type generator"
+        )
+
+    def test_awaiting_something_else(self, own: Any) -> None:
+        assert broken_rule(own("await asyncio.sleep(0)", 2)) == (
+            "worker 0 awaited something that is not an operation of its worker"
+        )
+
+    def test_an_undeclared_group(self, own: Any) -> None:
+        body = 'await worker.all_reduce(worker.initial_model(), group="row")'
+        plan = 'Plan({"world": (0, 1), "left": (0,)})'
+        assert broken_rule(own(body, 2, plan=plan)) == (
+            "worker 0 used the group 'row', which its algorithm's plan does not declare; "
+            "declared are 'world', 'left'"
+        )
+
+    def test_a_group_of_others(self, own: Any) -> None:
+        body = 'await worker.all_reduce(worker.initial_model(), group="right")'
+        assert broken_rule(own(body, 3, plan='Plan({"right": (1, 2)})')) == (
+            "worker 0 is not in the group 'right', which has the workers 1, 2"
+        )
+
+    def test_an_exchange_without_a_graph(self, own: Any) -> None:
+        assert broken_rule(own("await worker.exchange(worker.initial_model())", 2)) == (
+            "worker 0 called exchange, but Own does not require a communication graph; "
+            "add 'graph' to its requires"
+        )
+
+    def test_an_undeclared_channel(self, own: Any) -> None:
+        body = "await worker.exchange(worker.initial_model())"
+        plan = 'Plan({}, ((0, 1, "exchange"),))'
+        assert broken_rule(own(body, 2, requires=GRAPH, plan=plan)) == (
+            "worker 0 used the channel 'exchange' from worker 1 to worker 0, "
+            "which its algorithm's plan does not declare"
+        )
+
+
+class TestRunsThatCannotGoOn:
+    def test_a_peer_has_ended(self, own: Any, ranks_left: Callable[[], list[int]]) -> None:
+        body = """
+            x = await worker.gradient(worker.initial_model())
+            worker.report(x)
+            if worker.rank != 1:
+                await worker.all_reduce(x)
+        """
+        assert broken_rule(own(body, 3)) == (
+            "the run cannot go on: worker 0 waits in all_reduce of group 'world' for worker 1; "
+            "worker 2 waits in all_reduce of group 'world' for worker 1; worker 1 has ended"
+        )
+        assert ranks_left() == []
+
+    def test_ranks_wait_for_each_other(self, own: Any) -> None:
+        body = """
+            x = await worker.gradient(worker.initial_model())
+            if worker.rank == 0:
+                await worker.exchange(x)
+            await worker.all_reduce(x)
+        """
+        settings = {"requires": GRAPH, "plan": 'Plan({}, ((0, 1, "exchange"), (1, 0, "exchange")))'}
+        assert broken_rule(own(body, 2, **settings)) == (
+            "the run cannot go on: worker 0 waits in exchange for worker 1; "
+            "worker 1 waits in all_reduce of group 'world' for worker 0"
+        )
+
+    def test_a_slow_peer_is_no_fault(self, own: Any) -> None:
+        # Far longer than the time after which a wait is told.
+        body = """
+            x = await worker.gradient(worker.initial_model())
+            if worker.rank == 1:
+                time.sleep(1.2)
+            worker.report(await worker.all_reduce(x))
+        """
+        run = execute(own(body, 2))
+        assert run is not None
+        assert run.duration > 1.2
+
+
+class TestBadInput:
+    """What only a simulation can run is refused before any process starts."""
+
+    @staticmethod
+    def refusal(scenario: Scenario) -> str:
+        with pytest.raises(BadInput) as caught:
+            execute(scenario)
+        return str(caught.value)
+
+    def test_no_objective(self, make: Any) -> None:
+        scenario = make("local-sgd", 2, None, **{"step-size": None})
+        assert self.refusal(scenario) == (
+            "workload.objective: an execution computes real gradients; name what is optimised"
+        )
+
+    def test_a_grid_of_step_sizes(self, make: Any) -> None:
+        scenario = make("local-sgd", 2, QUADRATIC, **{"step-size": {"grid": [0.1, 0.2]}})
+        assert self.refusal(scenario) == "step-size: an execution takes one step size, not the grid 0.1, 0.2"
+
+    def test_algorithms_to_compare(self, make: Any) -> None:
+        scenario = make("local-sgd", 2, QUADRATIC, compare=["cocod-sgd", "allreduce-sgd"])
+        assert self.refusal(scenario) == (
+            "compare: an execution runs one algorithm, not cocod-sgd, allreduce-sgd as well"
+        )
+
+    def test_an_early_stop(self, make: Any) -> None:
+        budget = {"iterations": 4, "stop": "target"}
+        scenario = make("local-sgd", 2, QUADRATIC, budget=budget, target={"loss": 0.1})
+        assert self.refusal(scenario) == "budget.stop: only a simulation can stop at its target; use 'end'"
+
+    def test_an_object_that_cannot_be_sent(self, make: Any) -> None:
+        import torch
+
+        from simulator.workload.task import Task
+
+        model = torch.nn.Linear(2, 1)
+        task = Task(model, (torch.zeros(8, 2), torch.zeros(8, 1)), lambda output, y: (output - y).square().mean())
+        message = self.refusal(make("local-sgd", 2, task))
+        assert message.startswith("this scenario cannot be sent to other processes: ")
+        assert "lambda" in message

@@ -1,0 +1,404 @@
+"""A scenario is refused with one sentence that names file, key, value and the nearest right one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from simulator.parts import BadInput
+from simulator.scenario import SCENARIOS, Scenario
+
+GOOD: dict[str, Any] = {
+    "name": "good",
+    "cluster": {
+        "topology": {
+            "builder": "two-level",
+            "hosts": 2,
+            "gpus-per-host": 2,
+            "inside": {"bandwidth": "12 GB/s"},
+            "network": {"bandwidth": "10 Gbps", "latency": "5 us"},
+        },
+        "device": "v100-sxm2-16gb",
+        "workers": 4,
+    },
+    "workload": {
+        "cost": {"model": "mlp-digits", "batch": 8},
+        "objective": {"kind": "quadratic", "dimension": 10},
+    },
+    "algorithm": {"name": "local-sgd", "period": 4},
+    "step-size": 0.1,
+    "budget": {"iterations": 8},
+}
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """Return the good scenario with one key set, or removed where the value is None."""
+    data = copy.deepcopy(GOOD)
+    *parents, last = path.split(".")
+    inner: Any = data
+    for step in parents:
+        inner = inner.setdefault(step, {})
+    if value is None:
+        del inner[last]
+    else:
+        inner[last] = value
+    return data
+
+
+def complaint(data: Mapping[str, Any]) -> str:
+    with pytest.raises(BadInput) as caught:
+        Scenario(data, "good.yaml")
+    return str(caught.value)
+
+
+REFUSED = [
+    ("sede", 1, "good.yaml: unknown key 'sede'; the nearest known key is 'seed'"),
+    (
+        "budget.iteration",
+        1,
+        "good.yaml: budget: unknown key 'iteration'; the nearest known key is 'iterations'",
+    ),
+    ("budget", None, "good.yaml: budget: this key is missing"),
+    (
+        "budget.iterations",
+        0,
+        "good.yaml: budget.iterations: input should be greater than or equal to 1, got 0",
+    ),
+    (
+        "algorithm",
+        "local-sdg",
+        "good.yaml: algorithm.name: unknown algorithm 'local-sdg'; the nearest known one is 'local-sgd'",
+    ),
+    (
+        "algorithm",
+        {"name": "local-sgd", "perod": 2},
+        "good.yaml: algorithm: unknown key 'perod'; the nearest known key is 'period'",
+    ),
+    (
+        "algorithm",
+        {"name": "d-psgd", "period": 2},
+        "good.yaml: algorithm: unknown key 'period'; the known keys are order",
+    ),
+    ("algorithm", {"period": 2}, "good.yaml: algorithm: the key 'name' is missing; found 'period'"),
+    (
+        "algorithm",
+        {"name": "local-sgd", "period": 0},
+        "good.yaml: algorithm: LocalSGD: period must be at least 1, got 0",
+    ),
+    (
+        "cluster.topology.gpus-per-hosts",
+        3,
+        "good.yaml: cluster.topology: unknown key 'gpus-per-hosts'; the nearest known key is 'gpus-per-host'",
+    ),
+    (
+        "cluster.topology.builder",
+        "fat-three",
+        "good.yaml: cluster.topology.builder: unknown topology builder 'fat-three'; "
+        "the nearest known one is 'fat-tree'",
+    ),
+    (
+        "cluster.topology.network.bandwidth",
+        "10 Gbqs",
+        "good.yaml: cluster.topology.network.bandwidth: 'Gbqs' in '10 Gbqs' is not a unit of bandwidth; "
+        "did you mean 'Gbps'?",
+    ),
+    (
+        "cluster.topology.network.bandwidth",
+        10,
+        "good.yaml: cluster.topology.network.bandwidth: '10' has no unit; write it like '25 Gbps'",
+    ),
+    (
+        "cluster.topology.network.latency",
+        "5 Gbps",
+        "good.yaml: cluster.topology.network.latency: 'Gbps' in '5 Gbps' is not a unit of time; "
+        "did you mean 's'?",
+    ),
+    ("cluster.workers", 5, "good.yaml: cluster.workers: 5 workers need 5 GPUs, but the topology has 4"),
+    ("cluster.workers", 0, "good.yaml: cluster.workers: input should be greater than or equal to 1, got 0"),
+    (
+        "cluster.device",
+        "v100",
+        "good.yaml: cluster.device: unknown device 'v100'; the nearest known one is 'v100-sxm2-32gb'",
+    ),
+    (
+        "cluster.device",
+        ["a100-sxm-40gb", "a100-sxm-40gb"],
+        "good.yaml: cluster.device: 2 devices are given for 4 workers",
+    ),
+    ("cluster.placement", [0, 1, 2], "good.yaml: cluster.placement: 3 positions are given for 4 workers"),
+    (
+        "cluster.placement",
+        [0, 1, 2, 7],
+        "good.yaml: cluster.placement: there is no GPU at position 7; the last is 3",
+    ),
+    (
+        "cluster.stragglers",
+        [{"kind": "persistant"}],
+        "good.yaml: cluster.stragglers.0.kind: unknown straggler 'persistant'; "
+        "the nearest known one is 'persistent'",
+    ),
+    (
+        "cluster.stragglers",
+        [{"kind": "lognormal"}, {"kind": "persistent", "workers": [4]}],
+        "good.yaml: cluster.stragglers.1.workers: there is no worker 4; the last is 3",
+    ),
+    (
+        "cluster.stragglers",
+        [{"kind": "persistent", "slowdown": -1.0}],
+        "good.yaml: cluster.stragglers.0: slowdown must be above 0, got -1.0",
+    ),
+    (
+        "cluster.stragglers",
+        [{"kind": "slow-link", "between": ["host0", "host1"]}],
+        "good.yaml: cluster.stragglers.0.between: the topology has no edge between 'host0' and 'host1'",
+    ),
+    (
+        "cluster.background",
+        [{"source": "host0", "destination": "host9", "rate": "1 Gbps"}],
+        "good.yaml: cluster.background.0.destination: the topology has no node 'host9'; "
+        "the nearest is 'host1'",
+    ),
+    (
+        "cluster.background",
+        [{"source": "host0", "destination": "host1", "rate": "0 Gbps"}],
+        "good.yaml: cluster.background.0: rate must be above 0 B/s, got 0.0",
+    ),
+    (
+        "cluster.transport",
+        {"name": "fixed", "pattern": "ring"},
+        "good.yaml: cluster.transport: unknown key 'pattern'; the known keys are all-reduce, exchange",
+    ),
+    (
+        "cluster.transport",
+        {"name": "gloo", "payload-share": 1.5},
+        "good.yaml: cluster.transport: payload-share must be above 0 and at most 1, got 1.5",
+    ),
+    (
+        "workload.objective.dimensions",
+        3,
+        "good.yaml: workload.objective: unknown key 'dimensions'; the nearest known key is 'dimension'",
+    ),
+    (
+        "workload.cost",
+        {"model": "resnet-50", "batch": 8},
+        "good.yaml: workload.cost: unknown model 'resnet-50'; did you mean 'resnet50'?",
+    ),
+    ("workload.objective", None, "good.yaml: step-size: a scenario without an objective has no step size"),
+    ("step-size", None, "good.yaml: step-size: this key is missing"),
+    ("step-size", -0.1, "good.yaml: step-size: must be above 0 and finite, got -0.1"),
+    (
+        "gossip",
+        {"graph": "ring"},
+        "good.yaml: gossip: no algorithm of this scenario uses a communication graph",
+    ),
+    (
+        "target",
+        {"loss": 0.1, "samples": 5},
+        "good.yaml: target: give exactly one of loss, iterations, samples, statistical; found loss, samples",
+    ),
+    ("budget.stop", "target", "good.yaml: budget.stop: there is no target to stop at"),
+    (
+        "cluster",
+        "big",
+        "good.yaml: cluster: input should be a valid dictionary or instance of ClusterSection, got 'big'",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"), REFUSED, ids=[f"{p}-{i}" for i, (p, _, _) in enumerate(REFUSED)]
+)
+def test_refused(path: str, value: object, message: str) -> None:
+    assert complaint(changed(path, value)) == message
+
+
+def test_bandwidths_must_be_positive() -> None:
+    for value in ("0 Gbps", "-1 Gbps"):
+        message = complaint(changed("cluster.topology.network.bandwidth", value))
+        assert message.startswith("good.yaml: cluster.topology.network: ")
+        assert "bandwidth must be" in message
+
+
+def test_a_disconnected_graph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "two.edgelist").write_text(
+        "a b {'bandwidth': 1e9, 'latency': 0.0}\nc d {'bandwidth': 1e9, 'latency': 0.0}\n"
+    )
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(changed("cluster.topology", {"file": "two.edgelist"})))
+    with pytest.raises(BadInput) as caught:
+        Scenario.load(tmp_path / "s.yaml")
+    assert str(caught.value).startswith("s.yaml: cluster.topology: ")
+    assert "'c'" in str(caught.value)
+
+
+def test_a_missing_topology_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(changed("cluster.topology", {"file": "none.graphml"})))
+    with pytest.raises(BadInput, match=r"s\.yaml: cluster\.topology: .*none\.graphml"):
+        Scenario.load(tmp_path / "s.yaml")
+
+
+def test_d_psgd_refuses_a_matrix_that_does_not_fit() -> None:
+    data = changed("algorithm", "d-psgd")
+    data["gossip"] = {"graph": {"builder": "hypercube", "dimension": 3}}
+    assert complaint(data) == "good.yaml: gossip: the graph has 8 nodes, but there are 4 workers"
+    data["gossip"] = {"graph": "star"}
+    assert complaint(data).startswith("good.yaml: gossip: ")
+    data["gossip"] = {"graph": "ring", "mixing": "unifrom"}
+    assert (
+        complaint(data)
+        == "good.yaml: gossip.mixing: unknown mixing 'unifrom'; the nearest known one is 'uniform'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [1, 2", "s.yaml: is not YAML in line 1: expected ',' or ']', but got '<stream end>'"),
+        (b"\xff\xfe\x00", "s.yaml: is not a text file in UTF-8"),
+        (b"just words", "s.yaml: is not a scenario; expected keys and values"),
+        (b"", "s.yaml: is not a scenario; expected keys and values"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "s.yaml").write_bytes(content)
+    with pytest.raises(BadInput) as caught:
+        Scenario.load(tmp_path / "s.yaml")
+    assert str(caught.value) == message
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        Scenario.load(tmp_path / "none.yaml")
+    assert str(caught.value) == "none.yaml: cannot be read: No such file or directory"
+    with pytest.raises(BadInput) as caught:
+        Scenario.load("cocod-1080")
+    assert str(caught.value) == "cocod-1080: no such scenario; the nearest that ships is 'cocod-1080ti'"
+
+
+@pytest.mark.parametrize("name", [file.stem for file in SCENARIOS.glob("*.yaml")])
+def test_what_ships_is_sound_and_survives_resolving(name: str) -> None:
+    scenario = Scenario.load(name)
+    again = Scenario(yaml.safe_load(yaml.safe_dump(scenario.resolved())))
+    assert again.resolved() == scenario.resolved()
+    assert again.digest() == scenario.digest()
+
+
+def test_the_default_scenario_is_the_papers_cluster() -> None:
+    scenario = Scenario.load("cocod-1080ti")
+    assert scenario.workers == 16
+    hosts = [scenario.cluster.host(rank) for rank in range(16)]
+    assert [hosts.count(f"host{i}") for i in range(6)] == [3, 3, 3, 3, 3, 1]
+    slow = [rank for rank in range(16) if scenario.persistent_factor(rank) == 2.0]
+    assert len({hosts[rank] for rank in slow}) == 1
+    assert hosts.count(hosts[slow[0]]) == len(slow)
+    assert scenario.graph.edges["host0", "switch"]["bandwidth"] == 7e9
+    assert scenario.graph.edges["host0", "switch"]["efficiency"] == 0.35
+    assert [v.sections.algorithm.name for v in scenario.variants()] == [
+        "cocod-sgd",
+        "allreduce-sgd",
+        "local-sgd",
+        "d-psgd",
+    ]
+
+
+def test_vary_changes_a_copy() -> None:
+    base = Scenario(GOOD)
+    other = base.vary(
+        {"cluster.topology.network.bandwidth": "1 Gbps"}, workers=2, algorithm="d-psgd", step_size=0.2
+    )
+    assert base.workers == 4
+    assert other.workers == 2
+    assert other.graph.edges["host0", "switch"]["bandwidth"] == 125e6
+    assert base.graph.edges["host0", "switch"]["bandwidth"] == 1.25e9
+    assert other.sections.algorithm.name == "d-psgd"
+    assert base.digest() != other.digest()
+    assert base.vary().digest() == base.digest()
+    with pytest.raises(BadInput) as caught:
+        base.vary(worker=2)
+    assert str(caught.value) == "a scenario has no key 'worker'; the nearest is 'workers'"
+    with pytest.raises(BadInput) as caught:
+        base.vary({"algorithm.periods": 2})
+    assert str(caught.value) == "algorithm: unknown key 'periods'; the nearest known key is 'period'"
+
+
+def test_vary_keeps_the_stragglers_of_the_workers_that_stay() -> None:
+    base = Scenario(
+        changed("cluster.stragglers", [{"kind": "persistent", "workers": [1, 3]}, {"kind": "lognormal"}])
+    )
+    two = base.vary(workers=2)
+    assert [two.persistent_factor(rank) for rank in range(2)] == [1.0, 2.0]
+    one = base.vary(workers=1)
+    assert len(one.stragglers) == 1
+
+
+def test_the_reference_is_the_fastest_worker_alone() -> None:
+    base = Scenario(
+        changed("cluster.stragglers", [{"kind": "persistent", "workers": [0, 1]}, {"kind": "lognormal"}])
+    )
+    reference = base.reference()
+    assert reference.workers == 1
+    assert reference.cluster.nodes == (base.cluster.nodes[2],)
+    assert reference.persistent_factor(0) == 1.0
+    assert reference.batches == (8,)
+
+
+def test_proportional_batches_keep_the_global_batch() -> None:
+    data = changed("cluster.stragglers", [{"kind": "persistent", "workers": [0], "slowdown": 3.0}])
+    data["workload"]["batches"] = "proportional"
+    scenario = Scenario(data)
+    assert scenario.batches == (3, 10, 10, 9)
+    assert scenario.shares is not None
+    assert sum(scenario.shares) == pytest.approx(1)
+    assert scenario.reference().batches == (8,)
+
+
+def test_strong_scaling_divides_the_batch() -> None:
+    data = changed("workload.scaling", "strong")
+    assert Scenario(data).batches == (2, 2, 2, 2)
+    assert Scenario(data).reference().batches == (8,)
+    data["workload"]["cost"]["batch"] = 3
+    assert complaint(data) == "good.yaml: workload.cost.batch: a global batch of 3 cannot feed 4 workers"
+
+
+USERS_OWN = """
+from dataclasses import dataclass
+from algorithms import Algorithm
+import torch
+from simulator.workload.task import Task
+
+@dataclass(frozen=True)
+class Alone(Algorithm):
+    '''Every worker for itself.'''
+    async def run(self, worker):
+        x = worker.initial_model()
+        while worker.running:
+            x = await worker.update(x, await worker.gradient(x))
+            worker.report(x)
+
+torch.manual_seed(0)
+X = torch.randn(64, 3)
+task = Task(torch.nn.Linear(3, 1), (X, X.sum(1, keepdim=True)), torch.nn.functional.mse_loss)
+"""
+
+
+def test_parts_of_the_users_own_beside_the_scenario(tmp_path: Path) -> None:
+    from simulator.engine.simulate import simulate
+
+    (tmp_path / "mine.py").write_text(USERS_OWN)
+    data = changed("algorithm", "mine.py:Alone")
+    data["workload"]["objective"] = "mine.py:task"
+    data["budget"] = {"iterations": 40}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(data))
+    run = simulate(Scenario.load(tmp_path / "s.yaml"))
+    assert run.models is not None
+    assert run.models.shape == (4, 4)
+    assert run.samples.loss[-1] < 0.1 * run.samples.loss[0]
+    data["algorithm"] = "mine.py:Alnoe"
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(BadInput) as caught:
+        Scenario.load(tmp_path / "s.yaml")
+    assert str(caught.value) == "s.yaml: algorithm: 'mine.py' has no 'Alnoe'; the nearest is 'Alone'"

@@ -1,0 +1,104 @@
+"""Stragglers have the distribution they promise, and change the predicted time in the right direction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from simulator.engine.simulate import simulate
+from simulator.scenario import Scenario
+from simulator.stragglers import (
+    GammaJitter,
+    LognormalJitter,
+    ParetoJitter,
+    ShiftedExponentialJitter,
+    Straggler,
+)
+
+DRAWS = 40_000
+
+
+@pytest.mark.parametrize(
+    ("straggler", "deviation"),
+    [
+        (LognormalJitter(sigma=0.3), float(np.sqrt(np.exp(0.09) - 1))),
+        (GammaJitter(variation=0.4), 0.4),
+        (ShiftedExponentialJitter(shift=0.9, mean=0.1), 0.1),
+        (ParetoJitter(alpha=5.0), 1 / np.sqrt(5 * 3)),
+    ],
+)
+def test_factors_have_mean_one_and_the_stated_spread(straggler: Straggler, deviation: float) -> None:
+    draw = straggler.step_factor(np.random.default_rng(7))
+    assert draw is not None
+    factors = np.array([draw() for _ in range(DRAWS)])
+    error = deviation / np.sqrt(DRAWS)
+    assert abs(factors.mean() - 1) < 5 * error
+    assert factors.std() == pytest.approx(deviation, rel=0.15)
+    assert factors.min() > 0
+
+
+def duration(stragglers: list[dict[str, object]], **changes: object) -> float:
+    scenario = Scenario(
+        {
+            "name": "stragglers",
+            "cluster": {
+                "topology": {
+                    "builder": "switch",
+                    "gpus": 4,
+                    "link": {"bandwidth": "1 GB/s", "latency": "10 us"},
+                },
+                "device": "ideal",
+                "transport": "ideal",
+                "stragglers": stragglers,
+            },
+            "workload": {"cost": {"parameters": 25_000_000, "batch": 1, "gradient": "100 ms"}},
+            "algorithm": {"name": "allreduce-sgd", "overlap": False},
+            "budget": {"iterations": 20},
+        }
+    )
+    return simulate(scenario.vary(**changes)).duration
+
+
+def test_one_slow_worker_slows_everyone() -> None:
+    # 20 iterations of 0.1 s, and of an all-reduce of 1.5 * 100 MB at 1 GB/s with 6 latencies of 20 us.
+    plain = 20 * (0.1 + 0.15 + 6 * 20e-6)
+    assert duration([]) == pytest.approx(plain)
+    assert duration([{"kind": "persistent", "workers": [2], "slowdown": 1.5}]) == pytest.approx(
+        plain + 20 * 0.05
+    )
+    both = [{"kind": "persistent", "workers": [2], "slowdown": 1.5}, {"kind": "persistent", "slowdown": 2.0}]
+    assert duration(both) == pytest.approx(plain + 20 * 0.2)
+
+
+def test_a_slow_link_slows_while_it_lasts() -> None:
+    link = {"kind": "slow-link", "between": ["gpu1", "switch"], "factor": 0.5}
+    assert duration([link]) == pytest.approx(20 * (0.1 + 0.3 + 6 * 20e-6))
+    # Half a second at half speed: what was not carried then is carried later, at full speed.
+    short = duration([{**link, "start": "0.1 s", "end": "0.2 s"}])
+    assert short == pytest.approx(duration([]) + 0.05 - 6 * 10e-6, abs=1e-4)
+
+
+def test_bursts_slow_by_the_time_they_last() -> None:
+    always = duration([{"kind": "bursts", "workers": [0], "fast": "1 ns", "slow": "1000 s", "slowdown": 2.0}])
+    assert always == pytest.approx(20 * (0.2 + 0.15 + 6 * 20e-6), rel=1e-6)
+    some = duration([{"kind": "bursts", "workers": [0], "fast": "1 s", "slow": "1 s", "slowdown": 2.0}])
+    assert duration([]) < some < always
+
+
+def test_background_traffic_takes_its_share() -> None:
+    busy = {"source": "gpu0", "destination": "gpu1", "rate": "0.4 GB/s"}
+    assert duration([], background=[busy]) == pytest.approx(20 * (0.1 + 0.15 / 0.6 + 6 * 20e-6))
+    greedy = {**busy, "rate": "100 GB/s"}
+    assert duration([], background=[greedy]) == pytest.approx(20 * (0.1 + 0.3 + 6 * 20e-6))
+    passing = {**greedy, "start": "0.1 s", "end": "0.2 s"}
+    assert duration([]) < duration([], background=[passing]) < duration([]) + 0.06
+
+
+def test_two_workers_on_one_gpu_share_it() -> None:
+    assert duration([], placement=[0, 0, 1, 2]) > duration([]) + 20 * 0.1 * 0.9
+
+
+def test_adding_a_straggler_leaves_the_draws_of_another_alone() -> None:
+    jitter: dict[str, object] = {"kind": "lognormal", "sigma": 0.2}
+    one = duration([jitter])
+    assert duration([jitter, {"kind": "persistent", "workers": [0], "slowdown": 1.0}]) == one
