@@ -313,12 +313,13 @@ def taken_from_the_machine(scenario: Scenario) -> list[str]:
 
 
 def _execution_text(done: Run) -> str:
+    from analysis.speedup import count_text
     from simulator.units import format_quantity
 
     shares = done.time_shares()
     iterations = sum(done.iterations) / done.workers
     lines = [
-        f"  {iterations:,.6g} iterations a worker in {format_quantity(done.duration, 's')}, "
+        f"  {count_text(iterations)} iterations a worker in {format_quantity(done.duration, 's')}, "
         f"{format_quantity(done.time_per_iteration, 's')} each",
         f"  compute {100 * shares['compute']:.1f} %, transfer {100 * shares['transfer']:.1f} %, "
         f"waiting {100 * shares['wait']:.1f} %",

@@ -16,9 +16,9 @@ import topologies
 from analysis import figures
 from analysis.compare import Comparison
 from analysis.experiment import Entry, Experiment, Trial
-from analysis.speedup import html_table, part_label
+from analysis.speedup import count_text, html_table, part_label
 from simulator.run import Run
-from simulator.scenario import Scenario
+from simulator.scenario import GossipSection, Scenario
 from simulator.units import format_quantity
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ _GLOSSARY = (
     ("time to target", "t_n: the time of that moment on the simulated clock."),
     (
         "iteration speedup",
-        "T_1 / T_n; T_1 is that of the same algorithm on one worker, the fastest, with the same batch per worker.",
+        "T_1 / T_n; T_1 is that of the same algorithm on one worker, the fastest, with its batch.",
     ),
     ("time speedup", "t_1 / t_n."),
     ("ideal", "The workers' total computing power over that of the one worker; for n equal workers it is n."),
@@ -72,7 +72,7 @@ _GLOSSARY = (
         "Shares of the workers' time. An instant counts as computing if the worker's device is busy, else as "
         "transferring if one of its transfers is under way, else as waiting.",
     ),
-    ("bytes/iteration", "What a worker hands over for sending, per iteration, mean over the workers."),
+    ("bytes per iteration", "What a worker hands over for sending, mean over the workers."),
     ("effective bandwidth", "Line rate times the share of it that is really delivered (efficiency)."),
     ("utilisation", "A link's load over its effective bandwidth."),
 )  # fmt: skip
@@ -141,15 +141,10 @@ def facts(scenario: Scenario) -> list[tuple[str, str]]:
         found.append(
             ("numerics", f"{objective_name(scenario)} ({rest})" if rest else str(objective_name(scenario)))
         )
-    if sections.gossip is not None:
-        graph = sections.gossip.graph
-        name = graph if isinstance(graph, str) else graph.get("builder")
-        found.append(
-            (
-                "gossip",
-                f"{name} graph, {sections.gossip.mixing} weights",
-            )
-        )
+    if any("graph" in part.build().requires for part in (sections.algorithm, *sections.compare)):
+        gossip = sections.gossip or GossipSection()
+        name = gossip.graph if isinstance(gossip.graph, str) else gossip.graph.get("builder")
+        found.append(("gossip", f"{name} graph, {gossip.mixing} weights"))
     found.append(("budget", f"{sections.budget.iterations:,} iterations a worker"))
     if sections.target is not None:
         found.append(("target", sections.target.text()))
@@ -205,6 +200,7 @@ def _links(scenario: Scenario) -> list[str]:
 
 def straggler_sentences(scenario: Scenario) -> list[str]:
     """Return the scenario's stragglers in words."""
+    said, silent = ("kind", "workers", "between"), ("0.0 s", "inf s")
     sentences = []
     for part in scenario.sections.cluster.stragglers:
         data = part.data()
@@ -215,10 +211,8 @@ def straggler_sentences(scenario: Scenario) -> list[str]:
             who = "every worker"
         else:
             who = f"worker{'s' if len(workers) > 1 else ''} {', '.join(map(str, workers))}"
-        rest = ", ".join(
-            f"{key} {value}" for key, value in data.items() if key not in ("kind", "workers", "between")
-        )
-        sentences.append(f"{part.name}: {who}, {rest}")
+        rest = "".join(f", {key} {data[key]}" for key in data if key not in said and data[key] not in silent)
+        sentences.append(f"{part.name}: {who}{rest}")
     return sentences
 
 
@@ -300,9 +294,9 @@ def memory_warnings(run: Run) -> list[str]:
     return list(found.values())
 
 
-def write_report(experiment: Experiment, path: Path) -> None:
+def write_report(experiment: Experiment, path: str | Path) -> None:
     """Write the report of an experiment as one HTML file."""
-    path.write_text(report(experiment), encoding="utf-8")
+    Path(path).write_text(report(experiment), encoding="utf-8")
 
 
 def report(experiment: Experiment) -> str:
@@ -471,7 +465,7 @@ def _trial_cells(entry: Entry, run: Run, trial: Trial) -> list[str]:
         entry.label,
         str(run.workers),
         f"{trial.step_size:g}",
-        f"{reached.iterations:,.6g}" if reached else missing,
+        count_text(reached.iterations) if reached else missing,
         format_quantity(reached.time, "s") if reached else missing,
         "-" if trial.final_loss is None else f"{trial.final_loss:.4g}",
         "chosen" if trial.chosen else "",

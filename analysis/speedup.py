@@ -228,6 +228,11 @@ def _missing_or(row: Row, value: float | None, form: Callable[[float], str]) -> 
     return form(value) if value is not None else (row.missing or "-")
 
 
+def count_text(value: float) -> str:
+    """Return a number of iterations as text; a mean need not be whole."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
@@ -236,9 +241,7 @@ _COLUMNS = (
     _Column("algorithm", lambda row: row.algorithm, text=True),
     _Column("workers", lambda row: str(row.workers)),
     _Column("step size", lambda row: "-" if row.step_size is None else f"{row.step_size:g}"),
-    _Column(
-        "iterations to target", lambda row: _missing_or(row, row.iterations, lambda value: f"{value:,.6g}")
-    ),
+    _Column("iterations to target", lambda row: _missing_or(row, row.iterations, count_text)),
     _Column(
         "time to target", lambda row: _missing_or(row, row.time, lambda value: format_quantity(value, "s"))
     ),
@@ -250,7 +253,8 @@ _COLUMNS = (
     _Column("compute", lambda row: _percent(row.compute)),
     _Column("transfer", lambda row: _percent(row.transfer)),
     _Column("waiting", lambda row: _percent(row.wait)),
-    _Column("bytes/iteration", lambda row: format_quantity(row.bytes_per_iteration, "B")),
+    _Column("time per iteration", lambda row: format_quantity(row.time_per_iteration, "s")),
+    _Column("bytes per iteration", lambda row: format_quantity(row.bytes_per_iteration, "B")),
 )
 
 
@@ -283,7 +287,7 @@ class Table:
             tried = ", ".join(f"{step:g}" for step in grid)
             notes.append(f"Step sizes are the best of {tried}, for each algorithm and number of workers.")
         ideals = list(dict.fromkeys(f"{row.ideal:.4g}" for row in self.rows if row.workers > 1))
-        if ideals:
+        if ideals and targets:
             notes.append(f"Efficiency is the time speedup over the ideal of {' and '.join(ideals)}.")
         notes.append("Compute, transfer and waiting are shares of the workers' time.")
         return notes

@@ -376,7 +376,9 @@ class Scenario:
     def resolved(self) -> dict[str, Any]:
         """Return all keys with every default written out; reading it gives the same scenario."""
         data: dict[str, Any] = self.sections.model_dump(by_alias=True, mode="json", exclude_none=True)
-        data["cluster"]["workers"] = self.workers
+        cluster = {**data["cluster"], "workers": self.workers}
+        names = [name.replace("_", "-") for name in ClusterSection.model_fields]
+        data["cluster"] = {name: cluster[name] for name in names if name in cluster}
         return data
 
     def digest(self) -> str:

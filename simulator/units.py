@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from decimal import Decimal
 
 _DECIMAL = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
@@ -58,10 +59,10 @@ def parse_quantity(text: object, dimension: str) -> float:
     match = _QUANTITY.fullmatch(str(text))
     if match is None:
         raise ValueError(f"'{text}' is not a quantity; write it like '{example}'")
-    number, unit = float(match[1]), match[2]
+    number, unit = Decimal(match[1]), match[2]
     if not unit:
-        if number == 0 or math.isinf(number):
-            return number
+        if number == 0 or number.is_infinite():
+            return float(number)
         raise ValueError(f"'{text}' has no unit; write it like '{example}'")
     scale = UNITS[dimension].get(unit)
     if scale is None:
@@ -69,7 +70,8 @@ def parse_quantity(text: object, dimension: str) -> float:
         raise ValueError(
             f"'{unit}' in '{text}' is not a unit of {_MEANING[dimension]}; did you mean '{near}'?"
         )
-    return number * scale
+    # In decimal arithmetic "5 us" is the float nearest to 0.000005, which 5 * 1e-6 is not.
+    return float(number * Decimal(repr(scale)))
 
 
 _MEANING = {"s": "time", "B": "size", "B/s": "bandwidth", "FLOP/s": "speed of computation"}

@@ -59,7 +59,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 
 Buckets = tuple[tuple[int, int], ...]
 
-_SETTLING = 0.05
+_SETTLING = 0.25
 """Seconds in which other ranks' failures are awaited after a first one, for a message that is stable."""
 _EXPLAINING = 2.0
 """The same after a lost connection, which some other rank's end explains."""

@@ -265,7 +265,9 @@ class TestBadInput:
         from simulator.workload.task import Task
 
         model = torch.nn.Linear(2, 1)
-        task = Task(model, (torch.zeros(8, 2), torch.zeros(8, 1)), lambda output, y: (output - y).square().mean())
+        task = Task(
+            model, (torch.zeros(8, 2), torch.zeros(8, 1)), lambda output, y: (output - y).square().mean()
+        )
         message = self.refusal(make("local-sgd", 2, task))
         assert message.startswith("this scenario cannot be sent to other processes: ")
         assert "lambda" in message

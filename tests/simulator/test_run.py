@@ -1,0 +1,292 @@
+"""A run is the same on every repetition, on disk and in memory, and answers to its scenario."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulator.engine.simulate import simulate
+from simulator.observation import Observer, Samples
+from simulator.parts import BadInput
+from simulator.run import Run, whole_folder
+from simulator.scenario import Scenario
+from simulator.target import Target, first_stay
+from traces import Span, Timeline
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "cluster": {
+        "topology": {
+            "builder": "two-level",
+            "hosts": 2,
+            "gpus-per-host": 2,
+            "inside": {"bandwidth": "12 GB/s", "latency": "5 us"},
+            "network": {"bandwidth": "10 Gbps", "latency": "20 us"},
+        },
+        "device": "gtx-1080-ti",
+        "stragglers": [{"kind": "lognormal", "sigma": 0.2}],
+    },
+    "workload": {
+        "cost": {"model": "mlp-digits", "batch": 8},
+        "objective": {"kind": "quadratic", "dimension": 10, "sigma2": 0.01},
+    },
+    "algorithm": {"name": "cocod-sgd", "period": 2},
+    "compare": ["d-psgd", "allreduce-sgd", {"name": "local-sgd", "period": 2}],
+    "step-size": 0.2,
+    "budget": {"iterations": 40},
+    "target": {"loss": 0.5},
+    "seed": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return simulate(Scenario(SMALL))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.name != "provenance.json"
+    }
+
+
+def test_saved_and_loaded_runs_are_equal(run: Run, tmp_path: Path) -> None:
+    run.save(tmp_path / "one", elapsed=1.0)
+    loaded = Run.load(tmp_path / "one")
+    loaded.save(tmp_path / "two", elapsed=2.0)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert loaded.summary() == run.summary()
+    assert loaded.timeline.spans == run.timeline.spans
+    assert loaded.links == run.links
+    assert loaded.models is not None
+    assert run.models is not None
+    assert loaded.models.tobytes() == run.models.tobytes()
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+SAVE = """
+import json, sys
+from pathlib import Path
+from simulator.engine.simulate import simulate
+from simulator.scenario import Scenario
+for number, variant in enumerate(Scenario(json.loads(sys.argv[1])).variants()):
+    simulate(variant).save(Path(sys.argv[2]) / str(number))
+"""
+
+
+def test_the_same_scenario_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    for hash_seed in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", SAVE, json.dumps(SMALL), str(tmp_path / hash_seed)],
+            env={"PYTHONHASHSEED": hash_seed, "PATH": ""},
+            check=True,
+        )
+    for number in range(4):
+        assert contents(tmp_path / "1" / str(number)) == contents(tmp_path / "2" / str(number))
+
+
+def test_another_seed_gives_another_run(run: Run) -> None:
+    other = simulate(Scenario(SMALL).vary(seed=6))
+    assert other.models is not None
+    assert run.models is not None
+    assert not np.array_equal(other.models, run.models)
+
+
+def test_what_a_run_holds(run: Run) -> None:
+    assert run.workers == 4
+    assert run.iterations == (40,) * 4
+    assert len(run.samples) == 20
+    assert run.samples.iteration[-1] == 40
+    assert run.samples.loss[-1] < run.samples.loss[0]
+    assert run.models is not None
+    assert run.models.shape == (4, 10)
+    shares = run.time_shares()
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(share >= 0 for share in shares.values())
+    # A ring sends 2 (n-1)/n of the model once per round of two iterations.
+    expected = 20 * 2 * 3 / 4 * 2410 * 4
+    assert run.bytes_sent == pytest.approx((expected,) * 4)
+    assert run.links is not None
+    assert sum(run.links.carried) > 0
+    assert max(run.links.change_rate) <= max(run.links.capacity) * (1 + 1e-9)
+
+
+def test_links_carry_what_the_workers_send(run: Run) -> None:
+    """Only the ring's edges between hosts cross the switch: two of four, in each direction once."""
+    assert run.links is not None
+    carried = dict(zip(run.links.name, run.links.carried, strict=True))
+    payload = run.bytes_sent[0] / 0.992
+    for name, nbytes in carried.items():
+        assert nbytes == pytest.approx(payload, rel=1e-9), name
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["cocod-sgd", "allreduce-sgd", {"name": "local-sgd", "period": 2}, "d-psgd"]
+)
+def test_worse_machines_take_longer(algorithm: object) -> None:
+    """Halve a bandwidth, double a latency, slow a device: the predicted time must rise."""
+    base = Scenario({**SMALL, "algorithm": algorithm, "compare": []})
+    # Communication must matter for a change of it to show behind the overlap.
+    base = base.vary({"cluster.topology.network.bandwidth": "0.02 Gbps"})
+    time = simulate(base).duration
+    worse = [
+        {"cluster.topology.network.bandwidth": "0.01 Gbps"},
+        {"cluster.topology.network.latency": "40 us"},
+        {"cluster.topology.network.efficiency": 0.5},
+        {"cluster.transport": {"name": "nccl", "payload-share": 0.5}},
+    ]
+    for change in worse:
+        assert simulate(base.vary(change)).duration > time, change
+    fast = base.vary({"cluster.topology.network.bandwidth": "100 Gbps"})
+    time = simulate(fast).duration
+    for change in ({"efficiency": 0.0001}, {"launch-overhead": "1 ms"}, {"memory-bandwidth": "1 MB/s"}):
+        assert simulate(fast.vary(device={"name": "gtx-1080-ti", **change})).duration > time, change
+
+
+def test_more_bandwidth_never_hurts_and_monitoring_changes_nothing() -> None:
+    base = Scenario(SMALL)
+    fast = simulate(base.vary({"cluster.topology.network.bandwidth": "100 Gbps"}))
+    assert fast.duration <= simulate(base).duration
+    blind = simulate(base, monitor=False)
+    assert blind.duration == simulate(base).duration
+    assert blind.links is not None
+    assert blind.links.change_time == []
+
+
+def test_a_run_stops_at_its_target() -> None:
+    full = simulate(Scenario(SMALL))
+    reached = full.reached()
+    assert reached is not None
+    stopped = simulate(Scenario({**SMALL, "budget": {"iterations": 40, "stop": "target"}}))
+    assert stopped.reached() == reached
+    assert len(set(stopped.iterations)) == 1
+    assert stopped.iterations[0] < 40
+    assert stopped.samples.loss == full.samples.loss[: len(stopped.samples)]
+
+
+def test_a_target_that_is_never_reached_is_no_number() -> None:
+    run = simulate(Scenario({**SMALL, "target": {"loss": -1.0}}))
+    assert run.reached() is None
+    assert run.summary()["iterations_to_target"] is None
+    assert run.summary()["time_to_target_s"] is None
+
+
+def test_a_grid_takes_the_step_that_reaches_the_target_first() -> None:
+    grid = Scenario({**SMALL, "step-size": {"grid": [0.01, 0.2, 0.05]}})
+    best = simulate(grid)
+    times = {}
+    for step in (0.01, 0.05, 0.2):
+        reached = simulate(grid.vary(step_size=step)).reached()
+        times[step] = reached.time if reached else float("inf")
+    assert best.step_size == min(times, key=lambda step: times[step])
+
+
+def test_iteration_and_statistical_targets_need_no_numerics() -> None:
+    timing = {key: value for key, value in SMALL.items() if key != "step-size"}
+    timing["workload"] = {"cost": SMALL["workload"]["cost"]}
+    run = simulate(Scenario({**timing, "target": {"iterations": 10}}))
+    reached = run.reached()
+    assert reached is not None
+    assert (reached.iterations, reached.time) == (10, 10 * run.time_per_iteration)
+    statistical = {"statistical": {"minimum-iterations": 10, "critical-batch": 64}}
+    reached = simulate(Scenario({**timing, "target": statistical})).reached()
+    assert reached is not None
+    assert reached.iterations == 10 * (1 + 64 / 32)
+    reached = simulate(Scenario({**timing, "target": {"samples": 640}})).reached()
+    assert reached is not None
+    assert reached.iterations == 640 / 32
+
+
+def test_timing_only_runs_do_no_tensor_work() -> None:
+    """They do not even import torch, where the cost is given."""
+    code = (
+        "import json, sys; from simulator.scenario import Scenario;"
+        "from simulator.engine.simulate import simulate;"
+        "run = simulate(Scenario(json.loads(sys.argv[1])));"
+        "print(run.iterations[0], 'torch' in sys.modules)"
+    )
+    timing = {key: value for key, value in SMALL.items() if key not in ("step-size", "target")}
+    timing["workload"] = {"cost": {"parameters": 1000, "batch": 1, "gradient": "1 ms"}}
+    for algorithm in ("cocod-sgd", "allreduce-sgd", "local-sgd", "d-psgd"):
+        data = json.dumps({**timing, "algorithm": algorithm, "compare": []})
+        result = subprocess.run(
+            [sys.executable, "-c", code, data], capture_output=True, text=True, check=True
+        )
+        assert result.stdout.split() == ["40", "False"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "reports", "index"),
+    [
+        ([3, 2, 1, 1, 1], 2, 2),
+        ([3, 1, 2, 1, 1], 1, 3),
+        ([1, 2, 1], 0, 0),
+        ([2, 1, 1], 2, None),
+        ([], 0, None),
+        ([float("nan"), 1.0, 1.0], 1, 1),
+    ],
+)
+def test_a_target_is_reached_where_the_loss_stays(
+    losses: list[float], reports: int, index: int | None
+) -> None:
+    assert first_stay(losses, 1, reports) == index
+
+
+def test_the_averaged_model_is_weighted_and_sampled_at_every_nth_report() -> None:
+    import torch
+
+    class Sum:
+        def loss(self, x: torch.Tensor) -> float:
+            return float(x.sum())
+
+        def gradient_norm(self, x: torch.Tensor) -> float:
+            return 0.0
+
+    observer = Observer(Sum(), (0.25, 0.75), 2, Target(loss=0.0))  # type: ignore[arg-type]
+    observer.report(0, 1.0, 1, torch.tensor([4.0]))
+    observer.report(1, 2.0, 1, torch.tensor([8.0]))
+    observer.report(1, 3.0, 2, torch.tensor([0.0]))
+    observer.report(0, 4.0, 2, torch.tensor([4.0]))
+    expected = Samples(
+        time=[2.0, 4.0], iteration=[1.0, 2.0], loss=[7.0, 1.0], gradient_norm=[0.0, 0.0], consensus=[5.0, 5.0]
+    )
+    assert observer.samples == expected
+
+
+def test_time_shares_count_overlap_once(run: Run) -> None:
+    import dataclasses
+
+    spans = [
+        Span(0, "compute", "gradient", 0.0, 4.0),
+        Span(0, "transfer", "all_reduce", 3.0, 6.0),
+        Span(0, "transfer", "all_reduce", 5.0, 7.0),
+        Span(0, "wait", "all_reduce", 7.0, 8.0, 1),
+    ]
+    one = dataclasses.replace(run, timeline=Timeline(spans), duration=10.0, iterations=(1,))
+    assert one.time_shares() == pytest.approx({"compute": 0.4, "transfer": 0.3, "wait": 0.3})
+
+
+def test_nothing_half_written_stays(tmp_path: Path) -> None:
+    def fail() -> None:
+        with whole_folder(tmp_path / "run") as draft:
+            (draft / "summary.json").write_text("{}")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_runs_are_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"is not a saved run; it has no summary\.json"):
+        Run.load(tmp_path)
+    run.save(tmp_path / "run")
+    (tmp_path / "run" / "spans.parquet").write_bytes(b"PAR1 truncated")
+    with pytest.raises(BadInput, match=r"is not a complete saved run: spans\.parquet is not a timeline"):
+        Run.load(tmp_path / "run")
