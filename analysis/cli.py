@@ -82,7 +82,7 @@ Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place 
 
 def main() -> None:
     """Run the command line; the entry point of the command ``paceline``."""
-    app()
+    app(prog_name="paceline")
 
 
 # Run and execute.

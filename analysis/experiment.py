@@ -200,7 +200,7 @@ def experiment(
         if store is None:
             store = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="paceline-")))
         variants = _distinct(scenario.variants())
-        groups = [_singles(side) for variant in variants for side in (variant, variant.reference())]
+        groups = [_singles(side) for variant in variants for side in (variant, _reference(variant))]
         singles = {single.digest(): single for group in groups for single in group}
         outcomes = _simulate_all(singles, store, jobs, progress)
         chosen = [_choose(group, outcomes, store) for group in groups]
@@ -215,6 +215,11 @@ def experiment(
 def _distinct(variants: Sequence[Scenario]) -> list[Scenario]:
     """Return the variants without those that occur twice."""
     return list({variant.digest(): variant for variant in reversed(variants)}.values())[::-1]
+
+
+def _reference(variant: Scenario) -> Scenario:
+    """Return the one-worker scenario; a scenario of one worker is its own."""
+    return variant if variant.workers == 1 else variant.reference()
 
 
 def _singles(scenario: Scenario) -> tuple[Scenario, ...]:

@@ -76,7 +76,7 @@ class Group:
             raise faults.mismatch(self.name, index, meeting.caller, meeting.signature, worker.rank, signature)
         meeting.members[position] = (worker, operation)
         meeting.tensors[position] = x.clone()
-        operation.missing = lambda: [r for p, r in enumerate(self._ranks) if p not in meeting.members]
+        operation.missing = lambda: [r for p, r in enumerate(self._ranks) if p not in meeting.tensors]
         if len(meeting.members) == len(self._ranks):
             del self._open[index]
             meeting.last_call, meeting.last_rank = worker.clock.now, worker.rank
@@ -97,15 +97,20 @@ class Group:
 
     def _deliver(self, meeting: Meeting, position: int) -> None:
         """End a member's part: its result, and what its time went into."""
-        worker, operation = meeting.members[position]
-        assert meeting.pending is not None
+        worker, operation = meeting.members.pop(position)
+        pending = meeting.pending
+        assert pending is not None
         assert meeting.value is not None
-        sent = self._communicator.sent[position] * meeting.pending.nbytes
+        sent = self._communicator.sent[position] * pending.nbytes
         worker.bytes_sent += sent
-        moving = max(operation.since, meeting.last_call, meeting.pending.began)
+        moving = max(operation.since, meeting.last_call, pending.began)
         worker.record(WAIT, operation.name, operation.since, meeting.last_call, meeting.last_rank)
         worker.record(TRANSFER, operation.name, moving, worker.clock.now, nbytes=sent)
+        operation.missing = None
         operation.succeed(meeting.value.clone())
+        if not meeting.members:
+            # Nothing refers in a circle any more, so no garbage collector has to find it.
+            meeting.pending = None
 
 
 def _element_type(x: Tensor) -> str:
@@ -222,4 +227,5 @@ class Exchange:
         worker.bytes_sent += self._sent
         worker.record(WAIT, operation.name, operation.since, self._last_call, self._last_rank)
         worker.record(TRANSFER, operation.name, self._last_call, worker.clock.now, nbytes=self._sent)
+        operation.missing = None
         operation.succeed({rank: self._received[rank] for rank in self._sources})

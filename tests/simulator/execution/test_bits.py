@@ -180,7 +180,7 @@ class TestVariants:
 
 
 class TestProportionalBatches:
-    """Speeds 1, 1, 1/2 deal the 30 samples out as 12, 12, 6: the mean multiplies by 0.4, 0.4, 0.2, then sums."""
+    """Speeds 1, 1, 1/2 deal 30 samples out as 12, 12, 6: the mean multiplies by 0.4, 0.4, 0.2, then sums."""
 
     @pytest.mark.parametrize("dtype", ["float32", "float64"])
     def test_cocod_sgd(self, make: Any, dtype: str) -> None:

@@ -1,4 +1,4 @@
-"""What breaks a run: broken rules of the seam, errors on one rank, killed processes, runs that cannot go on."""
+"""What breaks a run: broken rules of the seam, errors on one rank, killed processes, deadlocks."""
 
 from __future__ import annotations
 

@@ -102,7 +102,8 @@ class TestGroupShares:
         assert group_share(None, (0, 1), 0) is None
 
     def test_the_world_takes_its_shares_as_they_are(self) -> None:
-        shares = (0.1,) * 3 + (0.7,)
+        # They add up to 1 - 2**-53 here; dividing by that would change them.
+        shares = (0.7, 0.1, 0.1, 0.1)
         assert sum(shares) != 1
         assert [group_share(shares, range(4), rank) for rank in range(4)] == list(shares)
 
@@ -131,7 +132,6 @@ class TestArgumentsAreTakenWhenCalled:
 
         async def body(worker: Any) -> None:
             x = torch.ones(4, dtype=torch.float64)
-            # A slow first computation keeps the operation waiting on its stream.
             handle = call(worker, x)
             x.fill_(7)
             result = await handle
@@ -182,7 +182,7 @@ class TestArgumentsAreTakenWhenCalled:
 
 
 class TestOverlap:
-    """Half a second of messages and half a second of computing take less than their sum."""
+    """A quarter of a second of messages and one of computing take less than their sum."""
 
     @staticmethod
     def slow(scenario: Scenario, monkeypatch: pytest.MonkeyPatch) -> Scenario:
@@ -260,16 +260,16 @@ class TestHandles:
         async def body(worker: Any) -> None:
             with pytest.raises(ValueError, match="a model is a vector of 4"):
                 await worker.gradient(torch.zeros(3))
-            with pytest.raises(ValueError, match="a model is a vector of 4"):
-                await worker.gradient_buckets(torch.zeros(3))[1]
-            worker.gradient_buckets(torch.zeros(3))[0].awaited = True
 
-        async def last_bucket_too(worker: Any) -> None:
+        run(make("local-sgd", 1, QUADRATIC), finished(body))
+
+    def test_every_bucket_of_a_failed_gradient_fails(self, make: Any) -> None:
+        async def body(worker: Any) -> None:
             for handle in worker.gradient_buckets(torch.zeros(3)):
                 with pytest.raises(ValueError, match="a model is a vector of 4"):
                     await handle
 
-        run(make("local-sgd", 1, QUADRATIC), finished(last_bucket_too))
+        run(make("local-sgd", 1, QUADRATIC), finished(body))
 
     def test_thousands_of_handles_are_forgotten_once_awaited(self, make: Any) -> None:
         async def body(worker: Any) -> None:
