@@ -280,7 +280,7 @@ def _simulate_all(
             for digest in order:
                 single = singles[digest]
                 weight = _weight(single)
-                inner = (lambda part, weight=weight: advanced(part * weight)) if progress else None
+                inner = (lambda part, weight=weight: advanced(min(1.0, part) * weight)) if progress else None
                 finished(digest, _simulate_into(single, store / digest, inner))
             return outcomes
         futures = {executor.submit(_remote, *_portable(singles[d]), store / d): d for d in order}

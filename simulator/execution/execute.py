@@ -76,6 +76,13 @@ def check_executable(scenario: Scenario) -> None:
         raise BadInput("compare", f"an execution runs one algorithm, not {names} as well")
     if sections.budget.stop == "target":
         raise BadInput("budget.stop", "only a simulation can stop at its target; use 'end'")
+    objective, workers = scenario.objective, scenario.workers
+    assert objective is not None
+    try:
+        # What an objective refuses (a number of workers, a batch, an empty shard), it refuses every rank.
+        objective.oracle(0, scenario.shares or (1 / workers,) * workers, scenario.batches[0], scenario.seed)
+    except ValueError as error:
+        raise BadInput("workload.objective", str(error)) from error
 
 
 def assembled(scenario: Scenario, records: Sequence[Record]) -> Run:

@@ -167,7 +167,7 @@ def _serve(
     rank: int, world_size: int, payload: bytes, buckets: Buckets, meeting: str, connection: Connection
 ) -> None:
     """Be one local rank: the body of its process."""
-    # Ctrl-C reaches every process of a terminal; the launcher alone answers it and ends the ranks.
+    # Ctrl-C reaches every process of a terminal. The helper of somebody else may not have masked it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     os.environ.update(ONE_THREAD)
@@ -193,10 +193,12 @@ def _serve(
 def _failure(rank: int, error: BaseException) -> _Failed:
     trace = "".join(traceback.format_exception(error))
     followed = isinstance(error.__cause__, CommunicationFailed)
-    if isinstance(error, (AlgorithmError, WorkerFailed)):
-        # Only the message travels: the cause may not be known to the launcher.
-        return _Failed(error, followed, trace)
-    return _Failed(WorkerFailed(rank, None, faults.cause_of(error)), followed, trace)
+    if isinstance(error, AlgorithmError):
+        # Only the message travels: the launcher may not know a class of the user's own.
+        return _Failed(AlgorithmError(str(error)), followed, trace)
+    if not isinstance(error, WorkerFailed):
+        error = WorkerFailed(rank, None, faults.cause_of(error))
+    return _Failed(error, followed, trace)
 
 
 def _end_with_launcher() -> None:
@@ -227,8 +229,13 @@ def warm_up() -> None:
     context.set_forkserver_preload(PRELOADED)
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    with _environment({**ONE_THREAD, "PYTHONPATH": path}):
-        forkserver.ensure_running()
+    # The helper and all that it forks inherit a mask without Ctrl-C, which the launcher alone answers.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _environment({**ONE_THREAD, "PYTHONPATH": path}):
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def launch(scenario: Scenario, progress: Progress | None = None) -> list[Record]:
@@ -362,6 +369,9 @@ class _Collection:
             while not self._finished(rank) and rank.connection.poll():
                 self._hear(rank.number, rank.connection.recv())
         except (EOFError, OSError):
+            # The pipe has ended, so the process is about to; one that only closed it is of no use any more.
+            rank.process.join(_PARTING)
+            rank.process.kill()
             rank.process.join()
         if not self._finished(rank) and rank.process.exitcode is not None:
             cause = _ending(rank.process.exitcode)
@@ -422,7 +432,8 @@ class _Collection:
 def _ending(exitcode: int) -> str:
     """Return how a process ended that said nothing."""
     if exitcode < 0:
-        return f"its process was killed by {signal.Signals(-exitcode).name}"
+        names = {known.value: known.name for known in signal.Signals}
+        return f"its process was killed by {names.get(-exitcode, f'signal {-exitcode}')}"
     return f"its process ended with exit code {exitcode} and without a word"
 
 

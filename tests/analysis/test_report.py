@@ -69,7 +69,7 @@ def test_the_page_loads_nothing(timed: Experiment) -> None:
     library = get_plotlyjs()
     assert text.count(library) == 1
     own = text.replace(library, "")
-    assert not re.search(r"https?:|//[a-z]|url\(|@import", own)
+    assert not re.search(r"https?:|[\"'(=]//[a-z]|url\(|@import", own)
     parser = Resources()
     parser.feed(own)
     assert parser.loaded == []
@@ -120,7 +120,8 @@ def test_facts_in_words_with_units(timing_scenario: Scene) -> None:
         ("batch", "4 samples a worker, 12 in all (weak scaling)"),
         (
             "cost",
-            "a given model of 1,000,000 parameters: 1,000,000 parameters, 4 MB; a gradient takes 10 ms to 20 ms",
+            "a given model of 1,000,000 parameters: 1,000,000 parameters, 4 MB; "
+            "a gradient takes 10 ms to 20 ms",
         ),
         ("budget", "20 iterations a worker"),
         ("target", "10 iterations"),
@@ -138,8 +139,8 @@ def test_slow_links_in_words(timing_scenario: Scene) -> None:
 def test_warnings_name_what_was_not_reached(loss_scenario: Scene, make_run: Make) -> None:
     done = _by_hand(loss_scenario(), make_run, [0.9, 0.8])
     assert warnings(done) == [
-        "local-sgd on 2 workers did not reach the target (loss <= 0.5) within 8 iterations; the last loss was "
-        "0.8. It has no speedup."
+        "local-sgd on 2 workers did not reach the target (loss <= 0.5) within 8 iterations; "
+        "the last loss was 0.8. It has no speedup."
     ]
     text = report(done)
     assert '<td class="figure missing">not reached</td>' in text

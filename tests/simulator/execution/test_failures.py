@@ -259,6 +259,13 @@ class TestBadInput:
         scenario = make("local-sgd", 2, QUADRATIC, budget=budget, target={"loss": 0.1})
         assert self.refusal(scenario) == "budget.stop: only a simulation can stop at its target; use 'end'"
 
+    def test_what_the_objective_refuses(self, make: Any) -> None:
+        objective = {"kind": "scalar-quadratics", "curvatures": [1.0, 2.0], "centres": [0.0, 1.0]}
+        message = self.refusal(make("local-sgd", 3, objective))
+        assert message.startswith("workload.objective: ")
+        assert "2" in message
+        assert "3" in message
+
     def test_an_object_that_cannot_be_sent(self, make: Any) -> None:
         import torch
 

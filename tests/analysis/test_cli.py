@@ -1,0 +1,413 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import analysis.experiment
+import simulator.engine.simulate
+from analysis.cli import app, taken_from_the_machine
+from simulator.faults import WorkerFailed
+from simulator.run import Run
+from simulator.scenario import Scenario
+
+Scene = Callable[..., Scenario]
+Invoke = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def paceline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
+    """Run the command line in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: object) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    yield invoke
+
+
+@pytest.fixture
+def scenario_file(timing_scenario: Scene, tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(timing_scenario().resolved()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def real_file(tmp_path: Path) -> Path:
+    """A scenario with numerics, small enough to execute."""
+    data: dict[str, Any] = {
+        "name": "real",
+        "cluster": {
+            "topology": {"builder": "switch", "gpus": 3},
+            "device": "cpu-core",
+            "workers": 3,
+            "transport": "gloo",
+            "stragglers": [{"kind": "persistent", "workers": [0]}],
+        },
+        "workload": {
+            "cost": {"model": "mlp-digits", "batch": 8},
+            "objective": {"kind": "mlp", "data": "digits"},
+        },
+        "algorithm": {"name": "cocod-sgd", "period": 2},
+        "compare": ["allreduce-sgd"],
+        "step-size": {"grid": [0.1, 0.2]},
+        "budget": {"iterations": 6, "stop": "target"},
+        "target": {"loss": 1e-6},
+    }
+    path = tmp_path / "real.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return path
+
+
+def refused(result: tuple[int, str, str], sentence: str) -> None:
+    """Exit code 2, exactly one sentence on the standard error, nothing on the standard output."""
+    assert result == (2, "", f"error: {sentence}\n")
+
+
+# Run.
+
+
+def test_run_prints_a_table_and_saves(paceline: Invoke, scenario_file: Path, tmp_path: Path) -> None:
+    code, out, err = paceline("run", scenario_file, "--jobs", 1)
+    folder = Path("runs") / f"small-{Scenario.load(scenario_file).digest()}"
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "small: cost of a given model of 1,000,000 parameters, timing only"
+    assert any(line.startswith("local-sgd (period 8)") for line in lines)
+    assert "Target: 10 iterations." in lines
+    assert lines[-1] == (
+        f"Saved to {folder}: open {folder}/report.html in a browser, {folder}/trace.json in ui.perfetto.dev."
+    )
+    assert sorted(path.name for path in Path("runs").iterdir()) == [folder.name]  # no parts stay behind
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "allreduce-sgd",
+        "local-sgd",
+        "local-sgd-period-8",
+        "provenance.json",
+        "report.html",
+        "scenario.yaml",
+        "summary.json",
+        "trace.json",
+    ]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["workers"] for row in summary["table"]] == [3, 3, 3]
+    assert json.loads((folder / "provenance.json").read_text())["elapsed_s"] > 0
+
+
+def test_the_same_scenario_and_seed_give_the_same_bytes(paceline: Invoke, scenario_file: Path) -> None:
+    for out in ("one", "two"):
+        assert paceline("run", scenario_file, "--jobs", 1, "--seed", 3, "--out", out)[0] == 0
+    names = [path.relative_to("one") for path in sorted(Path("one").rglob("*")) if path.is_file()]
+    assert len(names) > 30
+    for name in names:
+        if name.name != "provenance.json":
+            assert (Path("one") / name).read_bytes() == (Path("two") / name).read_bytes(), name
+    assert yaml.safe_load(Path("one/scenario.yaml").read_text())["seed"] == 3
+
+
+def test_run_as_json(paceline: Invoke, scenario_file: Path) -> None:
+    code, out, err = paceline("run", scenario_file, "--jobs", 1, "--json", "--out", "here")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["saved_to"] == "here"
+    assert [row["algorithm"] for row in found["table"]] == [
+        "allreduce-sgd",
+        "local-sgd",
+        "local-sgd (period 8)",
+    ]
+    assert found["table"][0]["iteration_speedup"] == 1.0
+
+
+def test_a_target_that_is_never_reached(paceline: Invoke, real_file: Path) -> None:
+    code, out, _ = paceline("run", real_file, "--jobs", 1)
+    assert code == 0
+    row = next(line for line in out.splitlines() if line.startswith("allreduce-sgd "))
+    assert row.count("not reached") == 5
+    assert "did not reach the target (loss <= 1e-06) within 6 iterations" in out
+
+
+def test_a_stopped_run_goes_on(
+    paceline: Invoke, scenario_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    simulate = simulator.engine.simulate.simulate
+    simulated: list[str] = []
+
+    def counted(scenario: Scenario, progress: object = None) -> Run:
+        if len(simulated) == 4:
+            raise KeyboardInterrupt
+        simulated.append(scenario.digest())
+        return simulate(scenario)
+
+    monkeypatch.setattr(simulator.engine.simulate, "simulate", counted)
+    assert paceline("run", scenario_file, "--jobs", 1, "--out", "x")[0] != 0
+    (store,) = (path for path in tmp_path.iterdir() if path.is_dir())  # nothing half-written beside it
+    assert store.name.startswith(".x-")
+    assert sorted(path.name for path in store.iterdir()) == sorted(simulated)
+
+    again: list[str] = []
+    monkeypatch.setattr(
+        simulator.engine.simulate, "simulate", lambda s, p=None: (again.append(s.digest()), simulate(s))[1]
+    )
+    assert paceline("run", scenario_file, "--jobs", 1, "--out", "x")[0] == 0
+    assert len(again) == 2
+    assert not set(again) & set(simulated)
+    assert not store.exists()
+    assert Path("x/report.html").exists()
+
+
+def test_run_replaces_only_saved_runs(paceline: Invoke, scenario_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("words")
+    sentence = "precious: exists and is no saved run; name another folder"
+    refused(paceline("run", scenario_file, "--out", "precious"), sentence)
+    assert (tmp_path / "precious" / "thesis.txt").read_text() == "words"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"bugdet": {"iterations": 3}},
+            "small.yaml: unknown key 'bugdet'; the nearest known key is 'budget'",
+        ),
+        (
+            {"algorithm": "cocod"},
+            "small.yaml: algorithm.name: unknown algorithm 'cocod'; the nearest known one is 'cocod-sgd'",
+        ),
+        (
+            {"algorithm": {"name": "local-sgd", "perod": 3}},
+            "small.yaml: algorithm: unknown key 'perod'; the nearest known key is 'period'",
+        ),
+    ],
+)
+def test_faults_of_a_scenario(
+    change: dict[str, object], sentence: str, paceline: Invoke, scenario_file: Path
+) -> None:
+    data = yaml.safe_load(scenario_file.read_text())
+    scenario_file.write_text(yaml.safe_dump({**data, **change}))
+    refused(paceline("run", scenario_file), sentence)
+    assert not Path("runs").exists()
+
+
+def test_faults_of_files_and_arguments(paceline: Invoke, tmp_path: Path) -> None:
+    refused(paceline("run", "cocod"), "cocod: no such scenario; the nearest that ships is 'cocod-1080ti'")
+    refused(paceline("run", "nope.yaml"), "nope.yaml: cannot be read: No such file or directory")
+    refused(paceline("run"), "Missing argument 'SCENARIO'.")
+    refused(paceline("runn", "x"), "No such command 'runn'.")
+    refused(paceline("run", "x", "--sede", 1), "No such option: --sede Did you mean --seed?")
+    refused(paceline("execute", "nope.yaml"), "nope.yaml: cannot be read: No such file or directory")
+
+
+def test_a_failing_worker_is_one_sentence_and_code_1(
+    paceline: Invoke, scenario_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(scenario: Scenario, progress: object = None) -> Run:
+        raise WorkerFailed(2, 7, "ZeroDivisionError: division by zero")
+
+    monkeypatch.setattr(simulator.engine.simulate, "simulate", broken)
+    result = paceline("run", scenario_file, "--jobs", 1)
+    assert result[0] == 1
+    assert result[2] == "error: worker 2 failed in iteration 7: ZeroDivisionError: division by zero\n"
+
+
+def test_the_unexpected_is_not_hidden(
+    paceline: Invoke, scenario_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(analysis.experiment, "experiment", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        paceline("run", scenario_file)
+
+
+# Execute.
+
+
+def test_execute_verifies_the_models(paceline: Invoke, real_file: Path) -> None:
+    code, out, err = paceline("execute", real_file, "--workers", 2, "--verify")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "real: cocod-sgd on 2 local processes"
+    assert lines[1].startswith("  step size 0.")
+    assert lines[1].endswith(", the best of 0.1, 0.2 in simulation")
+    assert lines[2] == "  6 iterations a worker, where the simulation stops"
+    assert lines[3] == (
+        "  from this machine, not from the scenario: devices (cpu-core); network (switch, transport gloo); "
+        "stragglers (persistent)"
+    )
+    assert lines[4].startswith("  6 iterations a worker in ")
+    assert lines[-2] == "  the executed models are bit-identical to the simulated ones"
+    folder = Path(lines[-1].removeprefix("Saved to ").removesuffix("."))
+    assert Run.load(folder).clock == "wall"
+
+
+def test_execute_as_json(paceline: Invoke, real_file: Path) -> None:
+    code, out, _ = paceline(
+        "execute", real_file, "--workers", 2, "--step-size", 0.1, "--verify", "--json", "--out", "e"
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert found["bit_identical"] is True
+    assert (found["workers"], found["step_size"], found["clock"]) == (2, 0.1, "wall")
+    assert found["saved_to"] == "e"
+
+
+def test_execute_needs_an_objective(paceline: Invoke, scenario_file: Path) -> None:
+    code, _, err = paceline("execute", scenario_file)
+    assert code == 2
+    assert err == (
+        "error: workload.objective: an execution computes real gradients; name what is optimised\n"
+    )
+
+
+def test_what_an_execution_takes_from_the_machine(timing_scenario: Scene) -> None:
+    flow = {"source": "host0", "destination": "host1", "rate": "1 Gbps"}
+    scenario = timing_scenario().vary(background=[flow])
+    assert taken_from_the_machine(scenario) == [
+        "devices (gtx-1080-ti)",
+        "network (two-level, transport nccl)",
+        "stragglers (persistent)",
+        "background traffic (1 flow)",
+    ]
+
+
+# Compare.
+
+
+def test_compare_two_saved_runs(paceline: Invoke, scenario_file: Path) -> None:
+    paceline("run", scenario_file, "--jobs", 1, "--out", "x")
+    code, out, _ = paceline("compare", "x/allreduce-sgd", "x/local-sgd", "--out", "c.html")
+    assert code == 0
+    assert out.splitlines()[0] == "A: small, allreduce-sgd, 3 workers, simulated"
+    assert "Largest contributor: " in out
+    assert Path("c.html").read_text().startswith("<!DOCTYPE html>")
+    code, out, _ = paceline("compare", "x/allreduce-sgd", "x/local-sgd", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert sum(entry["difference_s"] for entry in found["operations"]) == pytest.approx(found["difference_s"])
+    named = "'allreduce-sgd', 'local-sgd', 'local-sgd-period-8'"
+    refused(
+        paceline("compare", "x", "x/local-sgd"), f"x: holds several runs; name one of its folders: {named}"
+    )
+    refused(paceline("compare", "y", "x"), "y: is not a saved run; it has no summary.json")
+
+
+# What there is.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("topology",), ["two-level", "gpus-per-host", "required"]),
+        (("topology", "ring", "nodes=4"), ["4 (4 gpu)", "bisection  2.5 GB/s"]),
+        (("topology", "cocod-1080ti"), ["7 GB/s × 0.35 = 2.45 GB/s", "at most 7.35 GB/s"]),
+        (("algorithms",), ["cocod-sgd", "2(n-1)/n M/k"]),
+        (("algorithms", "cocod-sgd"), ["parameter period (default 4, at least 1):", "IJCAI 2019"]),
+        (("models",), ["resnet18-cifar", "11,173,962"]),
+        (("models", "mlp-digits"), ["total", "2,410"]),
+        (("devices",), ["gtx-1080-ti", "11.34 TFLOP/s"]),
+        (("devices", "ideal"), ["Source: no real device"]),
+    ],
+)
+def test_catalogues_as_text_and_json(arguments: tuple[str, ...], words: list[str], paceline: Invoke) -> None:
+    code, out, err = paceline(*arguments)
+    assert (code, err) == (0, "")
+    for word in words:
+        assert word in out
+    code, out, _ = paceline(*arguments, "--json")
+    assert code == 0
+    json.loads(out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_topology_writes_a_file(paceline: Invoke) -> None:
+    assert paceline("topology", "switch", "gpus=3", "--out", "t.graphml")[0] == 0
+    code, out, _ = paceline("topology", "t.graphml", "--json")
+    assert (code, json.loads(out)["gpus"]) == (0, 3)
+
+
+def test_unknown_names(paceline: Invoke) -> None:
+    refused(paceline("algorithms", "cocod"), "unknown algorithm 'cocod'; the nearest is 'cocod-sgd'")
+    refused(
+        paceline("topology", "rnig"),
+        "rnig: no such topology builder, file or scenario; the nearest is 'ring'",
+    )
+    refused(paceline("topology", "ring", "node=4"), "unknown key 'node'; the nearest known key is 'nodes'")
+    refused(paceline("topology", "ring", "nodes"), "expected a parameter like 'nodes=8', got 'nodes'")
+
+
+# Flows.
+
+CASE = {
+    "links": {"a": {"bandwidth": 10.0, "latency": 1.0}},
+    "flows": [{"size": 20.0, "start": 0.0, "path": ["a"]}],
+}
+
+
+def test_flows(paceline: Invoke) -> None:
+    Path("one.json").write_text(json.dumps(CASE))
+    code, out, err = paceline("flows", "one.json")
+    assert (code, err, json.loads(out)) == (0, "", {"completion": [3.0]})
+    Path("two.json").write_text(json.dumps([{**CASE, "name": "x"}, {**CASE, "name": "y"}]))
+    code, out, _ = paceline("flows", "two.json", "--fairness", "rtt", "--out", "o.json")
+    expected = [{"name": "x", "completion": [3.0]}, {"name": "y", "completion": [3.0]}]
+    assert (code, json.loads(out)) == (0, expected)
+    assert json.loads(Path("o.json").read_text()) == expected
+
+
+def test_bad_flows(paceline: Invoke) -> None:
+    Path("bad.json").write_text('{"links": {')
+    code, out, err = paceline("flows", "bad.json")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: bad.json: is not JSON: ")
+    refused(paceline("flows", "no.json"), "no.json: cannot be read: No such file or directory")
+    code, _, err = paceline("flows", "bad.json", "--fairness", "fair")
+    assert (code, err) == (
+        2,
+        "error: Invalid value for '--fairness': 'fair' is not one of 'maxmin', 'rtt'.\n",
+    )
+
+
+# The whole program.
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom analysis.cli import app\n"
+        "try: app(['--help'], prog_name='paceline')\nexcept SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'plotly', 'pandas', 'numpy', 'networkx', 'pydantic', 'simpy', 'pyarrow'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        best = min(best, time.perf_counter() - started)
+    assert done.stdout.startswith("Usage: paceline [OPTIONS] COMMAND")
+    assert done.stdout.endswith("\n[]\n")
+    assert best < 0.5
+
+
+def test_a_fault_is_one_sentence_for_the_shell_too(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from analysis.cli import main; main()", "run", "cocod"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": ""},
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "error: cocod: no such scenario; the nearest that ships is 'cocod-1080ti'\n"

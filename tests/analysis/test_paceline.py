@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import paceline
+
+
+def test_every_public_name_is_there() -> None:
+    assert sorted(paceline.__all__) == paceline.__all__ == dir(paceline)
+    for name in paceline.__all__:
+        assert getattr(paceline, name) is not None
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError) as error:
+        _ = paceline.speedup  # type: ignore[attr-defined]
+    assert str(error.value) == "module 'paceline' has no attribute 'speedup'"
+
+
+def test_importing_it_is_cheap() -> None:
+    code = "import sys, paceline; print(sorted({'torch', 'numpy', 'plotly', 'simulator'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_what_if_script() -> None:
+    code = (
+        "from paceline import Scenario, simulate, speedups\n"
+        "base = Scenario.load('cocod-1080ti').vary(objective=None, step_size=None, target={'iterations': 4},\n"
+        "    budget={'iterations': 4})\n"
+        "runs = [simulate(base.vary(algorithm=a, compare=[], gossip=None, workers=n))\n"
+        "        for a in ('allreduce-sgd', 'cocod-sgd') for n in (1, 2)]\n"
+        "print(speedups(runs))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert [line.split()[:2] for line in done.stdout.splitlines()[4:8]] == [
+        ["allreduce-sgd", "1"],
+        ["allreduce-sgd", "2"],
+        ["cocod-sgd", "1"],
+        ["cocod-sgd", "2"],
+    ]
