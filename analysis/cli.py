@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,10 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 """What the command line's parser raises for arguments that it cannot use."""
 
 
+_INTERRUPTED = 130
+"""What the parser returns when Ctrl-C ended a command."""
+
+
 class _Group(TyperGroup):
     """All commands; turns what they raise into one sentence and an exit code."""
 
@@ -42,7 +47,7 @@ def _exit_code(command: Callable[[], Any]) -> int:
     try:
         code = command()
     except _USAGE_ERROR as error:
-        return _refused(error.format_message(), 2)
+        return _refused(_one_sentence(error.format_message()), 2)
     except ValueError as error:
         return _refused(str(error), 2)
     except typer.Abort:
@@ -54,7 +59,15 @@ def _exit_code(command: Callable[[], Any]) -> int:
         ):
             raise
         return _refused(str(error), 1)
+    if code == _INTERRUPTED:
+        return _refused("interrupted", 1)
     return code if isinstance(code, int) else 0
+
+
+def _one_sentence(message: str) -> str:
+    """Return what the parser of the command line says about an argument as one sentence."""
+    text = " ".join(message.split()).replace("Value error, ", "")
+    return re.sub(r"\.? Did you mean", "; did you mean", text)
 
 
 def _refused(message: str, code: int) -> int:
@@ -153,10 +166,10 @@ def _run(scenario: Scenario, out: Path | None, jobs: int | None, quiet: bool) ->
     """Simulate, save and print an experiment; return what it came to as plain data."""
     import shutil
 
-    from analysis.experiment import experiment, parts_folder
+    from analysis.experiment import experiment, file_name, parts_folder
 
     started = time.perf_counter()
-    folder = out or Path("runs") / f"{scenario.name}-{scenario.digest()}"
+    folder = out or Path("runs") / f"{file_name(scenario.name)}-{scenario.digest()}"
     _check_replaceable(folder)
     if not quiet:
         typer.echo(_heading(scenario))
@@ -181,9 +194,9 @@ def _run(scenario: Scenario, out: Path | None, jobs: int | None, quiet: bool) ->
 def _heading(scenario: Scenario) -> str:
     from analysis.report import facts, title
 
-    shown = ("workers", "topology", "links", "straggler", "batch", "target")
+    shown = ("workers", "topology", "links", "straggler", "batch", "objective batch", "target")
     lines = [f"{scenario.name}: {title(scenario)}"]
-    lines += [f"  {name:10} {text}" for name, text in facts(scenario) if name in shown]
+    lines += [f"  {name:15} {text}" for name, text in facts(scenario) if name in shown]
     return "\n".join(lines)
 
 
@@ -209,6 +222,7 @@ def _execute(
 
     Under torchrun all ranks execute, and rank 0 alone prints and saves; the others return None.
     """
+    from analysis.experiment import file_name
     from simulator.execution.execute import execute as execute_scenario
 
     started = time.perf_counter()
@@ -216,7 +230,7 @@ def _execute(
         quiet = quiet or os.environ["RANK"] != "0"
         workers = workers or int(os.environ.get("WORLD_SIZE", "1"))
     single, settled = _executable(scenario, workers, step_size)
-    folder = out or Path("runs") / f"{single.name}-{single.digest()}-executed"
+    folder = out or Path("runs") / f"{file_name(single.name)}-{single.digest()}-executed"
     _check_replaceable(folder)
     taken = taken_from_the_machine(single)
     if not quiet:

@@ -153,14 +153,19 @@ class Comparison:
             ]
         rows.append(_cells("total", self.total_a, self.total_b))
         models = self.models.text if self.models else "At least one of the runs has no final models."
-        table = text_table(["per worker and iteration", "A", "B", "B - A", "B / A"], rows, left=(0,))
-        heads = [f"A: {self.name_a}", f"B: {self.name_b}", ""]
+        table = text_table(["phase", "A", "B", "B - A", "B / A"], rows, left=(0,))
+        heads = [f"A: {self.name_a}", f"B: {self.name_b}", "", "Time per worker and iteration", ""]
         return "\n".join([*heads, table, self.verdict(), models])
 
 
 def _cells(name: str, a: float, b: float) -> list[str]:
     ratio = f"{b / a:.3f}" if a > 0 else "-"
-    return [name, _seconds(a), _seconds(b), _signed(b - a), ratio]
+    return [name, _seconds(a), _seconds(b), difference_text(a, b), ratio]
+
+
+def difference_text(a: float, b: float) -> str:
+    """Return b - a in seconds as text; what is lost in rounding is no difference."""
+    return _signed(b - a) if abs(b - a) > 1e-9 * max(a, b) else "0 s"
 
 
 def _seconds(value: float) -> str:

@@ -19,6 +19,7 @@ import os
 import pickle
 import re
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -80,7 +81,7 @@ class Entry:
     @property
     def folder(self) -> str:
         """The name of the folder that keeps its run."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.label).strip("-.")
+        return file_name(self.label)
 
     def row(self) -> Row:
         """Return its line of the table."""
@@ -156,6 +157,11 @@ class Experiment:
                 entry.run.save(draft / entry.folder)
                 entry.reference.save(draft / entry.folder / "reference")
             write_json(draft / "provenance.json", provenance(elapsed))
+
+
+def file_name(text: str) -> str:
+    """Return a name as one that a folder can have anywhere."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
 
 
 def _plain(trial: Trial) -> dict[str, Any]:
@@ -313,15 +319,26 @@ def _executor(jobs: int | Executor | None, runs: int) -> Iterator[Executor | Non
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["simulator.engine.simulate", "simulator.workload.objective"])
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_one_thread) as executor:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare) as executor:
         yield executor
 
 
-def _one_thread() -> None:
-    """Give each process one torch thread: the processes are the parallelism."""
+def _prepare() -> None:
+    """Prepare a process of the pool: one torch thread, and an end when its parent ends.
+
+    A worker of a pool would otherwise outlive a parent that was killed, waiting for work for ever.
+    """
     import torch
 
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _portable(scenario: Scenario) -> tuple[dict[str, Any], Path | None]:

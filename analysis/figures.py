@@ -548,7 +548,7 @@ def _add_nodes(figure: go.Figure, scenario: Scenario, place: Place) -> None:
             [g for g in gpus if g in ranks and not slowed[g]],
         ),
         ("straggler", "square", 17, ACCENT, "white", [g for g in gpus if g in ranks and slowed[g]]),
-        ("unused GPU", "square-open", 15, FAINT, FAINT, [g for g in gpus if g not in ranks]),
+        ("unused GPU", "square", 15, "white", FAINT, [g for g in gpus if g not in ranks]),
     ]
     kinds = dict.fromkeys(
         str(graph.nodes[node]["kind"]) for node in graph if graph.nodes[node]["kind"] != "gpu"
@@ -573,7 +573,7 @@ def _add_nodes(figure: go.Figure, scenario: Scenario, place: Place) -> None:
             textfont={"color": ink, "size": 10 if inside else 12},
             marker={
                 "symbol": symbol, "size": size if few else 8, "color": colour,
-                "line": {"width": 1, "color": colour},
+                "line": {"width": 1, "color": FAINT if colour == "white" else colour},
             },
             customdata=[_node_text(scenario, n, ranks.get(n, []), slowed.get(n, [])) for n in nodes],
             hovertemplate="%{customdata}<extra></extra>",

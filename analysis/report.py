@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import topologies
 from analysis import figures
-from analysis.compare import Comparison
+from analysis.compare import Comparison, difference_text
 from analysis.experiment import Entry, Experiment, Trial
 from analysis.speedup import count_text, html_table, part_label
 from simulator.run import Run
@@ -141,6 +141,10 @@ def facts(scenario: Scenario) -> list[tuple[str, str]]:
         found.append(
             ("numerics", f"{objective_name(scenario)} ({rest})" if rest else str(objective_name(scenario)))
         )
+    if scenario.objective_batches != scenario.batches:
+        taken, charged = _range_text(scenario.objective_batches), _range_text(scenario.batches)
+        text = f"{taken} a worker in a gradient of the objective; the time charged is that of {charged}"
+        found.append(("objective batch", text))
     if any("graph" in part.build().requires for part in (sections.algorithm, *sections.compare)):
         gossip = sections.gossip or GossipSection()
         name = gossip.graph if isinstance(gossip.graph, str) else gossip.graph.get("builder")
@@ -214,6 +218,10 @@ def straggler_sentences(scenario: Scenario) -> list[str]:
         rest = "".join(f", {key} {data[key]}" for key in data if key not in said and data[key] not in silent)
         sentences.append(f"{part.name}: {who}{rest}")
     return sentences
+
+
+def _range_text(batches: Sequence[int]) -> str:
+    return f"{batches[0]}" if len(set(batches)) == 1 else f"{min(batches)} to {max(batches)}"
 
 
 def _batch_text(scenario: Scenario) -> str:
@@ -350,7 +358,9 @@ def comparison_report(comparison: Comparison) -> str:
         (
             entry.kind,
             entry.operation,
-            *(format_quantity(value, "s") for value in (entry.a, entry.b, entry.difference)),
+            format_quantity(entry.a, "s"),
+            format_quantity(entry.b, "s"),
+            difference_text(entry.a, entry.b),
         )
         for entry in (*comparison.phases, *comparison.operations)
     ]

@@ -312,7 +312,7 @@ class Table:
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
-    """Return a table as aligned text, headings of several words broken into lines.
+    """Return a table as aligned text, headings broken into lines where they are wider than their column.
 
     Parameters
     ----------
@@ -321,7 +321,11 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Seq
     left
         Columns that are set flush left; the others are set flush right.
     """
-    split = [heading.split(" ") for heading in headings]
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(headings)
+    split = [
+        _wrapped(heading, max(map(len, column), default=0))
+        for heading, column in zip(headings, columns, strict=True)
+    ]
     height = max(map(len, split), default=0)
     lines = [
         [words[line - height + len(words)] if line >= height - len(words) else "" for words in split]
@@ -338,6 +342,17 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Seq
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([*map(aligned, lines), rule, *map(aligned, rows)])
+
+
+def _wrapped(heading: str, width: int) -> list[str]:
+    """Return a heading as lines, none of them wider than the column or its longest word."""
+    widest = max(width, *map(len, heading.split(" ")))
+    lines = [""]
+    for word in heading.split(" "):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > widest:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
 
 
 def html_table(

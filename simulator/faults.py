@@ -170,25 +170,3 @@ def mismatch(
 def _call(signature: Signature) -> str:
     op, elements, element_type = signature
     return f"{op} of {elements} {element_type} elements"
-
-
-def cannot_go_on(
-    waits: Sequence[tuple[int, str, str, Sequence[int]]], ended: Sequence[int]
-) -> AlgorithmError:
-    """Return the error of a run in which every worker has ended or waits for one that will never come.
-
-    Parameters
-    ----------
-    waits
-        Of each waiting worker: its rank, the operation, the group's name (empty for an exchange), and the
-        ranks that have not called.
-    ended
-        Ranks whose run has ended.
-    """
-    sentences = []
-    for rank, operation, group, missing in waits:
-        where = f" of group '{group}'" if group else ""
-        whom = f"worker{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
-        sentences.append(f"worker {rank} waits in {operation}{where} for {whom}")
-    sentences += [f"worker {rank} has ended" for rank in ended]
-    return AlgorithmError(f"the run cannot go on: {'; '.join(sentences)}")

@@ -194,7 +194,12 @@ class ClusterSection(Section):
 
 
 class WorkloadSection(Section):
-    """What is trained: its cost, and, where numerics are wanted, what is really optimised."""
+    """What is trained: its cost, and, where numerics are wanted, what is really optimised.
+
+    ``objective_batch`` is the number of samples per worker that a gradient of the objective really takes;
+    without it, the batch that the cost charges. A small problem stands for one whose gradients are as
+    noisy at the cost's batch only with a smaller batch of its own.
+    """
 
     cost: Annotated[Part, reader(_read_cost), PART_WRITER]
     objective: Annotated[
@@ -202,6 +207,7 @@ class WorkloadSection(Section):
         reader(lambda value, folder: value and OBJECTIVE.read(value, folder)),
         pydantic.PlainSerializer(lambda value: value and value.data()),
     ] = None
+    objective_batch: int | None = pydantic.Field(default=None, ge=1)
     batches: Literal["equal", "proportional"] = "equal"
     scaling: Literal["weak", "strong"] = "weak"
 
@@ -536,6 +542,18 @@ class Scenario:
         return _apportion(total, parts)
 
     @functools.cached_property
+    def objective_batches(self) -> tuple[int, ...]:
+        """Samples of the objective that each worker's gradient really takes, in the same proportions."""
+        workload = self.sections.workload
+        if workload.objective_batch is None:
+            return self.batches
+        total = workload.objective_batch * (self.workers if workload.scaling == "weak" else 1)
+        if total < self.workers:
+            problem = f"a global batch of {total} cannot feed {self.workers} workers"
+            raise BadInput("workload.objective-batch", problem)
+        return _apportion(total, self.batches)
+
+    @functools.cached_property
     def shares(self) -> tuple[float, ...] | None:
         """Each worker's part of the global batch; None where all are equal."""
         if len(set(self.batches)) == 1:
@@ -593,6 +611,10 @@ class Scenario:
     def _check_training(self) -> None:
         sections = self.sections
         if sections.workload.objective is None:
+            if sections.workload.objective_batch is not None:
+                raise BadInput(
+                    "workload.objective-batch", "a scenario without an objective has no batch of it"
+                )
             if sections.step_size is not None:
                 raise BadInput("step-size", "a scenario without an objective has no step size")
             if sections.target is not None and sections.target.loss is not None:
@@ -609,7 +631,7 @@ class Scenario:
         for step in steps:
             if step is not None and not (step > 0 and math.isfinite(step)):
                 raise BadInput("step-size", f"must be above 0 and finite, got {step!r}")
-        _ = self.batches
+        _ = self.objective_batches
 
 
 @contextlib.contextmanager

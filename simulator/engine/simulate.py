@@ -157,7 +157,7 @@ class Simulation:
             return None
         scenario = self.scenario
         shares = scenario.shares or (1 / scenario.workers,) * scenario.workers
-        return self._objective.oracle(rank, shares, scenario.batches[rank], scenario.seed)
+        return self._objective.oracle(rank, shares, scenario.objective_batches[rank], scenario.seed)
 
     def jitter(self, rank: int) -> Callable[[], float]:
         """Return the source of a rank's per-gradient factors."""

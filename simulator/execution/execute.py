@@ -80,7 +80,9 @@ def check_executable(scenario: Scenario) -> None:
     assert objective is not None
     try:
         # What an objective refuses (a number of workers, a batch, an empty shard), it refuses every rank.
-        objective.oracle(0, scenario.shares or (1 / workers,) * workers, scenario.batches[0], scenario.seed)
+        objective.oracle(
+            0, scenario.shares or (1 / workers,) * workers, scenario.objective_batches[0], scenario.seed
+        )
     except ValueError as error:
         raise BadInput("workload.objective", str(error)) from error
 

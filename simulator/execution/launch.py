@@ -10,6 +10,7 @@ launcher does, however that happens.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -59,7 +60,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THRE
 
 Buckets = tuple[tuple[int, int], ...]
 
-_SETTLING = 0.25
+_SETTLING = 0.5
 """Seconds in which other ranks' failures are awaited after a first one, for a message that is stable."""
 _EXPLAINING = 2.0
 """The same after a lost connection, which some other rank's end explains."""
@@ -102,13 +103,15 @@ def perform(
     algorithm = scenario.algorithm
     start = time.monotonic() if communicator is None else communicator.common_start()
     try:
-        return worker.run(algorithm, start), communicator
+        record = worker.run(algorithm, start)
     except AlgorithmError:
         raise
     except Exception as error:
         raise WorkerFailed(rank, worker.iterations, faults.cause_of(error)) from error
     finally:
         worker.close()
+    worker.join()
+    return record, communicator
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,10 @@ class _Began:
 
 @dataclass(frozen=True)
 class _Waits:
-    """News of a rank: it waits for a message, or goes on (call is None)."""
+    """News of a rank: it waits for a message in a line of its algorithm, or goes on (call is None)."""
 
     call: Call | None
+    line: str
     calls: Mapping[str, int]
 
 
@@ -157,10 +161,10 @@ class _Messenger:
             self._told = time.monotonic()
             self._connection.send(_Began(iterations))
 
-    def waiting(self, call: Call | None, calls: Mapping[str, int]) -> None:
+    def waiting(self, call: Call | None, line: str, calls: Mapping[str, int]) -> None:
         """Pass on that the worker waits for a message."""
         if call is None or call.stream:
-            self._connection.send(_Waits(call, dict(calls)))
+            self._connection.send(_Waits(call, line, dict(calls)))
 
 
 def _serve(
@@ -384,7 +388,7 @@ class _Collection:
         match news:
             case _Began(iterations):
                 self._begun(iterations)
-            case _Waits(None, _):
+            case _Waits(None):
                 self._waits.pop(number, None)
             case _Waits():
                 self._waits[number] = news
@@ -417,16 +421,17 @@ class _Collection:
             return
         calls: dict[int, Mapping[str, int]] = {rank: waits.calls for rank, waits in self._waits.items()}
         calls.update({rank: record.calls for rank, record in self._records.items()})
-        descriptions = []
+        report = []
         for rank, waits in sorted(self._waits.items()):
             call = waits.call
             assert call is not None
             missing = [peer for peer in call.peers if calls[peer].get(call.stream, 0) <= call.number]
             if not missing:
                 return
-            group = call.stream if call.operation == "all_reduce" else ""
-            descriptions.append((rank, call.operation, group, missing))
-        raise faults.cannot_go_on(descriptions, sorted(self._records))
+            group = f" group '{call.stream}'" if call.operation == "all_reduce" else ""
+            since = round(call.since, 3)
+            report.append(faults.Waiting(rank, call.operation + group, since, tuple(missing), waits.line))
+        raise faults.deadlock(report)
 
 
 def _ending(exitcode: int) -> str:
@@ -487,7 +492,7 @@ class _Counter:
     def __init__(self, begun: Callable[[int], None]) -> None:
         self.iterated = begun
 
-    def waiting(self, call: Call | None, calls: Mapping[str, int]) -> None:
+    def waiting(self, call: Call | None, line: str, calls: Mapping[str, int]) -> None:
         """Nobody collects the news of all ranks here."""
 
 
@@ -514,6 +519,8 @@ def join(
         )
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=PATIENCE)
+        # The group serves later calls too; its threads must have ended before the interpreter does.
+        atexit.register(dist.destroy_process_group)
     begun = _fraction(progress if rank == 0 else None, scenario.sections.budget.iterations)
     threads = torch.get_num_threads()
     try:

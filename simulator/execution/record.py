@@ -32,7 +32,7 @@ class Message(NamedTuple):
     Attributes
     ----------
     call
-        Operation, stream, number and peers.
+        Operation, stream, number, peers and the time of the call.
     begin, end
         Seconds.
     nbytes
@@ -116,7 +116,7 @@ def spans(records: Sequence[Record]) -> list[Span]:
 
 def _divided(rank: int, message: Message, begins: dict[tuple[int, str, int], float]) -> Iterator[Span]:
     """Yield the wait, if any, and the transfer of one message."""
-    operation, iteration, stream, number, peers = message.call
+    operation, iteration, stream, number, peers, _ = message.call
     # max() keeps the first of equals, so ties go to the lowest rank.
     last = max(peers, key=lambda peer: begins[peer, stream, number])
     # Clocks of different machines may disagree; a span never ends before it starts.

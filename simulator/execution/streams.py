@@ -12,11 +12,14 @@ So code between two awaits is atomic, as it is on the virtual clock, however man
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -56,6 +59,10 @@ class Stream:
         """Let the thread end when it has done what was given to it."""
         self._work.put(None)
 
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join()
+
 
 class Baton:
     """The right to run an algorithm's lines; one task of a rank holds it at a time."""
@@ -92,6 +99,8 @@ class Call(NamedTuple):
         Of a message: its stream, and how many of it the rank had called before.
     peers
         Of a message: the other ranks that it needs.
+    since
+        When it was called, in seconds.
     """
 
     operation: str
@@ -99,6 +108,7 @@ class Call(NamedTuple):
     stream: str = ""
     number: int = 0
     peers: tuple[int, ...] = ()
+    since: float = 0.0
 
 
 class WallHandle(Generic[T]):
@@ -111,10 +121,11 @@ class WallHandle(Generic[T]):
     baton
         Given away while the caller waits.
     waiting
-        Called with the call when the caller has waited for :data:`LONG`, and with None when it goes on.
+        Called when the caller has waited for :data:`LONG`, with the call and the caller's file and line,
+        and when it goes on, with None.
     """
 
-    def __init__(self, call: Call, baton: Baton, waiting: Callable[[Call | None], None]) -> None:
+    def __init__(self, call: Call, baton: Baton, waiting: Callable[[Call | None, str], None]) -> None:
         self.call = call
         self.awaited = False
         self._baton = baton
@@ -136,17 +147,18 @@ class WallHandle(Generic[T]):
         self.awaited = True
         if not self._outcome.done():
             with self._baton.given_away():
-                self._wait()
+                self._wait(sys._getframe(1))
         return self._outcome.result()
 
-    def _wait(self) -> None:
+    def _wait(self, caller: FrameType) -> None:
         try:
             # This returns the operation's own error instead of raising it.
             self._outcome.exception(LONG)
         except TimeoutError:
-            self._waiting(self.call)
+            line = f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"
+            self._waiting(self.call, line)
             self._outcome.exception()
-            self._waiting(None)
+            self._waiting(None, line)
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float, float]:

@@ -42,10 +42,11 @@ class Listener(Protocol):
         """Take in the gradients begun, whenever the algorithm asks whether to go on."""
         ...
 
-    def waiting(self, call: Call | None, calls: Mapping[str, int]) -> None:
+    def waiting(self, call: Call | None, line: str, calls: Mapping[str, int]) -> None:
         """Take in the message that a worker has been waiting for, or None when it goes on.
 
-        ``calls`` counts the messages that it has called, by stream.
+        ``line`` is the algorithm's file and line that waits; ``calls`` counts the messages that the worker
+        has called, by stream.
         """
         ...
 
@@ -108,7 +109,7 @@ class WallWorker:
         self._step_size = step_size
         world = scenario.workers
         self._oracle = objective.oracle(
-            rank, scenario.shares or (1 / world,) * world, scenario.batches[rank], scenario.seed
+            rank, scenario.shares or (1 / world,) * world, scenario.objective_batches[rank], scenario.seed
         )
         self._budget = scenario.sections.budget.iterations
         self._start = time.monotonic()
@@ -330,7 +331,7 @@ class WallWorker:
         self, operation: str, stream: str, work: Callable[[], T], peers: tuple[int, ...], nbytes: float
     ) -> WallHandle[T]:
         """Start a message on its stream and note when it began and ended."""
-        call = Call(operation, self._iteration, stream, self._calls[stream], peers)
+        call = Call(operation, self._iteration, stream, self._calls[stream], peers, self.now)
         handle: WallHandle[T] = self._handle(call)
         notes = self._messages[stream]
         self._calls[stream] += 1
@@ -393,8 +394,17 @@ class WallWorker:
 
     def close(self) -> None:
         """Let the streams end."""
-        for stream in (self._compute_stream, *self._message_streams.values()):
+        for stream in self._streams:
             stream.close()
+
+    def join(self) -> None:
+        """Wait until the streams have ended, which they do soon after a run that went well."""
+        for stream in self._streams:
+            stream.join()
+
+    @property
+    def _streams(self) -> tuple[Stream, ...]:
+        return self._compute_stream, *self._message_streams.values()
 
     def _handle(self, call: Call) -> WallHandle[Any]:
         handle: WallHandle[Any] = WallHandle(call, self._baton, self._waiting)
@@ -405,9 +415,9 @@ class WallWorker:
             self._watched = max(len(self._open), 64)
         return handle
 
-    def _waiting(self, call: Call | None) -> None:
+    def _waiting(self, call: Call | None, line: str) -> None:
         if self._listener is not None:
-            self._listener.waiting(call, self._calls)
+            self._listener.waiting(call, line, self._calls)
 
     def _check_end(self) -> None:
         for handle in self._open:

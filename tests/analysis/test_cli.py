@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ Invoke = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def paceline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
+def paceline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """Run the command line in an empty folder; returns exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
 
@@ -34,7 +34,7 @@ def paceline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke
             raise result.exception
         return result.exit_code, result.stdout, result.stderr
 
-    yield invoke
+    return invoke
 
 
 @pytest.fixture
@@ -151,7 +151,8 @@ def test_a_stopped_run_goes_on(
         return simulate(scenario)
 
     monkeypatch.setattr(simulator.engine.simulate, "simulate", counted)
-    assert paceline("run", scenario_file, "--jobs", 1, "--out", "x")[0] != 0
+    code, _, err = paceline("run", scenario_file, "--jobs", 1, "--out", "x")
+    assert (code, err.strip()) == (1, "error: interrupted")
     (store,) = (path for path in tmp_path.iterdir() if path.is_dir())  # nothing half-written beside it
     assert store.name.startswith(".x-")
     assert sorted(path.name for path in store.iterdir()) == sorted(simulated)
@@ -205,8 +206,8 @@ def test_faults_of_files_and_arguments(paceline: Invoke, tmp_path: Path) -> None
     refused(paceline("run", "cocod"), "cocod: no such scenario; the nearest that ships is 'cocod-1080ti'")
     refused(paceline("run", "nope.yaml"), "nope.yaml: cannot be read: No such file or directory")
     refused(paceline("run"), "Missing argument 'SCENARIO'.")
-    refused(paceline("runn", "x"), "No such command 'runn'.")
-    refused(paceline("run", "x", "--sede", 1), "No such option: --sede Did you mean --seed?")
+    refused(paceline("runn", "x"), "No such command 'runn'; did you mean 'run'?")
+    refused(paceline("run", "x", "--sede", 1), "No such option: --sede (Possible options: --seed)")
     refused(paceline("execute", "nope.yaml"), "nope.yaml: cannot be read: No such file or directory")
 
 

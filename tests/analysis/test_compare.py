@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.attribution import attribution
-from analysis.compare import bit_identical, compare, load_run
+from analysis.compare import bit_identical, compare, difference_text, load_run
 from simulator.parts import BadInput
 from simulator.run import Run
 from simulator.scenario import Scenario
@@ -88,7 +88,10 @@ def test_compare_by_hand(loss_scenario: Scene, make_run: Make) -> None:
         "150 % of the difference."
     )
     assert comparison.verdict() == expected
-    assert "total" in str(comparison)
+    assert difference_text(1.0, 1.0 + 1e-15) == "0 s"
+    lines = [line.split() for line in str(comparison).splitlines()]
+    assert ["total", "2.5", "s", "3.5", "s", "+1", "s", "1.400"] in lines
+    assert ["gradient", "2", "s", "1.5", "s", "-500", "ms", "0.750"] in lines
     assert comparison.to_dict()["difference_s"] == 1.0
     assert sum(o.difference for o in comparison.operations) == 1.0
 

@@ -21,7 +21,7 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 
 def test_importing_it_is_cheap() -> None:
-    code = "import sys, paceline; print(sorted({'torch', 'numpy', 'plotly', 'simulator'} & set(sys.modules)))"
+    code = "import sys, paceline\nprint(sorted({'torch', 'numpy', 'plotly', 'simulator'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
 
@@ -29,14 +29,18 @@ def test_importing_it_is_cheap() -> None:
 def test_the_what_if_script() -> None:
     code = (
         "from paceline import Scenario, simulate, speedups\n"
-        "base = Scenario.load('cocod-1080ti').vary(objective=None, step_size=None, target={'iterations': 4},\n"
-        "    budget={'iterations': 4})\n"
-        "runs = [simulate(base.vary(algorithm=a, compare=[], gossip=None, workers=n))\n"
+        "base = Scenario({'name': 'what-if', 'algorithm': 'd-psgd',\n"
+        "    'cluster': {'topology': {'builder': 'switch', 'gpus': 2}, 'device': 'ideal'},\n"
+        "    'workload': {'cost': {'parameters': 10, 'batch': 4, 'gradient': '1 s'}},\n"
+        "    'budget': {'iterations': 4}, 'target': {'iterations': 4}})\n"
+        "runs = [simulate(base.vary(algorithm=a, workers=n))\n"
         "        for a in ('allreduce-sgd', 'cocod-sgd') for n in (1, 2)]\n"
         "print(speedups(runs))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert [line.split()[:2] for line in done.stdout.splitlines()[4:8]] == [
+    lines = done.stdout.splitlines()
+    rule = next(number for number, line in enumerate(lines) if line.startswith("---"))
+    assert [line.split()[:2] for line in lines[rule + 1 : rule + 5]] == [
         ["allreduce-sgd", "1"],
         ["allreduce-sgd", "2"],
         ["cocod-sgd", "1"],

@@ -265,3 +265,10 @@ def test_scripts_cannot_be_closed_from_inside(loss_scenario: Scene, make_run: Ma
     done = _by_hand(loss_scenario(name="</script><b>"), make_run, [0.4, 0.4])
     own = report(done).replace(get_plotlyjs(), "")
     assert "</script><b>" not in own
+
+
+def test_the_facts_say_when_the_objective_has_a_batch_of_its_own(loss_scenario: Scene) -> None:
+    base = loss_scenario()
+    assert "objective batch" not in dict(facts(base))
+    sentence = "1 a worker in a gradient of the objective; the time charged is that of 4"
+    assert dict(facts(base.vary(objective_batch=1)))["objective batch"] == sentence

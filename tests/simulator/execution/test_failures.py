@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,17 +192,20 @@ class TestBrokenRules:
 
 
 class TestRunsThatCannotGoOn:
-    def test_a_peer_has_ended(self, own: Any, ranks_left: Callable[[], list[int]]) -> None:
+    def test_a_peer_has_ended(self, own: Any, tmp_path: Path, ranks_left: Callable[[], list[int]]) -> None:
         body = """
             x = await worker.gradient(worker.initial_model())
             worker.report(x)
             if worker.rank != 1:
                 await worker.all_reduce(x)
         """
-        assert broken_rule(own(body, 3)) == (
-            "the run cannot go on: worker 0 waits in all_reduce of group 'world' for worker 1; "
-            "worker 2 waits in all_reduce of group 'world' for worker 1; worker 1 has ended"
-        )
+        scenario = own(body, 3)
+        wait = r"waits in all_reduce group 'world' for worker 1 since 0(\.\d+)? s at own_\w+\.py:\d+"
+        message = broken_rule(scenario)
+        assert re.fullmatch(f"the run cannot go on: worker 0 {wait}; worker 2 {wait}", message)
+        (line,) = set(re.findall(r"own_\w+\.py:(\d+)", message))
+        source = next(tmp_path.glob("own_*.py")).read_text().splitlines()
+        assert source[int(line) - 1].strip() == "await worker.all_reduce(x)"
         assert ranks_left() == []
 
     def test_ranks_wait_for_each_other(self, own: Any) -> None:
@@ -211,9 +216,11 @@ class TestRunsThatCannotGoOn:
             await worker.all_reduce(x)
         """
         settings = {"requires": GRAPH, "plan": 'Plan({}, ((0, 1, "exchange"), (1, 0, "exchange")))'}
-        assert broken_rule(own(body, 2, **settings)) == (
-            "the run cannot go on: worker 0 waits in exchange for worker 1; "
-            "worker 1 waits in all_reduce of group 'world' for worker 0"
+        where = r"since 0(\.\d+)? s at own_\w+\.py:\d+"
+        assert re.fullmatch(
+            f"the run cannot go on: worker 0 waits in exchange for worker 1 {where}; "
+            f"worker 1 waits in all_reduce group 'world' for worker 0 {where}",
+            broken_rule(own(body, 2, **settings)),
         )
 
     def test_a_slow_peer_is_no_fault(self, own: Any) -> None:
