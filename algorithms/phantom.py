@@ -71,6 +71,7 @@ class Phantom:
         return next(argument for argument in (*args, *listed) if isinstance(argument, Phantom))
 
     def _refuse(self, *_: object) -> NoReturn:
+        """Refuse to give a value: there is none in a timing-only run."""
         raise TimingOnly(
             "this algorithm's control flow depends on the value of a tensor, which a timing-only run "
             "does not have; give the scenario an objective"

@@ -30,7 +30,7 @@ import yaml
 from analysis.speedup import Row, Table, measure, part_label
 from simulator.observation import Samples
 from simulator.parts import BadInput
-from simulator.run import Progress, Run, whole_folder, write_json
+from simulator.run import Progress, Run, whole_folder, write_json, write_scenario
 from simulator.scenario import Scenario
 from simulator.target import Reached
 from traces import Timeline
@@ -146,7 +146,7 @@ class Experiment:
         from traces.perfetto import write_trace
 
         with whole_folder(folder) as draft:
-            (draft / "scenario.yaml").write_text(_scenario_text(self.scenario), encoding="utf-8")
+            write_scenario(self.scenario, draft)
             write_json(draft / "summary.json", self.summary())
             write_report(self, draft / "report.html")
             first = self.entries[0].run
@@ -281,6 +281,8 @@ def _simulate_all(
         outcomes[digest] = outcome
         advanced()
 
+    if not all(_is_portable(single) for single in singles.values()):
+        jobs = 1
     with _executor(jobs, len(singles)) as executor:
         if executor is None:
             for digest in order:
@@ -289,10 +291,10 @@ def _simulate_all(
                 inner = (lambda part, weight=weight: advanced(min(1.0, part) * weight)) if progress else None
                 finished(digest, _simulate_into(single, store / digest, inner))
             return outcomes
-        futures = {executor.submit(_remote, *_portable(singles[d]), store / d): d for d in order}
+        futures = {executor.submit(_simulate_into, singles[d], store / d): d for d in order}
         try:
             for future in as_completed(futures):
-                finished(futures[future], _unpacked(future.result()))
+                finished(futures[future], future.result())
         except BaseException:
             for future in futures:
                 future.cancel()
@@ -341,41 +343,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _portable(scenario: Scenario) -> tuple[dict[str, Any], Path | None]:
-    """Return a scenario as data for another process."""
-    return scenario.resolved(), scenario._folder
-
-
-Packed = tuple[_Outcome | None, tuple[str, str] | None]
-
-
-def _remote(data: dict[str, Any], folder: Path | None, target: Path) -> Packed:
-    """Simulate in another process; bad input comes back as data, other errors as what survives the way."""
+def _is_portable(scenario: Scenario) -> bool:
+    """Return whether a scenario, with the objects that a user put into it, can go to another process."""
     try:
-        return _simulate_into(Scenario(data, folder=folder), target), None
-    except BadInput as error:
-        return None, (error.key, error.problem)
-    except Exception as error:
-        if not _survives(error):
-            raise RuntimeError(str(error) or type(error).__name__) from None
-        raise
-
-
-def _survives(error: Exception) -> bool:
-    """Return whether an error can be sent to another process; some exceptions' constructors forbid it."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
+        pickle.dumps(scenario)
+    except (pickle.PicklingError, AttributeError, TypeError):
         return False
     return True
-
-
-def _unpacked(packed: Packed) -> _Outcome:
-    outcome, fault = packed
-    if fault is not None:
-        raise BadInput(*fault)
-    assert outcome is not None
-    return outcome
 
 
 def _simulate_into(scenario: Scenario, folder: Path, progress: Progress | None = None) -> _Outcome:

@@ -15,9 +15,11 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
+import pickle
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -25,9 +27,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import pydantic
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticSerializationError
 
 from simulator.units import parse_quantity
+
+MADE = "made-in-python"
+"""The key that stands in a saved run for an object that a file cannot hold."""
 
 
 class BadInput(ValueError):
@@ -45,6 +50,9 @@ class BadInput(ValueError):
         super().__init__(f"{key}: {problem}" if key else problem)
         self.key = key
         self.problem = problem
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.key, self.problem)
 
 
 class _Located(ValueError):
@@ -228,12 +236,18 @@ class Part:
         Its checked parameters.
     tag
         The key that holds the name in a file: ``builder``, ``name`` or ``kind``.
+    instance
+        The object itself, where it was made in Python or imported by name.
+    imported
+        Whether the name alone leads to the instance.
     """
 
     name: str
     target: Callable[..., Any]
     values: Section
     tag: str
+    instance: Any = None
+    imported: bool = False
 
     def build(self) -> Any:
         """Make the object, with its own checks.
@@ -243,14 +257,34 @@ class Part:
         BadInput
             The target refuses its parameters.
         """
+        if self.instance is not None:
+            return self.instance
         try:
             return _make(self.target, self.values)
         except ValueError as error:
             raise BadInput("", str(error)) from error
 
     def data(self) -> dict[str, Any]:
-        """Return the part as a file would hold it, every default written out."""
-        return {self.tag: self.name, **self.values.model_dump(by_alias=True, mode="json")}
+        """Return the part as a file would hold it, every default written out.
+
+        What a file cannot hold (a module, tensors) is told apart by a digest under :data:`MADE`.
+        """
+        if self.imported:
+            return {self.tag: self.name}
+        try:
+            return {self.tag: self.name, **self.values.model_dump(by_alias=True, mode="json")}
+        except PydanticSerializationError:
+            digest = hashlib.sha256(pickle.dumps(self.instance)).hexdigest()
+            return {self.tag: self.name, MADE: digest[:16]}
+
+
+def _lost(name: str) -> Callable[[], Any]:
+    """Return the target of a part that a saved run can only name."""
+
+    def target(**_: object) -> Any:
+        raise ValueError(f"{name} was made in Python, so a file cannot bring it back; give it again")
+
+    return target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,9 +328,13 @@ class Catalogue:
             hint = f"; found {', '.join(map(repr, known))}" if known else ""
             raise BadInput("", f"the key '{self.tag}' is missing{hint}")
         name = settings[self.tag]
+        if MADE in settings:
+            fields: dict[str, Any] = {MADE: (str, settings[MADE])}
+            values = pydantic.create_model(MADE, __base__=Section, **fields)()
+            return Part(str(name), _lost(str(name)), values, self.tag)
         target = self._target(name, folder)
         if not callable(target):
-            return dataclasses.replace(self._made(target), name=str(name))
+            return dataclasses.replace(self._made(target), name=str(name), imported=True)
         rest = {key: entry for key, entry in settings.items() if key != self.tag}
         return Part(str(name), target, check(section_of(target), rest), self.tag)
 
@@ -304,7 +342,8 @@ class Catalogue:
         """Wrap an object that was made in Python."""
         target: Any = type(value)
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return Part(self.name_of(target), target, section_of(target).model_construct(**fields), self.tag)
+        values = section_of(target).model_construct(**fields)
+        return Part(self.name_of(target), target, values, self.tag, instance=value)
 
     def name_of(self, target: Callable[..., Any]) -> str:
         """Return the known name of a target, or its import path."""

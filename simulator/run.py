@@ -173,8 +173,7 @@ class Run:
         """
         with whole_folder(folder) as draft:
             write_json(draft / "summary.json", self.summary())
-            text = yaml.safe_dump(self.scenario.resolved(), sort_keys=False, allow_unicode=True)
-            (draft / "scenario.yaml").write_text(text, encoding="utf-8")
+            write_scenario(self.scenario, draft)
             self.timeline.write(draft / "spans.parquet")
             write_table(draft / "samples.parquet", dataclasses.asdict(self.samples))
             if self.links is not None:
@@ -259,6 +258,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def write_scenario(scenario: Scenario, folder: Path) -> None:
+    """Write the resolved scenario, and beside it the files that it names, so that it can be read there."""
+    text = yaml.safe_dump(scenario.resolved(), sort_keys=False, allow_unicode=True)
+    (folder / "scenario.yaml").write_text(text, encoding="utf-8")
+    for name in scenario.files():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            continue  # it is found from anywhere, or lies outside of what can be kept together
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(scenario.folder / name, folder / name)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -370,6 +370,23 @@ class Scenario:
     # What the scenario is, as data.
 
     @property
+    def folder(self) -> Path:
+        """Where the files that the scenario names are looked up."""
+        return self._folder or Path()
+
+    def files(self) -> tuple[str, ...]:
+        """Return the files that the scenario names, as it names them: its topology, its Python parts."""
+        sections = self.sections
+        topology, objective = sections.cluster.topology, sections.workload.objective
+        parts = [topology, sections.workload.cost, objective, sections.algorithm, *sections.compare]
+        parts += [sections.cluster.transport, *sections.cluster.stragglers]
+        named = [entry.name.partition(":")[0] for entry in parts if isinstance(entry, Part)]
+        found = [name for name in named if name.endswith(".py")]
+        if isinstance(topology, TopologyFile):
+            found.append(topology.file)
+        return tuple(dict.fromkeys(found))
+
+    @property
     def name(self) -> str:
         """The scenario's name."""
         return self.sections.name
@@ -418,7 +435,7 @@ class Scenario:
         """The topology, checked."""
         topology = self.sections.cluster.topology
         if isinstance(topology, TopologyFile):
-            graph = topologies.read_topology((self._folder or Path()) / topology.file)
+            graph = topologies.read_topology(self.folder / topology.file)
         else:
             graph = topology.build()
         topologies.validate_cluster(graph)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from algorithms.phantom import Phantom
@@ -117,6 +119,26 @@ def _element_type(x: Tensor) -> str:
     return f"{8 * x.itemsize}-bit" if isinstance(x, Phantom) else str(x.dtype).removeprefix("torch.")
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message on its way.
+
+    Attributes
+    ----------
+    x, nbytes
+        What is sent, and what it is charged as.
+    called
+        When its sender called.
+    arrived
+        Called when its last byte has arrived.
+    """
+
+    x: Tensor
+    nbytes: float
+    called: float
+    arrived: Callable[[], object]
+
+
 class Mailbox:
     """A channel: messages from one rank to another, one after another over one connection."""
 
@@ -124,18 +146,15 @@ class Mailbox:
         self.source = source
         self.destination = destination
         self._network = network
-        self._rendezvous = getattr(network.transport, "rendezvous", False)
-        self._queue: deque[tuple[Tensor, float, float, Callable[[], object]]] = deque()
+        self.rendezvous = getattr(network.transport, "rendezvous", False)
+        self._queue: deque[Message] = deque()
         self._receivers: deque[Delivered] = deque()
         self._arrived: deque[tuple[Tensor, float]] = deque()
         self._under_way = 0
 
-    def send(self, x: Tensor, nbytes: float, sent: Callable[[], object]) -> None:
-        """Hand in a message; ``sent`` is called when the sender may go on.
-
-        With rendezvous that is its end, otherwise at once.
-        """
-        self._queue.append((x, nbytes, self._network.clock.now, sent))
+    def send(self, message: Message) -> None:
+        """Hand in a message."""
+        self._queue.append(message)
         self._advance()
 
     def receive(self, delivered: Delivered) -> None:
@@ -150,26 +169,21 @@ class Mailbox:
         """Start the next message if the connection is free and, with rendezvous, its receiver is there."""
         at_once = isinstance(self._network.transport, Fixed)
         while self._queue and (at_once or not self._under_way):
-            if self._rendezvous and len(self._receivers) <= self._under_way:
+            if self.rendezvous and len(self._receivers) <= self._under_way:
                 return
-            x, nbytes, called, sent = self._queue.popleft()
+            message = self._queue.popleft()
             self._under_way += 1
-            self._network.send(self.source, self.destination, nbytes, self._arrival(x, called, sent))
-            if not self._rendezvous:
-                sent()
+            arrival = functools.partial(self._arrive, message)
+            self._network.send(self.source, self.destination, message.nbytes, arrival)
 
-    def _arrival(self, x: Tensor, called: float, sent: Callable[[], object]) -> Callable[[], None]:
-        def arrive() -> None:
-            self._under_way -= 1
-            if self._rendezvous:
-                sent()
-            if self._receivers:
-                self._receivers.popleft()(x, called)
-            else:
-                self._arrived.append((x, called))
-            self._advance()
-
-        return arrive
+    def _arrive(self, message: Message) -> None:
+        self._under_way -= 1
+        if self._receivers:
+            self._receivers.popleft()(message.x, message.called)
+        else:
+            self._arrived.append((message.x, message.called))
+        message.arrived()
+        self._advance()
 
 
 class Exchange:
@@ -197,35 +211,47 @@ class Exchange:
         self._operation = operation
         self._received: dict[int, Tensor] = {}
         self._sources = sorted(incoming)
-        self._left = len(outgoing) + len(incoming)
+        # With rendezvous a sender waits for its messages' ends; otherwise only the timeline does.
+        self._sends_block = any(mailbox.rendezvous for mailbox in outgoing.values())
+        self._to_receive = len(incoming)
+        self._to_send = len(outgoing)
         self._last_call = operation.since
         self._last_rank = -1
         nbytes = worker.charged_bytes(x)
         self._sent = nbytes * len(outgoing)
         operation.missing = lambda: [rank for rank in self._sources if rank not in self._received]
         for mailbox in outgoing.values():
-            mailbox.send(x.clone(), nbytes, self._one_less)
+            mailbox.send(Message(x.clone(), nbytes, operation.since, self._one_sent))
         for rank, mailbox in incoming.items():
-            mailbox.receive(self._receiver(rank))
+            mailbox.receive(functools.partial(self._one_received, rank))
         if not outgoing and not incoming:
             operation.succeed({})
 
-    def _receiver(self, rank: int) -> Delivered:
-        def delivered(x: Tensor, called: float) -> None:
-            self._received[rank] = x
-            if called > self._last_call:
-                self._last_call, self._last_rank = called, rank
-            self._one_less()
+    def _one_received(self, rank: int, x: Tensor, called: float) -> None:
+        self._received[rank] = x
+        if called > self._last_call:
+            self._last_call, self._last_rank = called, rank
+        self._to_receive -= 1
+        if not self._to_receive and not (self._sends_block and self._to_send):
+            self._complete()
+        self._record_transfer()
 
-        return delivered
+    def _one_sent(self) -> None:
+        self._to_send -= 1
+        if self._sends_block and not self._to_send and not self._to_receive:
+            self._complete()
+        self._record_transfer()
 
-    def _one_less(self) -> None:
-        self._left -= 1
-        if self._left:
-            return
-        worker, operation = self._worker, self._operation
-        worker.bytes_sent += self._sent
-        worker.record(WAIT, operation.name, operation.since, self._last_call, self._last_rank)
-        worker.record(TRANSFER, operation.name, self._last_call, worker.clock.now, nbytes=self._sent)
+    def _complete(self) -> None:
+        operation = self._operation
+        self._worker.record(WAIT, operation.name, operation.since, self._last_call, self._last_rank)
         operation.missing = None
         operation.succeed({rank: self._received[rank] for rank in self._sources})
+
+    def _record_transfer(self) -> None:
+        """Note the whole exchange, once its last byte has come or gone."""
+        if self._to_send or self._to_receive:
+            return
+        worker = self._worker
+        worker.bytes_sent += self._sent
+        worker.record(TRANSFER, self._operation.name, self._last_call, worker.clock.now, nbytes=self._sent)

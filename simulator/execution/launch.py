@@ -496,6 +496,11 @@ class _Counter:
         """Nobody collects the news of all ranks here."""
 
 
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def join(
     scenario: Scenario, rank: int, world_size: int, progress: Progress | None = None
 ) -> list[Record] | None:
@@ -520,7 +525,7 @@ def join(
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=PATIENCE)
         # The group serves later calls too; its threads must have ended before the interpreter does.
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     begun = _fraction(progress if rank == 0 else None, scenario.sections.budget.iterations)
     threads = torch.get_num_threads()
     try:

@@ -496,11 +496,20 @@ class SampledObjective(Objective):
         """
         inputs, labels = self.samples
         total = len(labels) if indices is None else len(indices)
+        if indices is None and total <= EVALUATION_BATCH:
+            yield self._all_samples, 1.0
+            return
         count = -(-total // EVALUATION_BATCH)
         for piece in range(count):
             low, high = total * piece // count, total * (piece + 1) // count
             chosen = np.arange(low, high) if indices is None else indices[low:high]
             yield _take(inputs, labels, torch.from_numpy(chosen)), (high - low) / total
+
+    @functools.cached_property
+    def _all_samples(self) -> Samples:
+        """A copy of all samples, kept because a small data set is evaluated at every sample of a run."""
+        inputs, labels = self.samples
+        return _take(inputs, labels, torch.arange(len(labels)))
 
 
 class SampledOracle(Oracle):
