@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from simulator.parts import BadInput
     from simulator.run import Run
     from simulator.scenario import Scenario
+    from simulator.workload.task import Task
     from traces.perfetto import write_trace
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Run",
     "Scenario",
     "Table",
+    "Task",
     "Worker",
     "bit_identical",
     "compare",
@@ -54,6 +56,7 @@ _HOMES = {
     "simulator.parts": ("BadInput",),
     "simulator.run": ("Run",),
     "simulator.scenario": ("Scenario",),
+    "simulator.workload.task": ("Task",),
     "traces.perfetto": ("write_trace",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

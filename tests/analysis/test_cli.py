@@ -368,6 +368,18 @@ def test_flows(paceline: Invoke) -> None:
     assert json.loads(Path("o.json").read_text()) == expected
 
 
+@pytest.mark.parametrize("fairness", ["maxmin", "rtt"])
+def test_flows_of_the_golden_sets(paceline: Invoke, goldens: Path, fairness: str) -> None:
+    """Completion times by SimGrid 3.32, through the command: 33 sets, and 10 weighted by 1/latency."""
+    file = goldens / f"flow_sets_{fairness}.json"
+    code, out, _ = paceline("flows", str(file), "--fairness", fairness)
+    assert code == 0
+    cases, answers = json.loads(file.read_text()), json.loads(out)
+    assert len(cases) == len(answers) == {"maxmin": 33, "rtt": 10}[fairness]
+    for case, answer in zip(cases, answers, strict=True):
+        assert answer["completion"] == pytest.approx(case["completion"], rel=1e-9, abs=0), case["name"]
+
+
 def test_bad_flows(paceline: Invoke) -> None:
     Path("bad.json").write_text('{"links": {')
     code, out, err = paceline("flows", "bad.json")
