@@ -198,7 +198,8 @@ class WorkloadSection(Section):
 
     ``objective_batch`` is the number of samples per worker that a gradient of the objective really takes;
     without it, the batch that the cost charges. A small problem stands for one whose gradients are as
-    noisy at the cost's batch only with a smaller batch of its own.
+    noisy at the cost's batch only with a smaller batch of its own. ``evaluation: batched`` lets a simulation
+    evaluate the gradients of several workers at once, which is faster and gives up bit-identity.
     """
 
     cost: Annotated[Part, reader(_read_cost), PART_WRITER]
@@ -208,6 +209,7 @@ class WorkloadSection(Section):
         pydantic.PlainSerializer(lambda value: value and value.data()),
     ] = None
     objective_batch: int | None = pydantic.Field(default=None, ge=1)
+    evaluation: Literal["separate", "batched"] = "separate"
     batches: Literal["equal", "proportional"] = "equal"
     scaling: Literal["weak", "strong"] = "weak"
 
@@ -632,6 +634,8 @@ class Scenario:
                 raise BadInput(
                     "workload.objective-batch", "a scenario without an objective has no batch of it"
                 )
+            if sections.workload.evaluation == "batched":
+                raise BadInput("workload.evaluation", "a scenario without an objective evaluates nothing")
             if sections.step_size is not None:
                 raise BadInput("step-size", "a scenario without an objective has no step size")
             if sections.target is not None and sections.target.loss is not None:

@@ -18,6 +18,7 @@ from algorithms.worker import Tensor
 from simulator import faults
 from simulator.engine.clock import Clock, StalledFlow
 from simulator.engine.collectives import Communicator
+from simulator.engine.evaluation import Batch
 from simulator.engine.groups import Group, Mailbox
 from simulator.engine.network import Network
 from simulator.engine.worker import VirtualWorker
@@ -115,6 +116,7 @@ class Simulation:
         self.final: list[torch.Tensor | None] = [None] * scenario.workers
         self._objective = scenario.objective
         self.elements = self._objective.parameters if self._objective else scenario.cost.parameters
+        self.batch = self._evaluation()
         stop_early = scenario.sections.budget.stop == "target"
         self.observer = Observer(
             self._objective,
@@ -158,6 +160,17 @@ class Simulation:
         scenario = self.scenario
         shares = scenario.shares or (1 / scenario.workers,) * scenario.workers
         return self._objective.oracle(rank, shares, scenario.objective_batches[rank], scenario.seed)
+
+    def _evaluation(self) -> Batch | None:
+        """Return where workers leave their gradients to be evaluated together; None for one by one."""
+        if self._objective is None or self.scenario.sections.workload.evaluation == "separate":
+            return None
+        from simulator.workload.objective import SampledObjective
+
+        if not isinstance(self._objective, SampledObjective):
+            problem = f"'batched' needs an objective over samples, which {self._objective.name} is not"
+            raise BadInput("workload.evaluation", problem)
+        return Batch(self._objective)
 
     def jitter(self, rank: int) -> Callable[[], float]:
         """Return the source of a rank's per-gradient factors."""

@@ -8,6 +8,7 @@ delivered when its time has passed; so no argument needs to be copied for a comp
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from algorithms.algorithm import EXCHANGE
 from algorithms.phantom import Phantom
 from algorithms.worker import WORLD, Reduction, Tensor
 from simulator import faults
+from simulator.engine.evaluation import Deferred
 from simulator.engine.groups import Exchange
 from simulator.workload.cutting import cut
 from traces import COMPUTE, Span
@@ -80,6 +82,7 @@ class VirtualWorker:
         self._simulation = simulation
         self._spans = simulation.spans
         self._oracle = simulation.oracle(rank)
+        self._batch = simulation.batch
         self._step_size = scenario.step_sizes[0]
         self._cost = scenario.cost
         self._device = scenario.cluster.devices[rank]
@@ -126,16 +129,19 @@ class VirtualWorker:
         self._simulation.advanced(self)
         return self._seconds_factor()
 
-    def _gradient_at(self, x: Tensor) -> Tensor:
+    def _gradient_at(self, x: Tensor) -> Tensor | Deferred:
         if self._oracle is None or isinstance(x, Phantom):
             return x
+        if self._batch is not None:
+            return self._batch.gradient(self._oracle, x)
         return self._oracle.gradient(x)
 
     def gradient(self, x: Tensor) -> Operation:
         """Start the gradient over the next mini-batch."""
         factor = self._begin_iteration()
         value = self._gradient_at(x)
-        return self._compute("gradient", self._step_time.total * factor, value)
+        whole = value.get if isinstance(value, Deferred) else value
+        return self._compute("gradient", self._step_time.total * factor, whole)
 
     def gradient_buckets(self, x: Tensor) -> Sequence[Operation]:
         """Start the same gradient, in slices as back-propagation frees them."""
@@ -144,7 +150,7 @@ class VirtualWorker:
         seconds = [part * factor for part in self._step_time.backward]
         seconds[0] += self._step_time.forward * factor
         return [
-            self._compute("gradient", duration, whole[low:high])
+            self._compute("gradient", duration, _part(whole, low, high))
             for duration, (low, high) in zip(seconds, self._bounds, strict=True)
         ]
 
@@ -194,14 +200,14 @@ class VirtualWorker:
                 self.clock.flow(self._device_link, seconds, self._end_computation)
                 return
             self._stream.popleft()
-            operation.succeed(value)
+            operation.succeed(value() if callable(value) else value)
 
     def _end_computation(self) -> None:
         _, operation, value = self._stream.popleft()
         self._spans.append(
             Span(self.rank, COMPUTE, operation.name, self._started, self.clock.now, -1, 0.0, self.iterations)
         )
-        operation.succeed(value)
+        operation.succeed(value() if callable(value) else value)
         self._start_computation()
 
     # Communication.
@@ -232,3 +238,8 @@ class VirtualWorker:
             copy = x.clone()
             self._simulation.observer.report(self.rank, self.clock.now, self.iterations, copy)
             self._simulation.final[self.rank] = copy
+
+
+def _part(whole: Tensor | Deferred, low: int, high: int) -> Any:
+    """Return a slice of a gradient, or what gives it when it is due."""
+    return functools.partial(whole.part, low, high) if isinstance(whole, Deferred) else whole[low:high]

@@ -27,6 +27,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,6 +73,25 @@ def seed_of(seed: int, *key: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=key)
 
 
+@dataclass(frozen=True)
+class Request:
+    """A gradient to be evaluated.
+
+    Attributes
+    ----------
+    x : torch.Tensor
+        Flat model, which nobody changes any more.
+    indices : torch.Tensor
+        Sample numbers of the mini-batch.
+    draw : tuple of int
+        (seed, rank, number of the draw), for what is random in a network.
+    """
+
+    x: Tensor
+    indices: Tensor
+    draw: tuple[int, int, int]
+
+
 class Oracle(ABC):
     """One worker's view of the objective: stochastic gradients of its f_i, and exact ones."""
 
@@ -97,6 +117,13 @@ class Oracle(ABC):
         ValueError
             If x has another shape or dtype than the objective's models.
         """
+
+    def request(self, x: Tensor) -> Request:
+        """The gradient over the next mini-batch, to be evaluated later with those of other workers.
+
+        Only objectives over samples can do that.
+        """
+        raise TypeError(f"{self.objective.name} evaluates gradients one by one")
 
     @abstractmethod
     def full_gradient(self, x: Tensor) -> Tensor:
@@ -471,6 +498,13 @@ class SampledObjective(Objective):
         `draw` is (seed, rank, number of the draw), for what is random in a network.
         """
 
+    def batch_gradients(self, requests: Sequence[Request]) -> list[Tensor]:
+        """The gradients of several workers, evaluated together where that is faster.
+
+        Equal to `batch_gradient` of each up to rounding; last bits may differ.
+        """
+        return [self.batch_gradient(request.x, request.indices, request.draw) for request in requests]
+
     def batch_gradient_in_buckets(
         self, x: Tensor, indices: Tensor, draw: tuple[int, int, int], bounds: Bounds, deliver: Deliver
     ) -> None:
@@ -540,6 +574,11 @@ class SampledOracle(Oracle):
         self.objective._check_model(x)
         indices, draw = self._next()
         self.sampled.batch_gradient_in_buckets(x, indices, draw, bounds, deliver)
+
+    def request(self, x: Tensor) -> Request:
+        """The gradient over the next mini-batch of the shard, to be evaluated later."""
+        self.objective._check_model(x)
+        return Request(x, *self._next())
 
     def full_gradient(self, x: Tensor) -> Tensor:
         """Gradient of the mean loss over the whole shard."""
@@ -707,6 +746,37 @@ class ModuleObjective(SampledObjective):
         with self._lock, self._randomness(draw):
             self._prepare(x, training=True)
             return self._gradient(samples)
+
+    def batch_gradients(self, requests: Sequence[Request]) -> list[Tensor]:
+        """Gradients of several workers by `torch.func.vmap`.
+
+        Networks with buffers or randomness inside, and mini-batches of different sizes, are evaluated one by
+        one.
+        """
+        sizes = {len(request.indices) for request in requests}
+        if len(requests) == 1 or len(sizes) > 1 or self._stochastic or self._buffers:
+            return super().batch_gradients(requests)
+        indices = torch.stack([request.indices for request in requests])
+        inputs, labels = self.samples
+        chosen = tuple(values[indices] for values in inputs)
+        with self._lock:
+            self._prepare(requests[0].x, training=True)
+            gradients = self._vectorised(torch.stack([r.x for r in requests]), chosen, labels[indices])
+        return list(gradients)
+
+    @functools.cached_property
+    def _vectorised(self) -> Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor]:
+        """(models [w, d], inputs [w, batch, ...], labels [w, batch, ...]) to gradients [w, d]."""
+        names = [name for name, p in self._module.named_parameters() if p.requires_grad]
+        shapes = [parameter.shape for parameter in self._trainable]
+
+        def value(x: Tensor, inputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+            parts = zip(names, self._spans, shapes, strict=True)
+            parameters = {name: x[low:high].view(shape) for name, (low, high), shape in parts}
+            output = torch.func.functional_call(self._module, parameters, inputs)
+            return self._loss(output, labels).reshape(())
+
+        return torch.func.vmap(torch.func.grad(value))
 
     def batch_gradient_in_buckets(
         self, x: Tensor, indices: Tensor, draw: tuple[int, int, int], bounds: Bounds, deliver: Deliver

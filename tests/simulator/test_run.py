@@ -290,3 +290,42 @@ def test_damaged_runs_are_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "run" / "spans.parquet").write_bytes(b"PAR1 truncated")
     with pytest.raises(BadInput, match=r"is not a complete saved run: spans\.parquet is not a timeline"):
         Run.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("objective", ["mlp", "cnn", "logistic"])
+@pytest.mark.parametrize("algorithm", ["allreduce-sgd", "cocod-sgd", "d-psgd"])
+def test_batched_evaluation_changes_last_bits_at_most(algorithm: str, objective: str) -> None:
+    data = {**SMALL, "algorithm": algorithm, "compare": [], "budget": {"iterations": 10}}
+    data["workload"] = {"cost": {"model": "resnet18-cifar", "batch": 8}, "objective": {"kind": objective}}
+    separate = simulate(Scenario(data))
+    batched = simulate(Scenario(data).vary(evaluation="batched"))
+    assert batched.duration == separate.duration
+    assert batched.models is not None
+    assert separate.models is not None
+    np.testing.assert_allclose(batched.models, separate.models, rtol=1e-4, atol=1e-6)
+
+
+def test_batched_evaluation_needs_samples() -> None:
+    with pytest.raises(BadInput) as caught:
+        simulate(Scenario(SMALL).vary(evaluation="batched"))
+    assert str(caught.value) == (
+        "workload.evaluation: 'batched' needs an objective over samples, "
+        "which quadratic of dimension 10 is not"
+    )
+
+
+def test_batched_evaluation_is_one_evaluation_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    from simulator.workload.objective import ModuleObjective, Request
+
+    sizes = []
+    together = ModuleObjective.batch_gradients
+
+    def counted(self: ModuleObjective, requests: list[Request]) -> object:
+        sizes.append(len(requests))
+        return together(self, requests)
+
+    monkeypatch.setattr(ModuleObjective, "batch_gradients", counted)
+    data = {**SMALL, "algorithm": "allreduce-sgd", "compare": [], "budget": {"iterations": 10}}
+    data["workload"] = {"cost": SMALL["workload"]["cost"], "objective": {"kind": "mlp"}}
+    simulate(Scenario(data).vary(evaluation="batched"))
+    assert sizes == [4] * 10
