@@ -8,8 +8,22 @@ It has no values: control flow that looks at them is refused with the reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
+
+_CONCATENATIONS = frozenset({"cat", "concat", "concatenate"})
+# fmt: off
+_ELEMENTWISE = frozenset(
+    {
+        "abs", "add", "addcdiv", "addcmul", "ceil", "clamp", "clone", "copysign", "detach", "div",
+        "divide", "empty_like", "exp", "floor", "lerp", "log", "maximum", "minimum", "mul", "multiply",
+        "nan_to_num", "neg", "negative", "ones_like", "pow", "rand_like", "randn_like", "relu", "round",
+        "rsqrt", "sigmoid", "sign", "sqrt", "square", "sub", "subtract", "tanh", "true_divide", "where",
+        "zeros_like",
+    }
+)
+"""Torch functions whose result has the outline of their first phantom."""
+# fmt: on
 
 
 class TimingOnly(RuntimeError):
@@ -57,18 +71,41 @@ class Phantom:
     __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __neg__ = __pow__ = _elementwise
     __iadd__ = __isub__ = __imul__ = __itruediv__ = _elementwise
 
+    @property
+    def dtype(self) -> Any:
+        """The torch type of the elements, told by their size."""
+        import torch
+
+        return {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.itemsize]
+
     @classmethod
     def __torch_function__(
-        cls, function: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: object = None
+        cls,
+        function: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Phantom:
-        """Answer a torch function with the outline of its result: element-wise, or a concatenation."""
-        first = args[0]
-        if isinstance(first, Phantom):
+        """Answer a torch function with the outline of its result: element-wise, or a concatenation.
+
+        Raises
+        ------
+        TimingOnly
+            Any other function, whose result has an outline that is not known here.
+        """
+        name = getattr(function, "__name__", "")
+        values = [*args, *(kwargs or {}).values()]
+        listed = [entry for value in values if isinstance(value, (list, tuple)) for entry in value]
+        phantoms = [value for value in (*values, *listed) if isinstance(value, Phantom)]
+        first = phantoms[0]
+        if name in _CONCATENATIONS:
+            return Phantom((sum(len(part) for part in phantoms), *first.shape[1:]), first.itemsize)
+        if name in _ELEMENTWISE:
             return first
-        if getattr(function, "__name__", "") in {"cat", "concat", "concatenate"}:
-            return Phantom((sum(len(part) for part in first), *first[0].shape[1:]), first[0].itemsize)
-        listed = first if isinstance(first, (list, tuple)) else ()
-        return next(argument for argument in (*args, *listed) if isinstance(argument, Phantom))
+        raise TimingOnly(
+            f"torch.{name} is not known in a timing-only run, where tensors have no values; "
+            "give the scenario an objective"
+        )
 
     def _refuse(self, *_: object) -> NoReturn:
         """Refuse to give a value: there is none in a timing-only run."""
@@ -78,6 +115,8 @@ class Phantom:
         )
 
     __bool__ = __float__ = __int__ = __lt__ = __gt__ = __le__ = __ge__ = item = tolist = _refuse
+    __eq__ = __ne__ = sum = mean = norm = dot = max = min = any = all = _refuse
+    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         return f"Phantom(shape={self.shape}, itemsize={self.itemsize})"

@@ -272,12 +272,15 @@ def _executable(
         single = single.vary(workers=workers)
     if step_size is not None:
         single = single.vary(step_size=step_size)
+    settled = []
+    if single.sections.workload.evaluation == "batched":
+        single = single.vary(evaluation="separate")
+        settled.append("gradients are evaluated one by one, as each process has its own")
     grid, stops = single.step_sizes, single.sections.budget.stop == "target"
     if len(grid) == 1 and not stops:
-        return single, []
+        return single, settled
     with _progress("simulating") as progress:
         simulated = simulate(single, progress)
-    settled = []
     if len(grid) > 1:
         tried = ", ".join(f"{step:g}" for step in grid if step is not None)
         settled.append(f"step size {simulated.step_size:g}, the best of {tried} in simulation")

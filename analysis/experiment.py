@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 
 from analysis.speedup import Row, Table, measure, part_label
-from simulator.observation import Samples
+from simulator.observation import Pace, Samples
 from simulator.parts import BadInput
 from simulator.run import Progress, Run, whole_folder, write_json, write_scenario
 from simulator.scenario import Scenario
@@ -242,10 +242,18 @@ class _Outcome:
     iterations: tuple[int, ...]
     bytes_sent: tuple[float, ...]
     samples: Samples
+    pace: Pace
 
     def run(self, scenario: Scenario) -> Run:
         return Run(
-            scenario, "virtual", self.duration, self.iterations, self.bytes_sent, Timeline(), self.samples
+            scenario,
+            "virtual",
+            self.duration,
+            self.iterations,
+            self.bytes_sent,
+            Timeline(),
+            self.samples,
+            self.pace,
         )
 
 
@@ -363,7 +371,7 @@ def _simulate_into(scenario: Scenario, folder: Path, progress: Progress | None =
 
         run = simulate(scenario, progress)
         run.save(folder)
-    return _Outcome(run.duration, run.iterations, run.bytes_sent, run.samples)
+    return _Outcome(run.duration, run.iterations, run.bytes_sent, run.samples, run.pace)
 
 
 def parts_folder(folder: Path, scenario: Scenario) -> Path:

@@ -93,6 +93,8 @@ class Row:
         Bytes that a worker sends per iteration, mean over the workers.
     time_per_iteration
         Seconds per iteration over the whole run.
+    extrapolated
+        Whether one of the two runs ended before its target, whose time follows from its mean pace.
     """
 
     algorithm: str
@@ -113,6 +115,7 @@ class Row:
     wait: float
     bytes_per_iteration: float
     time_per_iteration: float
+    extrapolated: bool
 
     @property
     def missing(self) -> str | None:
@@ -165,6 +168,7 @@ def measure(run: Run, reference: Run, grid: Sequence[float] = ()) -> Row:
         efficiency=None if time_speedup is None else time_speedup / ideal,
         bytes_per_iteration=_bytes_per_iteration(run),
         time_per_iteration=run.time_per_iteration,
+        extrapolated=any(at is not None and at.extrapolated for at in (reached, first)),
         **run.time_shares(),
     )
 
@@ -210,8 +214,23 @@ def speedups(runs: Iterable[Run]) -> Table:
     for run in given:
         if label(run) not in references:
             raise BadInput(label(run), "there is no one-worker run of it, which its speedups refer to")
+        _check_comparable(run, references[label(run)])
         rows.append(measure(run, references[label(run)]))
     return Table(tuple(rows))
+
+
+def _check_comparable(run: Run, reference: Run) -> None:
+    """Refuse a one-worker run that differs in more than its machines and its step size."""
+    one, many = reference.scenario.resolved(), run.scenario.resolved()
+    keys = [("seed",), ("workload", "cost"), ("workload", "objective"), ("workload", "objective-batch")]
+    for path in [*keys, ("workload", "scaling")]:
+        ours: Any = many
+        theirs: Any = one
+        for step in path:
+            ours, theirs = (ours or {}).get(step), (theirs or {}).get(step)
+        if ours != theirs:
+            problem = f"the run on {run.workers} workers has {ours}, its one-worker run {theirs}"
+            raise BadInput(f"{label(run)}: {'.'.join(path)}", problem)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +247,12 @@ def _missing_or(row: Row, value: float | None, form: Callable[[float], str]) -> 
     return form(value) if value is not None else (row.missing or "-")
 
 
+def _duration(row: Row) -> Callable[[float], str]:
+    """Return how a row writes its time to the target: one that the run did not live to see is marked."""
+    mark = " *" if row.extrapolated else ""
+    return lambda value: format_quantity(value, "s") + mark
+
+
 def count_text(value: float) -> str:
     """Return a number of iterations as text; a mean need not be whole."""
     return f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
@@ -242,9 +267,7 @@ _COLUMNS = (
     _Column("workers", lambda row: str(row.workers)),
     _Column("step size", lambda row: "-" if row.step_size is None else f"{row.step_size:g}"),
     _Column("iterations to target", lambda row: _missing_or(row, row.iterations, count_text)),
-    _Column(
-        "time to target", lambda row: _missing_or(row, row.time, lambda value: format_quantity(value, "s"))
-    ),
+    _Column("time to target", lambda row: _missing_or(row, row.time, _duration(row))),
     _Column(
         "iteration speedup", lambda row: _missing_or(row, row.iteration_speedup, lambda value: f"{value:.2f}")
     ),
@@ -286,6 +309,8 @@ class Table:
         for grid in grids:
             tried = ", ".join(f"{step:g}" for step in grid)
             notes.append(f"Step sizes are the best of {tried}, for each algorithm and number of workers.")
+        if any(row.extrapolated for row in self.rows):
+            notes.append("* The run ended before its target; the time follows from its mean pace.")
         ideals = list(dict.fromkeys(f"{row.ideal:.4g}" for row in self.rows if row.workers > 1))
         if ideals and targets:
             notes.append(f"Efficiency is the time speedup over the ideal of {' and '.join(ideals)}.")

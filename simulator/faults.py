@@ -170,3 +170,10 @@ def mismatch(
 def _call(signature: Signature) -> str:
     op, elements, element_type = signature
     return f"{op} of {elements} {element_type} elements"
+
+
+def unequal_exchange(worker: int, own: int, neighbour: int, other: int) -> AlgorithmError:
+    """Return the error of neighbours that exchange tensors of different lengths."""
+    return AlgorithmError(
+        f"an exchange differs: worker {worker} sent {own} elements, worker {neighbour} sent it {other}"
+    )

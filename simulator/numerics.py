@@ -21,7 +21,20 @@ SEGMENT_BYTES = 2**20
 """Gloo's largest segment."""
 
 
-@functools.lru_cache(maxsize=256)
+SMALL = 2**16
+"""Up to so many elements of all workers together, one gather is faster than going chunk by chunk."""
+
+
+def chunk_elements(world_size: int, elements: int, itemsize: int) -> int:
+    """Return the elements of each of the n chunks into which Gloo cuts a vector; the last may be shorter."""
+    total = elements * itemsize
+    segments = max(math.ceil(total / SEGMENT_BYTES), 2 * world_size)
+    segments = math.ceil(segments / world_size) * world_size
+    segment_elements = math.ceil(math.ceil(total / segments) / itemsize)
+    return max(segment_elements * (segments // world_size), 1)
+
+
+@functools.lru_cache(maxsize=64)
 def ring_order(world_size: int, elements: int, itemsize: int) -> torch.Tensor:
     """Return which rank's element is added in which step of Gloo's ring all-reduce.
 
@@ -29,12 +42,7 @@ def ring_order(world_size: int, elements: int, itemsize: int) -> torch.Tensor:
     -------
     Tensor of shape [world_size, elements], int64: row k holds the rank whose element is the k-th summand.
     """
-    total = elements * itemsize
-    segments = max(math.ceil(total / SEGMENT_BYTES), 2 * world_size)
-    segments = math.ceil(segments / world_size) * world_size
-    segment_elements = math.ceil(math.ceil(total / segments) / itemsize)
-    chunk_elements = max(segment_elements * (segments // world_size), 1)
-    chunk = torch.arange(elements) // chunk_elements
+    chunk = torch.arange(elements) // chunk_elements(world_size, elements, itemsize)
     # Summands c-2 and c-1 come first, in either order, then c-3 down to c-n.
     steps = torch.arange(1, world_size + 1).unsqueeze(1)
     return (chunk - steps) % world_size
@@ -44,11 +52,27 @@ def ring_sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the sum of equally long vectors, in Gloo's order, as a fresh tensor."""
     if len(tensors) == 1:
         return tensors[0].clone()
+    if len(tensors) * tensors[0].numel() > SMALL:
+        return _sum_by_chunks(tensors)
     stacked = torch.stack(list(tensors))
     ordered = stacked.gather(0, ring_order(len(tensors), stacked.shape[1], stacked.element_size()))
     total = ordered[0] + ordered[1]
     for summand in ordered[2:]:
         total += summand
+    return total
+
+
+def _sum_by_chunks(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the same sum without an index for every element."""
+    n, elements = len(tensors), tensors[0].numel()
+    length = chunk_elements(n, elements, tensors[0].element_size())
+    total = torch.empty_like(tensors[0])
+    for chunk in range(math.ceil(elements / length)):
+        part = slice(chunk * length, (chunk + 1) * length)
+        summed = total[part]
+        torch.add(tensors[(chunk - 1) % n][part], tensors[(chunk - 2) % n][part], out=summed)
+        for step in range(3, n + 1):
+            summed += tensors[(chunk - step) % n][part]
     return total
 
 

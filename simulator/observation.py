@@ -46,21 +46,46 @@ class Samples:
         return len(self.time)
 
 
+@dataclass
+class Pace:
+    """How far the workers had come, at every n-th report of n workers.
+
+    Attributes
+    ----------
+    time
+        Seconds.
+    iteration
+        Mean over workers of the iterations done.
+    """
+
+    time: list[float] = field(default_factory=list)
+    iteration: list[float] = field(default_factory=list)
+
+    def reach(self, iterations: float) -> float | None:
+        """Return when that many iterations were done; None where they were not."""
+        for time, done in zip(self.time, self.iteration, strict=True):
+            if done >= iterations:
+                return time
+        return None
+
+
 class Observer:
     """Turns reports into samples, in the order in which they come.
 
     Parameters
     ----------
     objective
-        What the models are evaluated on; None in a timing-only run, where nothing is sampled.
+        What the models are evaluated on; None in a timing-only run, where only the pace is noted.
     shares
         Weights of the averaged model; None where they are equal.
     world_size
         Number of workers.
     target
-        Watched for, where ``reached`` is given.
+        Watched for, where ``reached`` is given: a loss that has stayed, or a number of iterations.
+    needed_iterations
+        The iterations that a target other than a loss takes.
     reached
-        Called once, when the target's loss has been reached and has stayed.
+        Called once, when the target has been reached.
     """
 
     def __init__(
@@ -69,49 +94,60 @@ class Observer:
         shares: Sequence[float] | None,
         world_size: int,
         target: Target | None = None,
+        needed_iterations: float | None = None,
         reached: Callable[[], None] | None = None,
     ) -> None:
         self.samples = Samples()
+        self.pace = Pace()
         self._objective = objective
         self._shares = shares
-        self._latest: list[torch.Tensor | None] = [None] * world_size
+        self._latest: list[torch.Tensor] = []
+        if objective is not None:
+            self._latest = [objective.initial_model() for _ in range(world_size)]
+        self._needed = needed_iterations
         self._iterations = [0] * world_size
         self._reports = 0
         self._target = target
         self._reached = reached
 
-    def report(self, rank: int, time: float, iteration: int, x: torch.Tensor) -> None:
-        """Take in a worker's model, which nobody changes afterwards."""
-        self._latest[rank] = x
+    def report(self, rank: int, time: float, iteration: int, x: torch.Tensor | None) -> None:
+        """Take in a worker's report: its model, which nobody changes afterwards, if there are numerics."""
+        if x is not None:
+            self._latest[rank] = x
         self._iterations[rank] = iteration
         self._reports += 1
-        if self._reports % len(self._latest) == 0:
-            self._sample(time)
+        if self._reports % len(self._iterations) == 0:
+            self.pace.time.append(time)
+            self.pace.iteration.append(sum(self._iterations) / len(self._iterations))
+            if self._latest:
+                self._sample(time)
+            self._watch()
 
     def _sample(self, time: float) -> None:
         import torch
 
         assert self._objective is not None
-        present = [(rank, x) for rank, x in enumerate(self._latest) if x is not None]
-        models = torch.stack([x for _, x in present])
+        models = torch.stack(self._latest)
         if self._shares is None:
             average = models.mean(0)
         else:
-            weights = torch.tensor([self._shares[rank] for rank, _ in present], dtype=models.dtype)
-            average = (weights / weights.sum()) @ models
+            average = torch.tensor(self._shares, dtype=models.dtype) @ models
         samples = self.samples
         samples.time.append(time)
-        samples.iteration.append(sum(self._iterations) / len(self._iterations))
+        samples.iteration.append(self.pace.iteration[-1])
         samples.loss.append(self._objective.loss(average))
         samples.gradient_norm.append(self._objective.gradient_norm(average))
         samples.consensus.append(float((models - average).square().sum(1).mean()))
-        self._watch()
 
     def _watch(self) -> None:
         target = self._target
-        if self._reached is None or target is None or target.loss is None:
+        if self._reached is None or target is None:
             return
-        recent = self.samples.loss[-target.reports - 1 :]
-        if first_stay(recent, target.loss, target.reports) is not None:
+        if target.loss is not None:
+            recent = self.samples.loss[-target.holds - 1 :]
+            there = first_stay(recent, target.loss, target.holds) is not None
+        else:
+            there = self._needed is not None and self.pace.iteration[-1] >= self._needed
+        if there:
             self._reached()
             self._reached = None

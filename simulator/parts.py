@@ -128,7 +128,9 @@ def check(model: type[Section], data: object, folder: Path | None = None) -> Any
 def _first_fault(report: pydantic.ValidationError, model: type[Section]) -> BadInput:
     """Turn pydantic's report into one sentence; unknown keys come first, they explain missing ones."""
     fault = min(report.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    location = [str(step) for step in fault["loc"]]
+    # Alternatives of a key's type are part of pydantic's location, but nothing that an author wrote.
+    alternatives = _type_names()
+    location = [str(step) for step in fault["loc"] if "[" not in str(step) and step not in alternatives]
     error = fault.get("ctx", {}).get("error")
     if isinstance(error, _Located):
         return BadInput(_dotted(*location, error.error.key), error.error.problem)
@@ -140,6 +142,10 @@ def _first_fault(report: pydantic.ValidationError, model: type[Section]) -> BadI
     if fault["type"] == "missing":
         return BadInput(_dotted(*location), "this key is missing")
     return BadInput(_dotted(*location), _problem(fault))
+
+
+def _type_names() -> set[str]:
+    return {"float", "int", "str", "bool", *(section.__name__ for section in Section.__subclasses__())}
 
 
 def _dotted(*steps: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import shutil
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from simulator.observation import Samples
+from simulator.observation import Pace, Samples
 from simulator.parts import BadInput
 from simulator.scenario import Scenario
 from simulator.target import Reached, first_stay
@@ -74,6 +75,8 @@ class Run:
         What every worker did when.
     samples
         Loss and consensus over time; empty in a timing-only run.
+    pace
+        How far the workers had come over time, with or without numerics.
     links
         Link utilisation; None on the wall clock.
     models
@@ -87,6 +90,7 @@ class Run:
     bytes_sent: tuple[float, ...]
     timeline: Timeline
     samples: Samples
+    pace: Pace = dataclasses.field(default_factory=Pace)
     links: LinkUse | None = None
     models: np.ndarray[Any, Any] | None = None
 
@@ -111,16 +115,22 @@ class Run:
         return self.duration / (sum(self.iterations) / self.workers)
 
     def reached(self) -> Reached | None:
-        """Return where the scenario's target was reached; None where it was not, or there is none."""
+        """Return where the scenario's target was reached; None where it was not, or there is none.
+
+        A number of iterations beyond the end of the run is extrapolated, and says so.
+        """
         target = self.scenario.sections.target
         if target is None:
             return None
         if target.loss is not None:
-            index = first_stay(self.samples.loss, target.loss, target.reports)
+            index = first_stay(self.samples.loss, target.loss, target.holds)
             return None if index is None else Reached(self.samples.iteration[index], self.samples.time[index])
         needed = target.needed_iterations(sum(self.scenario.batches))
         assert needed is not None
-        return Reached(needed, needed * self.time_per_iteration)
+        time = self.pace.reach(needed)
+        if time is not None:
+            return Reached(needed, time)
+        return Reached(needed, needed * self.time_per_iteration, extrapolated=True)
 
     def time_shares(self) -> dict[str, float]:
         """Return the mean share of the workers' time in computing, in transferring, and in waiting.
@@ -152,6 +162,7 @@ class Run:
             "target": target.text() if target else None,
             "iterations_to_target": reached.iterations if reached else None,
             "time_to_target_s": reached.time if reached else None,
+            "extrapolated": reached.extrapolated if reached else None,
             "final_loss": self.samples.loss[-1] if self.samples.loss else None,
             "peak_memory_bytes": self.peak_memory(),
         }
@@ -176,6 +187,7 @@ class Run:
             write_scenario(self.scenario, draft)
             self.timeline.write(draft / "spans.parquet")
             write_table(draft / "samples.parquet", dataclasses.asdict(self.samples))
+            write_table(draft / "pace.parquet", dataclasses.asdict(self.pace))
             if self.links is not None:
                 use = dataclasses.asdict(self.links)
                 write_table(
@@ -217,6 +229,7 @@ class Run:
                 bytes_sent=tuple(summary["bytes_sent"]),
                 timeline=Timeline.read(folder / "spans.parquet"),
                 samples=Samples(**read_table(folder / "samples.parquet")),
+                pace=Pace(**read_table(folder / "pace.parquet")),
                 links=links,
                 models=np.load(models, allow_pickle=False) if models.exists() else None,
             )
@@ -246,7 +259,15 @@ def _union(intervals: Sequence[tuple[float, float]]) -> float:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a draft folder that takes the place of ``folder`` when all went well, and vanishes otherwise."""
+    """Give a draft folder that takes the place of ``folder`` when all went well, and vanishes otherwise.
+
+    Raises
+    ------
+    BadInput
+        There is something else than a saved run in its place.
+    """
+    if folder.exists() and not (folder / "summary.json").is_file() and not _is_empty_folder(folder):
+        raise BadInput(str(folder), "exists and is not a saved run; it is not replaced")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -258,6 +279,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def _is_empty_folder(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def write_scenario(scenario: Scenario, folder: Path) -> None:
@@ -273,7 +298,19 @@ def write_scenario(scenario: Scenario, folder: Path) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON, readable and with a fixed layout."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def write_table(path: Path, columns: dict[str, list[Any]]) -> None:

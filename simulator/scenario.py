@@ -15,6 +15,8 @@ import hashlib
 import inspect
 import json
 import math
+import sys
+import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -41,6 +43,7 @@ from simulator.parts import (
     nearest,
     reader,
 )
+from simulator.patterns import PATTERNS
 from simulator.stragglers import STRAGGLERS, SlowLink, Straggler
 from simulator.target import Target
 from simulator.transports import TRANSPORTS, Fixed, Transport
@@ -221,10 +224,19 @@ class GossipSection(Section):
     mixing: str = "uniform"
 
 
+def _no_truth(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {value}")
+    return value
+
+
+_StepSize = Annotated[float, pydantic.BeforeValidator(_no_truth)]
+
+
 class StepSizeGrid(Section):
     """Step sizes of which each algorithm and worker count takes the one that reaches the target first."""
 
-    grid: tuple[float, ...] = pydantic.Field(min_length=1)
+    grid: tuple[_StepSize, ...] = pydantic.Field(min_length=1)
 
 
 class Budget(Section):
@@ -247,7 +259,7 @@ class Sections(Section):
     budget: Budget
     compare: Annotated[tuple[Part, ...], reader(_read_algorithms), _PARTS_WRITER] = ()
     gossip: GossipSection | None = None
-    step_size: float | StepSizeGrid | None = None
+    step_size: _StepSize | StepSizeGrid | None = None
     target: Target | None = None
     seed: int = pydantic.Field(default=0, ge=0)
 
@@ -271,11 +283,11 @@ class Scenario:
     """
 
     def __init__(self, data: Mapping[str, Any], source: str = "", folder: Path | None = None) -> None:
-        self._data = dict(data)
+        self._data = _hyphenated(data)
         self._source = source
         self._folder = folder
         try:
-            self.sections: Sections = check(Sections, data, folder)
+            self.sections: Sections = check(Sections, self._data, folder)
             self._check_together()
         except BadInput as error:
             raise BadInput(": ".join(filter(None, (source, error.key))), error.problem) from None
@@ -348,7 +360,7 @@ class Scenario:
             _assign(data, _home(key), value)
         for key, value in (changes or {}).items():
             _assign(data, tuple(key.split(".")), value)
-        if "workers" in named:
+        if named.get("workers") is not None:
             _keep_workers(data, range(named["workers"]))
         return Scenario(data, self._source, self._folder)
 
@@ -407,9 +419,11 @@ class Scenario:
         return data
 
     def digest(self) -> str:
-        """Return eight hexadecimal digits that identify the resolved scenario."""
-        text = json.dumps(self.resolved(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
+        """Return eight hexadecimal digits that identify the resolved scenario and the files it names."""
+        digest = hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode())
+        for name in self.files():
+            digest.update((self.folder / name).read_bytes())
+        return digest.hexdigest()[:8]
 
     def variants(self) -> tuple[Scenario, ...]:
         """Return one scenario per algorithm, the scenario's own first, each with no others to compare."""
@@ -490,7 +504,10 @@ class Scenario:
         section = self.sections.workload.objective
         if section is None:
             return None
-        built: Objective = section.build().build(self.seed)
+        kind = section.build()
+        if getattr(kind, "folder", None) is not None:
+            kind = dataclasses.replace(kind, folder=str(self.folder / kind.folder))
+        built: Objective = kind.build(self.seed)
         return built
 
     @functools.cached_property
@@ -498,9 +515,12 @@ class Scenario:
         """Who averages with whom, on ranks."""
         choice = (self.sections.gossip or GossipSection()).graph
         settings: dict[str, Any] = {"builder": choice} if isinstance(choice, str) else dict(choice)
-        if self.workers == 1:
-            settings = {"builder": "complete"}
+        if "link" in settings:
+            raise BadInput("graph.link", "has no effect; messages take the links of the cluster's topology")
         builder = settings.get("builder")
+        if self.workers == 1 and builder in topologies.BUILDERS:
+            settings = {"builder": "complete"}  # whatever the graph, a single worker has no neighbours
+            builder = "complete"
         if builder in topologies.BUILDERS:
             takes_nodes = "nodes" in inspect.signature(topologies.BUILDERS[builder]).parameters
             if takes_nodes:
@@ -525,6 +545,18 @@ class Scenario:
 
     # Speeds and batches.
 
+    @functools.cached_property
+    def streams(self) -> tuple[tuple[int, int], ...]:
+        """What names each straggler's random streams: its parameters, and its number among its likes."""
+        seen: dict[int, int] = {}
+        streams = []
+        for entry in self.sections.cluster.stragglers:
+            parameters = {key: value for key, value in entry.data().items() if key != "workers"}
+            name = zlib.crc32(json.dumps(parameters, sort_keys=True).encode())
+            streams.append((name, seen.get(name, 0)))
+            seen[name] = seen.get(name, 0) + 1
+        return tuple(streams)
+
     def persistent_factor(self, rank: int) -> float:
         """Return how many times longer everything takes on this worker, jitter aside."""
         factors = [s.persistent_factor() for s in self.worker_stragglers(rank)]
@@ -536,12 +568,17 @@ class Scenario:
 
     @functools.cached_property
     def speeds(self) -> tuple[float, ...]:
-        """Each worker's speed in samples per second at the scenario's batch, jitter aside."""
+        """Each worker's speed in samples per second at the scenario's batch, jitter aside.
+
+        Workers that share a GPU have their part of its speed.
+        """
         batch = self.cost.batch
-        seconds = {device: self.cost.gradient_seconds(device, batch).total for device in self.cluster.devices}
+        cluster = self.cluster
+        seconds = {device: self.cost.gradient_seconds(device, batch).total for device in cluster.devices}
+        sharing = [cluster.nodes.count(node) for node in cluster.nodes]
         return tuple(
-            batch / (seconds[device] * self.persistent_factor(rank))
-            for rank, device in enumerate(self.cluster.devices)
+            batch / max(seconds[device] * self.persistent_factor(rank) * sharing[rank], sys.float_info.min)
+            for rank, device in enumerate(cluster.devices)
         )
 
     @functools.cached_property
@@ -558,7 +595,7 @@ class Scenario:
                 "workload.cost.batch", f"a global batch of {total} cannot feed {self.workers} workers"
             )
         parts = self.speeds if workload.batches == "proportional" else (1.0,) * self.workers
-        return _apportion(total, parts)
+        return apportion(total, parts)
 
     @functools.cached_property
     def objective_batches(self) -> tuple[int, ...]:
@@ -570,7 +607,7 @@ class Scenario:
         if total < self.workers:
             problem = f"a global batch of {total} cannot feed {self.workers} workers"
             raise BadInput("workload.objective-batch", problem)
-        return _apportion(total, self.batches)
+        return apportion(total, self.batches)
 
     @functools.cached_property
     def shares(self) -> tuple[float, ...] | None:
@@ -594,10 +631,26 @@ class Scenario:
                 entry.build()
         with _under("workload.cost"):
             _ = self.cost
+        self._check_machines()
         self._check_stragglers()
         self._check_background()
         self._check_gossip()
         self._check_training()
+
+    def _check_machines(self) -> None:
+        """Refuse settings of the machines that this workload or group of workers cannot use."""
+        if isinstance(self.cost, GivenCost):
+            for choice in self.sections.cluster.device:
+                for key in type(choice).model_fields.keys() - {"name"}:
+                    if getattr(choice, key) is not None:
+                        problem = "has no effect; the workload's cost is given in seconds"
+                        raise BadInput(f"cluster.device.{key.replace('_', '-')}", problem)
+        if isinstance(self.transport, Transport):
+            hosts: dict[Hashable, list[int]] = {}
+            for rank in range(self.workers):
+                hosts.setdefault(self.cluster.host(rank), []).append(rank)
+            with _under("cluster.transport.pattern"):
+                PATTERNS[self.transport.pattern](list(hosts.values()))
 
     def _check_stragglers(self) -> None:
         for index, straggler in enumerate(self.stragglers):
@@ -621,9 +674,18 @@ class Scenario:
 
     def _check_gossip(self) -> None:
         parts = (self.sections.algorithm, *self.sections.compare)
+        for entry in parts:
+            for need in sorted(entry.build().requires - {"graph"}):
+                raise BadInput(
+                    "algorithm", f"{entry.name} requires '{need}', which no run offers; known is 'graph'"
+                )
         if any("graph" in entry.build().requires for entry in parts):
             with _under("gossip"):
                 _ = self.mixing
+            if self.sections.workload.batches == "proportional" and self.shares is not None:
+                problem = "averages by its mixing matrix, not by shares of the batch; use equal batches"
+                name = next(entry.name for entry in parts if "graph" in entry.build().requires)
+                raise BadInput("workload.batches", f"{name} {problem}")
         elif self.sections.gossip is not None:
             raise BadInput("gossip", "no algorithm of this scenario uses a communication graph")
 
@@ -680,7 +742,7 @@ def _portable(value: Any) -> Any:
     return value
 
 
-def _apportion(total: int, parts: Sequence[float]) -> tuple[int, ...]:
+def apportion(total: int, parts: Sequence[float]) -> tuple[int, ...]:
     """Deal out ``total`` in proportion to ``parts``: floors, then the largest remainders; at least 1 each."""
     exact = [total * part / math.fsum(parts) for part in parts]
     dealt = [max(1, math.floor(value)) for value in exact]
@@ -689,7 +751,8 @@ def _apportion(total: int, parts: Sequence[float]) -> tuple[int, ...]:
         for index in by_remainder[: total - sum(dealt)]:
             dealt[index] += 1
     while sum(dealt) > total:
-        dealt[max(range(len(dealt)), key=lambda i: (dealt[i] - exact[i], dealt[i], -i))] -= 1
+        above = [i for i in range(len(dealt)) if dealt[i] > 1]
+        dealt[max(above, key=lambda i: (dealt[i] - exact[i], -i))] -= 1
     return tuple(dealt)
 
 
@@ -698,7 +761,7 @@ def _home(key: str) -> tuple[str, ...]:
     homes: dict[str, tuple[str, ...]] = {name: (name.replace("_", "-"),) for name in Sections.model_fields}
     for section, model in (("cluster", ClusterSection), ("workload", WorkloadSection)):
         for name in model.model_fields:
-            homes.setdefault(name, (section, name))
+            homes.setdefault(name, (section, name.replace("_", "-")))
     if key not in homes:
         raise BadInput("", f"a scenario has no key '{key}'; the nearest is '{nearest(key, homes)}'")
     return homes[key]
@@ -707,13 +770,41 @@ def _home(key: str) -> tuple[str, ...]:
 def _assign(data: dict[str, Any], path: tuple[str, ...], value: object) -> None:
     """Set a nested key, copying the mappings on the way, so that the original stays as it was."""
     *parents, last = path
+    holder: Any = data
     for step in parents:
-        inner = data.get(step, {})
-        if isinstance(inner, str):
-            raise BadInput(".".join(path), f"'{step}' is only a name here; give it keys and values first")
-        data[step] = dict(inner)
-        data = data[step]
-    data[last] = value
+        place = _place(holder, step, path)
+        inner = holder[place] if isinstance(holder, list) else holder.get(place, {})
+        if isinstance(inner, (Part, TopologyFile)):
+            inner = inner.data()
+        elif isinstance(inner, Section):
+            inner = inner.model_dump(by_alias=True, mode="json", exclude_none=True)
+        if isinstance(inner, (list, tuple)):
+            holder[place] = list(inner)
+        elif isinstance(inner, Mapping):
+            holder[place] = dict(inner)
+        else:
+            raise BadInput(".".join(path), f"'{step}' is only {inner!r} here; give it keys and values first")
+        holder = holder[place]
+    holder[_place(holder, last, path)] = value
+
+
+def _place(holder: Any, step: str, path: tuple[str, ...]) -> Any:
+    """Return a step of a dotted key as the key of a mapping or the position in a list."""
+    if not isinstance(holder, list):
+        return step
+    if not step.isdigit() or int(step) >= len(holder):
+        raise BadInput(".".join(path), f"there is no entry '{step}'; the list has {len(holder)}")
+    return int(step)
+
+
+def _hyphenated(data: Any) -> Any:
+    """Return keys and values with the keys as files write them, so that either spelling means the same."""
+    if isinstance(data, Mapping):
+        return {
+            key.replace("_", "-") if isinstance(key, str) else key: _hyphenated(value)
+            for key, value in data.items()
+        }
+    return [_hyphenated(entry) for entry in data] if isinstance(data, list) else data
 
 
 def _keep_workers(data: dict[str, Any], kept: Sequence[int]) -> None:

@@ -2,8 +2,8 @@
 
 A straggler multiplies the time of a computation. Persistent factors and per-step factors multiply the
 work of each gradient, one draw per gradient; bursts and slow links change a capacity while work goes on.
-Several stragglers on one worker multiply. Each worker and straggler has a random stream of its own, so
-that adding one does not change the draws of another.
+Several stragglers on one worker multiply. Each worker and straggler has a random stream of its own, named by
+what the straggler is and not by its place in a list, so that adding one does not change another's draws.
 
 Per-step distributions have mean 1 unless a parameter says otherwise, so that jitter does not also change
 the mean speed.
@@ -39,6 +39,13 @@ class Straggler:
 
     workers: tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        _require(self.workers is None or len(self.workers) > 0, "workers must name at least one worker")
+        self.check()
+
+    def check(self) -> None:
+        """Raise ValueError where a parameter is out of range."""
+
     def concerns(self, rank: int) -> bool:
         """Return whether this straggler slows that worker."""
         return self.workers is None or rank in self.workers
@@ -58,8 +65,9 @@ class Persistent(Straggler):
 
     slowdown: float = 2.0
 
-    def __post_init__(self) -> None:
-        _require(self.slowdown > 0, f"slowdown must be above 0, got {self.slowdown!r}")
+    def check(self) -> None:
+        """Raise ValueError where a parameter is out of range."""
+        _require(0 < self.slowdown < math.inf, f"slowdown must be above 0 and finite, got {self.slowdown!r}")
 
     def persistent_factor(self) -> float:
         """Return the slow-down."""
@@ -72,8 +80,9 @@ class LognormalJitter(Straggler):
 
     sigma: float = 0.1
 
-    def __post_init__(self) -> None:
-        _require(self.sigma >= 0, f"sigma must be 0 or more, got {self.sigma!r}")
+    def check(self) -> None:
+        """Raise ValueError where a parameter is out of range."""
+        _require(0 <= self.sigma < math.inf, f"sigma must be 0 or more and finite, got {self.sigma!r}")
 
     def step_factor(self, random: np.random.Generator) -> Draw:
         """Return draws of the lognormal factor."""
@@ -87,8 +96,11 @@ class GammaJitter(Straggler):
 
     variation: float = 0.1
 
-    def __post_init__(self) -> None:
-        _require(self.variation > 0, f"variation must be above 0, got {self.variation!r}")
+    def check(self) -> None:
+        """Raise ValueError where a parameter is out of range."""
+        _require(
+            0 < self.variation < math.inf, f"variation must be above 0 and finite, got {self.variation!r}"
+        )
 
     def step_factor(self, random: np.random.Generator) -> Draw:
         """Return draws of the gamma factor."""
@@ -103,9 +115,10 @@ class ShiftedExponentialJitter(Straggler):
     shift: float = 0.9
     mean: float = 0.1
 
-    def __post_init__(self) -> None:
-        _require(self.shift >= 0, f"shift must be 0 or more, got {self.shift!r}")
-        _require(self.mean >= 0, f"mean must be 0 or more, got {self.mean!r}")
+    def check(self) -> None:
+        """Raise ValueError where a parameter is out of range."""
+        _require(0 <= self.shift < math.inf, f"shift must be 0 or more and finite, got {self.shift!r}")
+        _require(0 <= self.mean < math.inf, f"mean must be 0 or more and finite, got {self.mean!r}")
         _require(self.shift + self.mean > 0, "shift and mean cannot both be 0")
 
     def step_factor(self, random: np.random.Generator) -> Draw:
@@ -119,8 +132,12 @@ class ParetoJitter(Straggler):
 
     alpha: float = 3.0
 
-    def __post_init__(self) -> None:
-        _require(self.alpha > 1, f"alpha must be above 1 for the mean to exist, got {self.alpha!r}")
+    def check(self) -> None:
+        """Raise ValueError where a parameter is out of range."""
+        _require(
+            1 < self.alpha < math.inf,
+            f"alpha must be above 1, for the mean to exist, and finite, got {self.alpha!r}",
+        )
 
     def step_factor(self, random: np.random.Generator) -> Draw:
         """Return draws of the Pareto factor."""
@@ -144,10 +161,11 @@ class Bursts(Straggler):
     slow: Annotated[float, "s"] = 1.0
     slowdown: float = 2.0
 
-    def __post_init__(self) -> None:
-        _require(self.fast > 0, f"fast must be above 0 s, got {self.fast!r}")
-        _require(self.slow > 0, f"slow must be above 0 s, got {self.slow!r}")
-        _require(self.slowdown > 0, f"slowdown must be above 0, got {self.slowdown!r}")
+    def check(self) -> None:
+        """Raise ValueError where a parameter is out of range."""
+        _require(0 < self.fast < math.inf, f"fast must be above 0 s and finite, got {self.fast!r}")
+        _require(0 < self.slow < math.inf, f"slow must be above 0 s and finite, got {self.slow!r}")
+        _require(0 < self.slowdown < math.inf, f"slowdown must be above 0 and finite, got {self.slowdown!r}")
 
 
 @dataclass(frozen=True)
@@ -166,7 +184,7 @@ class SlowLink:
     end: Annotated[float, "s"] = math.inf
 
     def __post_init__(self) -> None:
-        _require(self.factor > 0, f"factor must be above 0, got {self.factor!r}")
+        _require(0 < self.factor <= 1, f"factor must be above 0 and at most 1, got {self.factor!r}")
         _require(0 <= self.start < self.end, f"start must be 0 or later and before end, got {self.start!r}")
 
 

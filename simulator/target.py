@@ -10,8 +10,11 @@ of large-batch training", 2018), T(B) = T_min (1 + B_crit / B) iterations at glo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import pydantic
 
 from simulator.parts import Section
 
@@ -23,7 +26,7 @@ class Target(Section):
     iterations: int | None = None
     samples: int | None = None
     statistical: Statistical | None = None
-    reports: int = 3
+    reports: int | None = None
 
     def model_post_init(self, _: object) -> None:
         """Check that exactly one target is given, and its range."""
@@ -39,8 +42,17 @@ class Target(Section):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.reports < 0:
+        if self.loss is not None and not math.isfinite(self.loss):
+            raise ValueError(f"loss must be finite, got {self.loss}")
+        if self.reports is not None and self.loss is None:
+            raise ValueError("reports has no effect on a target that is not a loss")
+        if self.reports is not None and self.reports < 0:
             raise ValueError(f"reports must be 0 or more, got {self.reports}")
+
+    @property
+    def holds(self) -> int:
+        """For how many further samples a loss must stay at or below its target."""
+        return 3 if self.reports is None else self.reports
 
     def needed_iterations(self, global_batch: float) -> float | None:
         """Return the iterations that the target takes at this global batch; None for a loss."""
@@ -67,8 +79,8 @@ class Target(Section):
 class Statistical(Section):
     """Iterations as a function of the global batch: T(B) = minimum_iterations (1 + critical_batch / B)."""
 
-    minimum_iterations: float
-    critical_batch: float
+    minimum_iterations: float = pydantic.Field(gt=0, allow_inf_nan=False)
+    critical_batch: float = pydantic.Field(ge=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -81,10 +93,13 @@ class Reached:
         Mean over workers of the iterations done.
     time
         Seconds on the run's clock.
+    extrapolated
+        Whether the run ended before, and the time follows from its mean time per iteration.
     """
 
     iterations: float
     time: float
+    extrapolated: bool = False
 
 
 def first_stay(losses: Sequence[float], bound: float, reports: int) -> int | None:

@@ -12,6 +12,7 @@ tree of depth log2(n) and not on each of the 2(n-1) steps of a ring.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -36,8 +37,9 @@ class Transport:
         Part of the path's latency that each message pays.
     payload_share
         Payload bytes per byte of line rate.
-    segment_size
-        Largest message in bytes; a longer transfer is cut and each piece pays latency.
+    segment_size, least_segments
+        A transfer of an all-reduce that goes step by step is cut into segments of at most so many bytes,
+        and into at least so many; each of them pays latency.
     rendezvous
         True: a message starts when both sides have called. False: when the sender has.
     half_duplex_pairs
@@ -50,16 +52,27 @@ class Transport:
     latency_factor: float = 1.0
     payload_share: float = 1.0
     segment_size: Annotated[float, "B"] = float("inf")
+    least_segments: int = 1
     rendezvous: bool = False
     half_duplex_pairs: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.payload_share <= 1:
             raise ValueError(f"payload-share must be above 0 and at most 1, got {self.payload_share!r}")
-        if self.latency_factor < 0:
-            raise ValueError(f"latency-factor must be 0 or more, got {self.latency_factor!r}")
-        if self.segment_size <= 0:
+        if not 0 <= self.latency_factor < math.inf:
+            raise ValueError(f"latency-factor must be finite and 0 or more, got {self.latency_factor!r}")
+        if not self.segment_size > 0:
             raise ValueError(f"segment-size must be above 0 B, got {self.segment_size!r}")
+        if self.least_segments < 1:
+            raise ValueError(f"least-segments must be at least 1, got {self.least_segments!r}")
+        if self.pipelined and (self.segment_size < math.inf or self.least_segments > 1):
+            raise ValueError("segment-size and least-segments have no effect where all-reduces are pipelined")
+        if not self.pipelined and self.rounds_of_latency == "depth":
+            raise ValueError("rounds-of-latency 'depth' has no effect where all-reduces are not pipelined")
+
+    def segments(self, nbytes: float) -> int:
+        """Return into how many segments a transfer of a stepped all-reduce is cut."""
+        return max(self.least_segments, math.ceil(nbytes / self.segment_size))
 
 
 @dataclass(frozen=True)
@@ -69,20 +82,22 @@ class Ideal(Transport):
 
 @dataclass(frozen=True)
 class Nccl(Transport):
-    """NCCL: pipelined, latency of a tree's depth, eager messages."""
+    """NCCL: pipelined, latency of a tree's depth; a message waits for its receiver."""
 
     rounds_of_latency: Literal["all", "depth"] = "depth"
     payload_share: float = 0.992
+    rendezvous: bool = True
 
 
 @dataclass(frozen=True)
 class Gloo(Transport):
-    """Gloo: a ring of segments of at most 1 MiB, step by step, with rendezvous and half-duplex pairs."""
+    """Gloo: a ring, step by step, in segments of at most 1 MiB; rendezvous and half-duplex pairs."""
 
     pipelined: bool = False
     latency_factor: float = 0.75
     payload_share: float = 0.992
     segment_size: Annotated[float, "B"] = float(2**20)
+    least_segments: int = 2
     rendezvous: bool = True
     half_duplex_pairs: bool = True
 
@@ -103,10 +118,9 @@ class Fixed:
     exchange: Annotated[float, "s"] = 0.0
 
     def __post_init__(self) -> None:
-        if not self.all_reduce >= 0:
-            raise ValueError(f"all-reduce must be 0 s or more, got {self.all_reduce!r}")
-        if not self.exchange >= 0:
-            raise ValueError(f"exchange must be 0 s or more, got {self.exchange!r}")
+        for key, value in (("all-reduce", self.all_reduce), ("exchange", self.exchange)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{key} must be finite and 0 s or more, got {value!r}")
 
 
 TRANSPORTS: dict[str, type] = {"ideal": Ideal, "nccl": Nccl, "gloo": Gloo, "fixed": Fixed}

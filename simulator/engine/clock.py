@@ -57,6 +57,10 @@ class StalledFlow(RuntimeError):
         super().__init__(f"flow {flow} over {_links(route)} can never finish: {reason}{more}")
 
 
+class NothingLeft(RuntimeError):
+    """A run was to go on until an event, but nothing is left that could happen."""
+
+
 class _Call(Event):
     """An event that calls a function without arguments."""
 
@@ -209,8 +213,8 @@ class Clock(Environment):
             If the time `until` is not in the future.
         StalledFlow
             If the run was to go on and can not, because a flow of finite size has the rate 0.
-        RuntimeError
-            If nothing is left and the event `until` was not triggered.
+        NothingLeft
+            If nothing is left and the event `until` was not triggered; it is a RuntimeError, as in SimPy.
         """
         if isinstance(until, Event):
             if until.processed:
@@ -230,7 +234,7 @@ class Clock(Environment):
         except StopSimulation as stopped:
             return stopped.args[0]
         if until is not None:
-            raise RuntimeError(f'No scheduled events left but "until" event was not triggered: {until}')
+            raise NothingLeft(f'No scheduled events left but "until" event was not triggered: {until}')
         return None
 
     def _loop(self) -> None:

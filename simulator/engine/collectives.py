@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from simulator.engine.network import Network
-from simulator.engine.patterns import PATTERNS, Schedule, Transfer, depth, traffic
+from simulator.patterns import PATTERNS, Schedule, Transfer, depth, traffic
 from simulator.transports import Fixed, Transport
 
 RankDone = Callable[[int], object]
@@ -92,7 +92,7 @@ class Communicator:
         pending.arrived += 1
         if isinstance(self._transport, Transport) and not self._transport.pipelined:
             if pending.steps is None:
-                pending.steps = Steps(self._network, self.ranks, self._schedule, pending)
+                pending.steps = Steps(self._network, self._transport, self.ranks, self._schedule, pending)
             previous = pending.previous
             if previous is not None and position not in previous.finished:
                 previous.followers[position] = pending
@@ -167,8 +167,16 @@ class Steps:
     for the receiver's round even when the receiver has not entered that round yet.
     """
 
-    def __init__(self, network: Network, ranks: Sequence[int], schedule: Schedule, pending: Pending) -> None:
+    def __init__(
+        self,
+        network: Network,
+        transport: Transport,
+        ranks: Sequence[int],
+        schedule: Schedule,
+        pending: Pending,
+    ) -> None:
         self._network = network
+        self._transport = transport
         self._ranks = ranks
         self._pending = pending
         self._rounds = [phase.transfers for phase in schedule for _ in range(phase.repeat)]
@@ -201,7 +209,8 @@ class Steps:
             self._ended(source)
 
         size = fraction * self._pending.nbytes
-        self._network.send(self._ranks[source], self._ranks[destination], size, arrived)
+        messages = self._transport.segments(size)
+        self._network.send(self._ranks[source], self._ranks[destination], size, arrived, messages)
 
     def _received(self, position: int, number: int) -> None:
         if self._round[position] == number:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from simulator.workload.objective import Oracle, Request, SampledObjective
 
 
-class Batch:
+class GradientPool:
     """The gradients that have been asked for and not been evaluated yet.
 
     Parameters
@@ -30,11 +30,11 @@ class Batch:
         self._objective = objective
         self._waiting: list[Deferred] = []
 
-    def gradient(self, oracle: Oracle, x: torch.Tensor) -> Deferred:
+    def gradient(self, oracle: Oracle, x: torch.Tensor) -> DeferredPart:
         """Ask for the gradient over a worker's next mini-batch."""
         deferred = Deferred(self, oracle.request(x.clone()))
         self._waiting.append(deferred)
-        return deferred
+        return DeferredPart(deferred)
 
     def evaluate(self) -> None:
         """Evaluate everything that has been asked for."""
@@ -47,20 +47,33 @@ class Batch:
 class Deferred:
     """A gradient that is evaluated when it is due."""
 
-    __slots__ = ("_batch", "request", "value")
+    __slots__ = ("_pool", "request", "value")
 
-    def __init__(self, batch: Batch, request: Request) -> None:
-        self._batch = batch
+    def __init__(self, pool: GradientPool, request: Request) -> None:
+        self._pool = pool
         self.request = request
         self.value: torch.Tensor | None = None
 
     def get(self) -> torch.Tensor:
         """Return the gradient."""
         if self.value is None:
-            self._batch.evaluate()
+            self._pool.evaluate()
             assert self.value is not None
         return self.value
 
-    def part(self, low: int, high: int) -> torch.Tensor:
-        """Return a slice of the gradient."""
-        return self.get()[low:high]
+
+class DeferredPart:
+    """A slice of a gradient that is evaluated when it is due; slicing it gives a slice of the same kind."""
+
+    __slots__ = ("_span", "_whole")
+
+    def __init__(self, whole: Deferred, span: slice = slice(None)) -> None:
+        self._whole = whole
+        self._span = span
+
+    def __getitem__(self, span: slice) -> DeferredPart:
+        return DeferredPart(self._whole, span)
+
+    def get(self) -> torch.Tensor:
+        """Return the slice."""
+        return self._whole.get()[self._span]

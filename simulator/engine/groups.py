@@ -65,6 +65,9 @@ class Group:
         position = self._position.get(worker.rank)
         if position is None:
             raise faults.not_a_member(worker.rank, self.name, self._ranks)
+        if len(self._ranks) == 1:
+            operation.succeed(x.clone())
+            return
         index = self._joined[position]
         self._joined[position] += 1
         signature = (op, x.numel(), _element_type(x))
@@ -84,10 +87,7 @@ class Group:
             meeting.last_call, meeting.last_rank = worker.clock.now, worker.rank
             meeting.value = self._reduced(meeting, op)
         assert meeting.pending is not None
-        if len(self._ranks) == 1:
-            operation.succeed(meeting.value)
-        else:
-            self._communicator.arrive(meeting.pending, position)
+        self._communicator.arrive(meeting.pending, position)
 
     def _reduced(self, meeting: Meeting, op: Reduction) -> Tensor:
         tensors = [meeting.tensors[position] for position in range(len(self._ranks))]
@@ -106,8 +106,8 @@ class Group:
         sent = self._communicator.sent[position] * pending.nbytes
         worker.bytes_sent += sent
         moving = max(operation.since, meeting.last_call, pending.began)
-        worker.record(WAIT, operation.name, operation.since, meeting.last_call, meeting.last_rank)
-        worker.record(TRANSFER, operation.name, moving, worker.clock.now, nbytes=sent)
+        worker.record(WAIT, operation, operation.since, meeting.last_call, meeting.last_rank)
+        worker.record(TRANSFER, operation, moving, worker.clock.now, nbytes=sent)
         operation.missing = None
         operation.succeed(meeting.value.clone())
         if not meeting.members:
@@ -219,6 +219,7 @@ class Exchange:
         self._last_rank = -1
         nbytes = worker.charged_bytes(x)
         self._sent = nbytes * len(outgoing)
+        self._elements = x.numel()
         operation.missing = lambda: [rank for rank in self._sources if rank not in self._received]
         for mailbox in outgoing.values():
             mailbox.send(Message(x.clone(), nbytes, operation.since, self._one_sent))
@@ -228,6 +229,8 @@ class Exchange:
             operation.succeed({})
 
     def _one_received(self, rank: int, x: Tensor, called: float) -> None:
+        if x.numel() != self._elements:
+            raise faults.unequal_exchange(self._worker.rank, self._elements, rank, x.numel())
         self._received[rank] = x
         if called > self._last_call:
             self._last_call, self._last_rank = called, rank
@@ -244,7 +247,7 @@ class Exchange:
 
     def _complete(self) -> None:
         operation = self._operation
-        self._worker.record(WAIT, operation.name, operation.since, self._last_call, self._last_rank)
+        self._worker.record(WAIT, operation, operation.since, self._last_call, self._last_rank)
         operation.missing = None
         operation.succeed({rank: self._received[rank] for rank in self._sources})
 
@@ -254,4 +257,4 @@ class Exchange:
             return
         worker = self._worker
         worker.bytes_sent += self._sent
-        worker.record(TRANSFER, self._operation.name, self._last_call, worker.clock.now, nbytes=self._sent)
+        worker.record(TRANSFER, self._operation, self._last_call, worker.clock.now, nbytes=self._sent)

@@ -66,11 +66,11 @@ class Network:
         self._daemons = 0
         for flow in scenario.sections.cluster.background:
             self._add_background(flow)
-        for number, straggler in enumerate(scenario.stragglers):
+        for straggler, stream in zip(scenario.stragglers, scenario.streams, strict=True):
             if isinstance(straggler, SlowLink):
                 self._add_slow_link(straggler)
             elif isinstance(straggler, Bursts):
-                self._add_bursts(straggler, number, scenario.seed)
+                self._add_bursts(straggler, [scenario.seed, *stream])
 
     def device(self, rank: int) -> int:
         """Return the link that stands for a worker's GPU."""
@@ -94,14 +94,16 @@ class Network:
         links = tuple(dict.fromkeys(self._table.index[edge] for edge in route))
         return Path(links, math.fsum(self._table.latency[link] for link in links))
 
-    def send(self, source: int, destination: int, nbytes: float, done: Done) -> None:
-        """Start a message; ``done`` is called when its last byte has arrived."""
+    def send(self, source: int, destination: int, nbytes: float, done: Done, messages: int = 1) -> None:
+        """Start a transfer; ``done`` is called when its last byte has arrived.
+
+        ``messages`` is the number of pieces that each pay latency, one after another.
+        """
         transport = self.transport
         if isinstance(transport, Fixed):
             self.clock.at(self.clock.now + transport.exchange, done)
             return
         path = self.path(source, destination)
-        segments = max(1, math.ceil(nbytes / transport.segment_size))
         links = path.links
         if transport.half_duplex_pairs and links:
             links = (*links, self._pair_link(source, destination))
@@ -109,14 +111,19 @@ class Network:
             links,
             nbytes / transport.payload_share,
             done,
-            latency=segments * transport.latency_factor * path.latency,
+            latency=messages * transport.latency_factor * path.latency,
         )
 
     def _pair_link(self, source: int, destination: int) -> int:
-        """Return the link that both directions between a pair of ranks share: their connection."""
+        """Return the link that both directions between a pair of ranks share: their connection.
+
+        It is as fast as the slowest link between them when nothing disturbs it, either way; what slows the
+        links themselves for a while is theirs.
+        """
         pair = (min(source, destination), max(source, destination))
         if pair not in self._pair_links:
-            capacity = min(self._capacity[link] for link in self.path(source, destination).links)
+            there, back = self.path(source, destination).links, self.path(destination, source).links
+            capacity = min(self._table.capacity[link] for link in (*there, *back))
             self._pair_links[pair] = self.clock.core.add_link(capacity)
         return self._pair_links[pair]
 
@@ -145,13 +152,13 @@ class Network:
         if straggler.end < math.inf:
             self.clock.at(straggler.end, lambda: scale(1 / straggler.factor))
 
-    def _add_bursts(self, straggler: Bursts, number: int, seed: int) -> None:
+    def _add_bursts(self, straggler: Bursts, stream: list[int]) -> None:
         """Switch the devices of the concerned workers between full and reduced capacity."""
-        for rank in range(self._cluster.workers):
-            if straggler.concerns(rank):
-                random = np.random.default_rng([seed, number, rank])
-                self._daemons += 1
-                self._burst(self.device(rank), straggler, random, slow=False)
+        concerned = [rank for rank in range(self._cluster.workers) if straggler.concerns(rank)]
+        first_on = {self.device(rank): rank for rank in reversed(concerned)}
+        for link, rank in first_on.items():
+            self._daemons += 1
+            self._burst(link, straggler, np.random.default_rng([*stream, rank]), slow=False)
 
     def _burst(self, link: int, straggler: Bursts, random: np.random.Generator, slow: bool) -> None:
         def switch() -> None:

@@ -6,31 +6,33 @@ import contextlib
 import gc
 import inspect
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from algorithms.algorithm import EXCHANGE
 from algorithms.phantom import Phantom
 from algorithms.worker import Tensor
 from simulator import faults
-from simulator.engine.clock import Clock, StalledFlow
+from simulator.engine.clock import Clock, NothingLeft, StalledFlow
 from simulator.engine.collectives import Communicator
-from simulator.engine.evaluation import Batch
+from simulator.engine.evaluation import GradientPool
 from simulator.engine.groups import Group, Mailbox
 from simulator.engine.network import Network
-from simulator.engine.worker import VirtualWorker
+from simulator.engine.worker import Driven, VirtualWorker
 from simulator.observation import Observer
 from simulator.parts import BadInput
+from simulator.plan import group_share, neighbours, oracle, planned
 from simulator.run import Progress, Run
 from simulator.scenario import Scenario
+from simulator.stragglers import Straggler
 from simulator.tuning import best_of, single_steps
 from traces import Span, Timeline
 
 if TYPE_CHECKING:
-    import networkx as nx
     import torch
 
     from simulator.workload.objective import Oracle
@@ -116,52 +118,36 @@ class Simulation:
         self.final: list[torch.Tensor | None] = [None] * scenario.workers
         self._objective = scenario.objective
         self.elements = self._objective.parameters if self._objective else scenario.cost.parameters
-        self.batch = self._evaluation()
+        self.pool = self._evaluation()
         stop_early = scenario.sections.budget.stop == "target"
         self.observer = Observer(
             self._objective,
             scenario.shares,
             scenario.workers,
             scenario.sections.target,
+            self._needed_iterations(),
             self._stop if stop_early else None,
         )
         self._progress = progress
-        self._plan = scenario.algorithm.plan(scenario.workers, self._graph())
+        self._plan = planned(scenario)
         self._groups = {name: self._group(name, ranks) for name, ranks in self._plan.groups.items()}
         self._mailboxes = {
             channel: Mailbox(self.network, channel[0], channel[1]) for channel in self._plan.channels
         }
-        self._by_rank: dict[tuple[int, str], tuple[dict[int, Mailbox], dict[int, Mailbox]]] = {}
+        self._by_rank: dict[int, tuple[dict[int, Mailbox], dict[int, Mailbox]]] = {}
         self.workers = [VirtualWorker(self, rank) for rank in range(scenario.workers)]
         self._unfinished = len(self.workers)
         self._failure: Exception | None = None
         self._all_done = self.clock.event()
+        self._algorithms: dict[int, CoroutineType[Any, Any, None]] = {}
 
     # What workers ask for.
 
-    def _graph(self) -> nx.Graph[int] | None:
-        return self.scenario.communication_graph if self._needs_graph else None
-
-    @property
-    def _needs_graph(self) -> bool:
-        return "graph" in self.scenario.algorithm.requires
-
-    def weights(self, rank: int) -> Mapping[int, float]:
-        """Return a rank's row of the mixing matrix, without zeros."""
-        if not self._needs_graph:
-            return {}
-        row = self.scenario.mixing[rank]
-        return {other: float(row[other]) for other in np.flatnonzero(row).tolist()}
-
     def oracle(self, rank: int) -> Oracle | None:
         """Return a rank's source of gradients; None in a timing-only run."""
-        if self._objective is None:
-            return None
-        scenario = self.scenario
-        shares = scenario.shares or (1 / scenario.workers,) * scenario.workers
-        return self._objective.oracle(rank, shares, scenario.objective_batches[rank], scenario.seed)
+        return None if self._objective is None else oracle(self.scenario, rank)
 
-    def _evaluation(self) -> Batch | None:
+    def _evaluation(self) -> GradientPool | None:
         """Return where workers leave their gradients to be evaluated together; None for one by one."""
         if self._objective is None or self.scenario.sections.workload.evaluation == "separate":
             return None
@@ -170,14 +156,14 @@ class Simulation:
         if not isinstance(self._objective, SampledObjective):
             problem = f"'batched' needs an objective over samples, which {self._objective.name} is not"
             raise BadInput("workload.evaluation", problem)
-        return Batch(self._objective)
+        return GradientPool(self._objective)
 
     def jitter(self, rank: int) -> Callable[[], float]:
         """Return the source of a rank's per-gradient factors."""
         draws = []
-        for number, straggler in enumerate(self.scenario.stragglers):
-            if straggler in self.scenario.worker_stragglers(rank):
-                random = np.random.default_rng([self.scenario.seed, number, rank])
+        for straggler, stream in zip(self.scenario.stragglers, self.scenario.streams, strict=True):
+            if isinstance(straggler, Straggler) and straggler.concerns(rank):
+                random = np.random.default_rng([self.scenario.seed, *stream, rank])
                 draw = straggler.step_factor(random)
                 if draw is not None:
                     draws.append(draw)
@@ -196,16 +182,8 @@ class Simulation:
     def _group(self, name: str, ranks: tuple[int, ...]) -> Group:
         hosts: list[Hashable] = [self.scenario.cluster.host(rank) for rank in ranks]
         shares = self.scenario.shares
-        chosen = None if shares is None else [shares[rank] for rank in ranks]
-        if chosen is not None and len(set(chosen)) == 1:
-            chosen = None
-        if chosen is not None and len(ranks) < self.scenario.workers:
-            chosen = [share / math.fsum(chosen) for share in chosen]
-        try:
-            communicator = Communicator(self.network, ranks, hosts)
-        except ValueError as error:
-            raise BadInput("cluster.transport.pattern", str(error)) from None
-        return Group(name, communicator, chosen)
+        weights = [share for rank in ranks if (share := group_share(shares, ranks, rank)) is not None]
+        return Group(name, Communicator(self.network, ranks, hosts), weights or None)
 
     def group(self, name: str, rank: int) -> Group:
         """Return a declared group."""
@@ -213,24 +191,28 @@ class Simulation:
             raise faults.undeclared_group(rank, name, self._groups)
         return self._groups[name]
 
-    def mailboxes(self, rank: int, name: str) -> tuple[dict[int, Mailbox], dict[int, Mailbox]]:
-        """Return a rank's declared channels of a name: out and in, by rank of the neighbour."""
-        if not self._needs_graph:
-            raise faults.no_graph(rank, name, self.algorithm_class)
-        found = self._by_rank.get((rank, name))
+    def mailboxes(self, rank: int) -> tuple[dict[int, Mailbox], dict[int, Mailbox]]:
+        """Return a rank's channels to its neighbours: out and in, by the neighbour's rank, ascending."""
+        found = self._by_rank.get(rank)
         if found is None:
-            channels = [channel for channel in sorted(self._plan.channels) if channel[2] == name]
-            out = {c[1]: self._mailboxes[c] for c in channels if c[0] == rank}
-            into = {c[0]: self._mailboxes[c] for c in channels if c[1] == rank}
-            found = self._by_rank[rank, name] = (out, into)
+            into, out = neighbours(self.scenario, self._plan, rank)
+            found = self._by_rank[rank] = (
+                {other: self._mailboxes[rank, other, EXCHANGE] for other in out},
+                {other: self._mailboxes[other, rank, EXCHANGE] for other in into},
+            )
         return found
 
     # How the run goes on and ends.
 
     def advanced(self, worker: VirtualWorker) -> None:
-        """Note that a worker has begun an iteration."""
+        """Note that a worker has computed a gradient."""
         if self._progress is not None and worker.rank == 0:
-            self._progress(worker.iterations / self.limit)
+            self._progress(min(1.0, worker.iterations / self.limit))
+
+    def _needed_iterations(self) -> float | None:
+        """Return the iterations that the target takes, where it is no loss."""
+        target = self.scenario.sections.target
+        return target.needed_iterations(sum(self.scenario.batches)) if target else None
 
     def _stop(self) -> None:
         """End the run at the iteration that the foremost worker is already bound to do."""
@@ -241,7 +223,8 @@ class Simulation:
             work = self.scenario.algorithm.run(worker)
             if not inspect.iscoroutine(work):
                 raise faults.not_a_coroutine(self.algorithm_class, work)
-            await work
+            self._algorithms[worker.rank] = work
+            await Driven(work, worker)
             self._check_ending(worker)
         except faults.AlgorithmError as error:
             self._fail(error)
@@ -277,10 +260,8 @@ class Simulation:
             self.clock.run(until=self._all_done)
         except StalledFlow as stalled:
             raise faults.AlgorithmError(str(stalled)) from None
-        except RuntimeError:
-            if self._all_done.triggered:
-                raise
-            raise self._deadlock(coroutines) from None
+        except NothingLeft:
+            raise self._deadlock() from None
         finally:
             for coroutine in coroutines:
                 coroutine.close()
@@ -288,12 +269,12 @@ class Simulation:
             raise self._failure
         return self._result()
 
-    def _deadlock(self, coroutines: list[CoroutineType[Any, Any, None]]) -> faults.AlgorithmError:
+    def _deadlock(self) -> faults.AlgorithmError:
         """Say who waits for whom, for what, since when and where."""
         lines = []
-        for worker, coroutine in zip(self.workers, coroutines, strict=True):
+        for worker in self.workers:
             operation = worker.blocked
-            if operation is None or coroutine.cr_frame is None:
+            if operation is None:
                 continue
             missing = operation.missing() if operation.missing else []
             lines.append(
@@ -302,7 +283,7 @@ class Simulation:
                     operation=" ".join(filter(None, (operation.name, operation.about))),
                     since=operation.since,
                     peers=tuple(missing),
-                    line=_innermost_line(coroutine),
+                    line=_innermost_line(self._algorithms[worker.rank]),
                 )
             )
         return faults.deadlock(lines)
@@ -320,6 +301,7 @@ class Simulation:
             bytes_sent=tuple(worker.bytes_sent for worker in self.workers),
             timeline=Timeline(self.spans),
             samples=self.observer.samples,
+            pace=self.observer.pace,
             links=self.network.link_use(),
             models=models,
         )

@@ -8,19 +8,19 @@ delivered when its time has passed; so no argument needs to be copied for a comp
 
 from __future__ import annotations
 
-import functools
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from simpy.events import PENDING, Event
 
-from algorithms.algorithm import EXCHANGE
 from algorithms.phantom import Phantom
 from algorithms.worker import WORLD, Reduction, Tensor
 from simulator import faults
-from simulator.engine.evaluation import Deferred
+from simulator.engine.evaluation import DeferredPart
 from simulator.engine.groups import Exchange
+from simulator.plan import weights
 from simulator.workload.cutting import cut
 from traces import COMPUTE, Span
 
@@ -54,6 +54,37 @@ class Operation(Event):
         return self._value
 
 
+class Driven:
+    """An algorithm's coroutine that may wait for its own worker's operations only.
+
+    Parameters
+    ----------
+    coroutine
+        What the algorithm's ``run`` returned.
+    worker
+        Whose operations it may await.
+    """
+
+    def __init__(self, coroutine: CoroutineType[Any, Any, None], worker: VirtualWorker) -> None:
+        self._coroutine = coroutine
+        self._worker = worker
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        resume, argument = self._coroutine.send, None
+        while True:
+            try:
+                event = resume(argument)
+            except StopIteration:
+                return
+            if not isinstance(event, Operation) or event.worker is not self._worker:
+                self._coroutine.close()
+                raise faults.foreign_await(self._worker.rank)
+            try:
+                argument, resume = (yield event), self._coroutine.send
+            except Exception as error:
+                argument, resume = error, self._coroutine.throw
+
+
 class VirtualWorker:
     """One simulated worker; see :class:`algorithms.worker.Worker` for what its calls mean.
 
@@ -70,7 +101,7 @@ class VirtualWorker:
         self.rank = rank
         self.world_size = scenario.workers
         self.share = scenario.shares[rank] if scenario.shares else 1 / scenario.workers
-        self.weights: Mapping[int, float] = simulation.weights(rank)
+        self.weights: Mapping[int, float] = weights(scenario, rank)
         self.clock = simulation.clock
         self.iterations = 0
         self.promised = 0
@@ -82,7 +113,7 @@ class VirtualWorker:
         self._simulation = simulation
         self._spans = simulation.spans
         self._oracle = simulation.oracle(rank)
-        self._batch = simulation.batch
+        self._pool = simulation.pool
         self._step_size = scenario.step_sizes[0]
         self._cost = scenario.cost
         self._device = scenario.cluster.devices[rank]
@@ -126,22 +157,20 @@ class VirtualWorker:
         self.iterations += 1
         self.promised = max(self.promised, self.iterations)
         self._checks = 0
-        self._simulation.advanced(self)
         return self._seconds_factor()
 
-    def _gradient_at(self, x: Tensor) -> Tensor | Deferred:
+    def _gradient_at(self, x: Tensor) -> Tensor | DeferredPart:
         if self._oracle is None or isinstance(x, Phantom):
             return x
-        if self._batch is not None:
-            return self._batch.gradient(self._oracle, x)
+        if self._pool is not None:
+            return self._pool.gradient(self._oracle, x)
         return self._oracle.gradient(x)
 
     def gradient(self, x: Tensor) -> Operation:
         """Start the gradient over the next mini-batch."""
         factor = self._begin_iteration()
         value = self._gradient_at(x)
-        whole = value.get if isinstance(value, Deferred) else value
-        return self._compute("gradient", self._step_time.total * factor, whole)
+        return self._compute("gradient", self._step_time.total * factor, value)
 
     def gradient_buckets(self, x: Tensor) -> Sequence[Operation]:
         """Start the same gradient, in slices as back-propagation frees them."""
@@ -150,7 +179,7 @@ class VirtualWorker:
         seconds = [part * factor for part in self._step_time.backward]
         seconds[0] += self._step_time.forward * factor
         return [
-            self._compute("gradient", duration, _part(whole, low, high))
+            self._compute("gradient", duration, whole[low:high])
             for duration, (low, high) in zip(seconds, self._bounds, strict=True)
         ]
 
@@ -200,15 +229,37 @@ class VirtualWorker:
                 self.clock.flow(self._device_link, seconds, self._end_computation)
                 return
             self._stream.popleft()
-            operation.succeed(value() if callable(value) else value)
+            self._finish(operation, value)
 
     def _end_computation(self) -> None:
         _, operation, value = self._stream.popleft()
         self._spans.append(
-            Span(self.rank, COMPUTE, operation.name, self._started, self.clock.now, -1, 0.0, self.iterations)
+            Span(
+                self.rank,
+                COMPUTE,
+                operation.name,
+                self._started,
+                self.clock.now,
+                -1,
+                0.0,
+                operation.iteration,
+            )
         )
-        operation.succeed(value() if callable(value) else value)
+        self._finish(operation, value)
         self._start_computation()
+
+    def _finish(self, operation: Operation, value: Any) -> None:
+        """Deliver a computation's value; one that is evaluated only now may fail."""
+        if operation.name == "gradient":
+            self._simulation.advanced(self)
+        if isinstance(value, DeferredPart):
+            try:
+                value = value.get()
+            except Exception as error:
+                operation.fail(error)
+                operation.defused = True
+                return
+        operation.succeed(value)
 
     # Communication.
 
@@ -221,25 +272,20 @@ class VirtualWorker:
     def exchange(self, x: Tensor) -> Operation:
         """Start sending to every out-neighbour and receiving from every in-neighbour."""
         operation = Operation(self, "exchange")
-        Exchange(self, operation, x, self._simulation.mailboxes(self.rank, EXCHANGE))
+        Exchange(self, operation, x, self._simulation.mailboxes(self.rank))
         return operation
 
     def record(
-        self, kind: str, name: str, start: float, end: float, peer: int = -1, nbytes: float = 0.0
+        self, kind: str, operation: Operation, start: float, end: float, peer: int = -1, nbytes: float = 0.0
     ) -> None:
-        """Add a span to the timeline, unless it is empty."""
+        """Add a span of an operation to the timeline, unless it is empty."""
         if end > start or nbytes:
-            self._spans.append(Span(self.rank, kind, name, start, end, peer, nbytes, self.iterations))
+            name, iteration = operation.name, operation.iteration
+            self._spans.append(Span(self.rank, kind, name, start, end, peer, nbytes, iteration))
 
     def report(self, x: Tensor) -> None:
         """Store a copy of the model."""
         self.reported = True
-        if not isinstance(x, Phantom):
-            copy = x.clone()
-            self._simulation.observer.report(self.rank, self.clock.now, self.iterations, copy)
-            self._simulation.final[self.rank] = copy
-
-
-def _part(whole: Tensor | Deferred, low: int, high: int) -> Any:
-    """Return a slice of a gradient, or what gives it when it is due."""
-    return functools.partial(whole.part, low, high) if isinstance(whole, Deferred) else whole[low:high]
+        copy = None if isinstance(x, Phantom) else x.clone()
+        self._simulation.observer.report(self.rank, self.clock.now, self.iterations, copy)
+        self._simulation.final[self.rank] = copy

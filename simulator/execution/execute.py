@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from simulator.observation import Observer, Samples
+from simulator.observation import Observer
 from simulator.parts import BadInput
+from simulator.plan import oracle
 from simulator.run import Progress, Run
 from traces import Timeline
 
@@ -74,17 +75,12 @@ def check_executable(scenario: Scenario) -> None:
     if sections.compare:
         names = ", ".join(part.name for part in sections.compare)
         raise BadInput("compare", f"an execution runs one algorithm, not {names} as well")
+    if sections.workload.evaluation == "batched":
+        raise BadInput("workload.evaluation", "every process evaluates its own gradients; use 'separate'")
     if sections.budget.stop == "target":
         raise BadInput("budget.stop", "only a simulation can stop at its target; use 'end'")
-    objective, workers = scenario.objective, scenario.workers
-    assert objective is not None
-    try:
-        # What an objective refuses (a number of workers, a batch, an empty shard), it refuses every rank.
-        objective.oracle(
-            0, scenario.shares or (1 / workers,) * workers, scenario.objective_batches[0], scenario.seed
-        )
-    except ValueError as error:
-        raise BadInput("workload.objective", str(error)) from error
+    # What an objective refuses (a number of workers, a batch, an empty shard), it refuses every rank.
+    oracle(scenario, 0)
 
 
 def assembled(scenario: Scenario, records: Sequence[Record]) -> Run:
@@ -93,6 +89,7 @@ def assembled(scenario: Scenario, records: Sequence[Record]) -> Run:
 
     from simulator.execution.record import spans
 
+    observer = _observed(scenario, records)
     return Run(
         scenario=scenario,
         clock="wall",
@@ -100,12 +97,13 @@ def assembled(scenario: Scenario, records: Sequence[Record]) -> Run:
         iterations=tuple(record.iterations for record in records),
         bytes_sent=tuple(record.bytes_sent for record in records),
         timeline=Timeline(spans(records)),
-        samples=_samples(scenario, records),
+        samples=observer.samples,
+        pace=observer.pace,
         models=np.stack([record.reports.models[-1] for record in records]),
     )
 
 
-def _samples(scenario: Scenario, records: Sequence[Record]) -> Samples:
+def _observed(scenario: Scenario, records: Sequence[Record]) -> Observer:
     import torch
 
     observer = Observer(scenario.objective, scenario.shares, len(records))
@@ -115,4 +113,4 @@ def _samples(scenario: Scenario, records: Sequence[Record]) -> Samples:
     for time, rank, index in sorted(reports):
         own = records[rank].reports
         observer.report(rank, time, own.iterations[index], torch.from_numpy(own.models[index]))
-    return observer.samples
+    return observer

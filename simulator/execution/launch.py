@@ -40,9 +40,10 @@ from simulator import faults
 from simulator.execution.communicator import PATIENCE, CommunicationFailed, GlooCommunicator
 from simulator.execution.record import Record
 from simulator.execution.streams import Call
-from simulator.execution.worker import Listener, WallWorker, planned
+from simulator.execution.worker import Listener, WallWorker
 from simulator.faults import AlgorithmError, WorkerFailed
 from simulator.parts import BadInput
+from simulator.plan import planned
 from simulator.run import Progress
 from simulator.scenario import Scenario
 

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
-from algorithms import WORLD, Algorithm, Plan, Reduction
+from algorithms import WORLD, Algorithm, Reduction
 from algorithms.algorithm import EXCHANGE
 from algorithms.worker import Handle, Tensor
-from simulator import faults, numerics
+from simulator import faults, numerics, plan
 from simulator.execution.communicator import Communicator
 from simulator.execution.record import Message, Record, Reports
 from simulator.execution.streams import Baton, Call, Stream, WallHandle, timed
@@ -49,26 +48,6 @@ class Listener(Protocol):
         has called, by stream.
         """
         ...
-
-
-def planned(scenario: Scenario) -> Plan:
-    """Return the groups and channels that the scenario's algorithm declares; the world is among them."""
-    algorithm = scenario.algorithm
-    graph = scenario.communication_graph if "graph" in algorithm.requires else None
-    plan = algorithm.plan(scenario.workers, graph)
-    return Plan({WORLD: tuple(range(scenario.workers)), **plan.groups}, plan.channels)
-
-
-def group_share(shares: Sequence[float] | None, members: Sequence[int], rank: int) -> float | None:
-    """Return a worker's weight in the mean over a group; None where all are equal.
-
-    The shares of the whole world are taken as they are; those of a smaller group are divided by their sum.
-    """
-    if shares is None:
-        return None
-    if len(members) == len(shares):
-        return shares[rank]
-    return shares[rank] / math.fsum(shares[member] for member in members)
 
 
 class WallWorker:
@@ -104,13 +83,10 @@ class WallWorker:
         self._communicator = communicator
         self._given_buckets = buckets
         self._listener = listener
-        self._plan = planned(scenario)
+        self._plan = plan.planned(scenario)
         self._objective = objective
         self._step_size = step_size
-        world = scenario.workers
-        self._oracle = objective.oracle(
-            rank, scenario.shares or (1 / world,) * world, scenario.objective_batches[rank], scenario.seed
-        )
+        self._oracle = plan.oracle(scenario, rank)
         self._budget = scenario.sections.budget.iterations
         self._start = time.monotonic()
         self._iteration = 0
@@ -150,10 +126,7 @@ class WallWorker:
     @functools.cached_property
     def weights(self) -> Mapping[int, float]:
         """This worker's row of the mixing matrix."""
-        if "graph" not in self._scenario.algorithm.requires:
-            return {}
-        row = self._scenario.mixing[self._rank]
-        return {rank: float(weight) for rank, weight in enumerate(row) if weight != 0}
+        return plan.weights(self._scenario, self._rank)
 
     @property
     def running(self) -> bool:
@@ -272,7 +245,7 @@ class WallWorker:
     def all_reduce(self, x: Tensor, op: Reduction = "mean", group: str = WORLD) -> Handle[Tensor]:
         """Start an all-reduce of ``x`` over a declared group."""
         members = self._members(group)
-        share = group_share(self._scenario.shares, members, self._rank) if op == "mean" else None
+        share = plan.group_share(self._scenario.shares, members, self._rank) if op == "mean" else None
         # The product with the share is the copy.
         part = numerics.weighted(_values(x), share)
         count = len(members)
@@ -309,19 +282,7 @@ class WallWorker:
     @functools.cached_property
     def _neighbours(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The in-neighbours and the out-neighbours, ascending, all of them on declared channels."""
-        algorithm = self._scenario.algorithm
-        if "graph" not in algorithm.requires:
-            raise faults.no_graph(self._rank, "exchange", type(algorithm).__name__)
-        graph, rank = self._scenario.communication_graph, self._rank
-        # Of an undirected graph both are all neighbours.
-        arcs = sorted(graph.to_directed().edges)
-        for source, destination in arcs:
-            if rank in (source, destination) and (source, destination, EXCHANGE) not in self._plan.channels:
-                raise faults.undeclared_channel(rank, source, destination, EXCHANGE)
-        return (
-            tuple(source for source, destination in arcs if destination == rank),
-            tuple(destination for source, destination in arcs if source == rank),
-        )
+        return plan.neighbours(self._scenario, self._plan, self._rank)
 
     def _communicating(self) -> Communicator:
         assert self._communicator is not None

@@ -499,11 +499,16 @@ class SampledObjective(Objective):
         """
 
     def batch_gradients(self, requests: Sequence[Request]) -> list[Tensor]:
-        """The gradients of several workers, evaluated together where that is faster.
+        """The gradients of several workers, evaluated together.
 
         Equal to `batch_gradient` of each up to rounding; last bits may differ.
+
+        Raises
+        ------
+        ValueError
+            If this objective's gradients cannot be evaluated together.
         """
-        return [self.batch_gradient(request.x, request.indices, request.draw) for request in requests]
+        raise ValueError(f"gradients of {self.name} cannot be evaluated together; use separate evaluation")
 
     def batch_gradient_in_buckets(
         self, x: Tensor, indices: Tensor, draw: tuple[int, int, int], bounds: Bounds, deliver: Deliver
@@ -748,21 +753,39 @@ class ModuleObjective(SampledObjective):
             return self._gradient(samples)
 
     def batch_gradients(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Gradients of several workers by `torch.func.vmap`.
+        """Gradients of several workers by `torch.func.vmap`, for each size of mini-batch.
 
-        Networks with buffers or randomness inside, and mini-batches of different sizes, are evaluated one by
-        one.
+        Raises
+        ------
+        ValueError
+            If the network has buffers, or draws random numbers.
         """
-        sizes = {len(request.indices) for request in requests}
-        if len(requests) == 1 or len(sizes) > 1 or self._stochastic or self._buffers:
-            return super().batch_gradients(requests)
+        if self._buffers:
+            raise ValueError(f"{self.name} has buffers, so its gradients cannot be evaluated together")
+        by_size: dict[int, list[int]] = {}
+        for place, request in enumerate(requests):
+            by_size.setdefault(len(request.indices), []).append(place)
+        gradients: dict[int, Tensor] = {}
+        for places in by_size.values():
+            together = self._gradients_together([requests[place] for place in places])
+            gradients.update(zip(places, together, strict=True))
+        return [gradients[place] for place in range(len(requests))]
+
+    def _gradients_together(self, requests: Sequence[Request]) -> Tensor:
+        """Gradients at mini-batches of one size, of shape [requests, parameters]."""
         indices = torch.stack([request.indices for request in requests])
         inputs, labels = self.samples
         chosen = tuple(values[indices] for values in inputs)
         with self._lock:
             self._prepare(requests[0].x, training=True)
-            gradients = self._vectorised(torch.stack([r.x for r in requests]), chosen, labels[indices])
-        return list(gradients)
+            try:
+                return self._vectorised(torch.stack([r.x for r in requests]), chosen, labels[indices])
+            except RuntimeError as error:
+                if "randomness" not in str(error):
+                    raise
+                raise ValueError(
+                    f"{self.name} draws random numbers, so its gradients cannot be evaluated together"
+                ) from None
 
     @functools.cached_property
     def _vectorised(self) -> Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor]:

@@ -33,7 +33,17 @@ def test_slices_and_concatenations_have_their_own_size() -> None:
     assert len(x) == x.numel() == 10
 
 
-@pytest.mark.parametrize("look", [bool, float, int, lambda x: x > 0, lambda x: x.item()])
+def test_what_is_not_known_is_refused_and_not_guessed() -> None:
+    x = Phantom((10,), 4)
+    with pytest.raises(TimingOnly, match=r"torch\.stack is not known in a timing-only run"):
+        torch.stack([x, x])
+    assert x.dtype == torch.float32
+    assert outline(torch.lerp(input=x, end=x, weight=0.5)) == ((10,), 4, 40)
+
+
+@pytest.mark.parametrize(
+    "look", [bool, float, int, lambda x: x > 0, lambda x: x.item(), lambda x: x == x, lambda x: x.sum()]
+)
 def test_values_are_refused(look: object) -> None:
     with pytest.raises(TimingOnly, match="depends on the value of a tensor"):
         look(Phantom((1,)))  # type: ignore[operator]

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simulator.parts import BadInput
-from simulator.scenario import SCENARIOS, Scenario
+from simulator.scenario import SCENARIOS, Scenario, apportion
 
 GOOD: dict[str, Any] = {
     "name": "good",
@@ -57,6 +59,50 @@ def complaint(data: Mapping[str, Any]) -> str:
 
 
 REFUSED = [
+    ("step-size", True, "good.yaml: step-size: expected a number, got True"),
+    (
+        "workload.objective-batches",
+        3,
+        "good.yaml: workload: unknown key 'objective-batches'; the nearest known key is 'objective-batch'",
+    ),
+    (
+        "cluster.stragglers",
+        [{"kind": "lognormal", "sigma": float("inf")}],
+        "good.yaml: cluster.stragglers.0: sigma must be 0 or more and finite, got inf",
+    ),
+    (
+        "cluster.stragglers",
+        [{"kind": "persistent", "workers": []}],
+        "good.yaml: cluster.stragglers.0: workers must name at least one worker",
+    ),
+    (
+        "cluster.transport",
+        {"name": "nccl", "segment-size": "1 MiB"},
+        "good.yaml: cluster.transport: segment-size and least-segments have no effect where all-reduces are "
+        "pipelined",
+    ),
+    (
+        "cluster.transport",
+        {"name": "gloo", "rounds-of-latency": "depth"},
+        "good.yaml: cluster.transport: rounds-of-latency 'depth' has no effect where all-reduces are not "
+        "pipelined",
+    ),
+    (
+        "cluster.transport",
+        {"name": "fixed", "all-reduce": "inf s"},
+        "good.yaml: cluster.transport: all-reduce must be finite and 0 s or more, got inf",
+    ),
+    ("target", {"loss": float("nan")}, "good.yaml: target: loss must be finite, got nan"),
+    (
+        "target",
+        {"iterations": 4, "reports": 2},
+        "good.yaml: target: reports has no effect on a target that is not a loss",
+    ),
+    (
+        "target",
+        {"statistical": {"minimum-iterations": -5, "critical-batch": 1}},
+        "good.yaml: target.statistical.minimum-iterations: input should be greater than 0, got -5",
+    ),
     ("sede", 1, "good.yaml: unknown key 'sede'; the nearest known key is 'seed'"),
     (
         "budget.iteration",
@@ -150,7 +196,7 @@ REFUSED = [
     (
         "cluster.stragglers",
         [{"kind": "persistent", "slowdown": -1.0}],
-        "good.yaml: cluster.stragglers.0: slowdown must be above 0, got -1.0",
+        "good.yaml: cluster.stragglers.0: slowdown must be above 0 and finite, got -1.0",
     ),
     (
         "cluster.stragglers",
@@ -323,6 +369,86 @@ def test_vary_changes_a_copy() -> None:
     with pytest.raises(BadInput) as caught:
         base.vary({"algorithm.periods": 2})
     assert str(caught.value) == "algorithm: unknown key 'periods'; the nearest known key is 'period'"
+
+
+def test_machines_that_a_given_cost_cannot_use_are_refused() -> None:
+    data = changed("workload.cost", {"parameters": 10, "batch": 1, "gradient": "1 s"})
+    data["cluster"]["device"] = {"name": "v100-sxm2-16gb", "efficiency": 0.3}
+    assert complaint(data) == (
+        "good.yaml: cluster.device.efficiency: has no effect; the workload's cost is given in seconds"
+    )
+
+
+def test_unequal_hosts_are_refused_before_anything_runs() -> None:
+    data = changed("cluster.workers", 3)
+    data["cluster"]["transport"] = {"name": "nccl", "pattern": "hierarchical"}
+    assert complaint(data).startswith("good.yaml: cluster.transport.pattern: the hierarchical pattern needs")
+
+
+def test_links_of_a_gossip_graph_are_refused() -> None:
+    data = changed("algorithm", "d-psgd")
+    data["gossip"] = {"graph": {"builder": "ring", "link": {"bandwidth": "1 Gbps"}}}
+    assert complaint(data) == (
+        "good.yaml: gossip.graph.link: has no effect; messages take the links of the cluster's topology"
+    )
+
+
+def test_averaging_by_a_matrix_refuses_proportional_batches() -> None:
+    data = changed("algorithm", "d-psgd")
+    data["workload"]["batches"] = "proportional"
+    data["cluster"]["stragglers"] = [{"kind": "persistent", "workers": [0], "slowdown": 3.0}]
+    assert complaint(data) == (
+        "good.yaml: workload.batches: d-psgd averages by its mixing matrix, not by shares of the batch; "
+        "use equal batches"
+    )
+
+
+@given(st.integers(1, 60), st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12))
+def test_batches_are_dealt_out_whole_and_nobody_goes_without(surplus: int, parts: list[float]) -> None:
+    total = len(parts) + surplus - 1
+    dealt = apportion(total, parts)
+    assert sum(dealt) == total
+    assert min(dealt) >= 1
+
+
+def test_keys_may_be_spelt_with_underscores_in_python() -> None:
+    base = Scenario({**GOOD, "step_size": 0.1} | {})
+    assert base.vary(step_size=0.3).step_sizes == (0.3,)
+    shipped = Scenario.load("cocod-1080ti")
+    assert shipped.vary(objective_batch=4).objective_batches == (4,) * 16
+    assert shipped.vary({"workload.objective_batch": 4}).digest() == shipped.vary(objective_batch=4).digest()
+
+
+def test_vary_reaches_into_parts_and_lists() -> None:
+    base = Scenario(changed("cluster.stragglers", [{"kind": "persistent", "workers": [1]}]))
+    slower = base.vary({"cluster.stragglers.0.slowdown": 3.0})
+    assert slower.persistent_factor(1) == 3.0
+    assert base.variants()[0].vary({"algorithm.period": 8}).algorithm.period == 8  # type: ignore[attr-defined]
+    with pytest.raises(BadInput) as caught:
+        base.vary({"cluster.stragglers.4.slowdown": 3.0})
+    assert str(caught.value) == "cluster.stragglers.4.slowdown: there is no entry '4'; the list has 1"
+    with pytest.raises(BadInput) as caught:
+        base.vary({"cluster.device.efficiency": 0.3})
+    assert str(caught.value) == (
+        "cluster.device.efficiency: 'device' is only 'v100-sxm2-16gb' here; give it keys and values first"
+    )
+
+
+def test_a_file_that_a_scenario_names_is_part_of_its_identity(tmp_path: Path) -> None:
+    edges = "0 1 {'bandwidth': 1e9, 'latency': 0.0}\n"
+    data = changed("cluster.topology", {"file": "own.edgelist"})
+    data["cluster"]["workers"] = 2
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(data))
+    digests = set()
+    for bandwidth in ("1e9", "2e9"):
+        (tmp_path / "own.edgelist").write_text(edges.replace("1e9", bandwidth))
+        digests.add(Scenario.load(tmp_path / "s.yaml").digest())
+    assert len(digests) == 2
+
+
+def test_workers_that_share_a_gpu_share_its_speed() -> None:
+    speeds = Scenario(changed("cluster.placement", [0, 0, 1, 2])).speeds
+    assert speeds[0] == speeds[1] == speeds[2] / 2 == speeds[3] / 2
 
 
 def test_vary_keeps_the_stragglers_of_the_workers_that_stay() -> None:

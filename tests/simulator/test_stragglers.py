@@ -101,4 +101,86 @@ def test_two_workers_on_one_gpu_share_it() -> None:
 def test_adding_a_straggler_leaves_the_draws_of_another_alone() -> None:
     jitter: dict[str, object] = {"kind": "lognormal", "sigma": 0.2}
     one = duration([jitter])
-    assert duration([jitter, {"kind": "persistent", "workers": [0], "slowdown": 1.0}]) == one
+    other: dict[str, object] = {"kind": "persistent", "workers": [0], "slowdown": 1.0}
+    assert duration([jitter, other]) == duration([other, jitter]) == one
+
+
+def test_equal_stragglers_draw_independently() -> None:
+    jitter: dict[str, object] = {"kind": "lognormal", "sigma": 0.2}
+    assert duration([jitter, jitter]) != duration([jitter])
+
+
+def test_bursts_on_a_shared_gpu_come_once() -> None:
+    always = {"kind": "bursts", "fast": "1 ns", "slow": "1000 s", "slowdown": 2.0}
+    shared = duration([always], placement=[0, 0, 1, 2])
+    assert shared == pytest.approx(duration([], placement=[0, 0, 1, 2]) + 20 * 0.2, rel=1e-3)
+
+
+def exchange_duration(transport: object, stragglers: list[dict[str, object]], algorithm: object) -> float:
+    scenario = Scenario(
+        {
+            "name": "exchange",
+            "cluster": {
+                "topology": {
+                    "builder": "switch",
+                    "gpus": 2,
+                    "link": {"bandwidth": "1 GB/s", "latency": "5 ms"},
+                },
+                "device": "ideal",
+                "transport": transport,
+                "stragglers": stragglers,
+            },
+            "workload": {
+                "cost": {"parameters": 25_000_000, "batch": 1, "gradient": "1 s", "forward-share": 0}
+            },
+            "algorithm": algorithm,
+            "budget": {"iterations": 1},
+        }
+    )
+    return simulate(scenario).duration
+
+
+ADAPT_FIRST = {"name": "d-psgd", "order": "adapt-then-combine"}
+
+
+def test_an_exchange_by_gloo_takes_both_directions_of_one_connection() -> None:
+    # 100 MB each way, one connection: 200 MB at 1 GB/s; one latency of two links.
+    gloo = {"name": "gloo", "payload-share": 1.0, "latency-factor": 1.0}
+    assert exchange_duration(gloo, [], ADAPT_FIRST) == pytest.approx(1 + 0.2 + 0.01)
+    duplex = {**gloo, "half-duplex-pairs": False}
+    assert exchange_duration(duplex, [], ADAPT_FIRST) == pytest.approx(1 + 0.1 + 0.01)
+
+
+def test_a_passing_slow_link_does_not_slow_a_connection_for_ever() -> None:
+    gloo = {"name": "gloo", "payload-share": 1.0, "latency-factor": 1.0}
+    slow: dict[str, object] = {"kind": "slow-link", "between": ["gpu0", "switch"], "factor": 0.1}
+    # From 1.01 s to 1.11 s the link carries 10 MB each way; the 180 MB left take 0.18 s of the connection.
+    passing = {**slow, "start": "0.5 s", "end": "1.11 s"}
+    assert exchange_duration(gloo, [passing], ADAPT_FIRST) == pytest.approx(1.11 + 0.18)
+
+
+def test_rendezvous_waits_for_the_receiver() -> None:
+    """A directed ring with a slow worker: what it is sent has arrived before it calls, or starts then."""
+    times = {}
+    for rendezvous in (False, True):
+        scenario = Scenario(
+            {
+                "name": "rendezvous",
+                "cluster": {
+                    "topology": {"builder": "switch", "gpus": 3, "link": {"bandwidth": "1 GB/s"}},
+                    "device": "ideal",
+                    "transport": {"name": "ideal", "rendezvous": rendezvous},
+                    "stragglers": [{"kind": "persistent", "workers": [2], "slowdown": 1.5}],
+                },
+                "workload": {
+                    "cost": {"parameters": 25_000_000, "batch": 1, "gradient": "1 s", "forward-share": 0}
+                },
+                "algorithm": ADAPT_FIRST,
+                "gossip": {"graph": {"builder": "one-peer-exponential", "phase": 0}},
+                "budget": {"iterations": 2},
+            }
+        )
+        times[rendezvous] = simulate(scenario).duration
+    # Eager, worker 2 goes on at 1.5 s, and what it sends at 3.0 s takes 0.1 s. With rendezvous it receives
+    # until 1.6 s, so all of that is 0.1 s later.
+    assert times == {False: pytest.approx(3.1), True: pytest.approx(3.2)}

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.engine.patterns import PATTERNS, Schedule, depth, traffic
 from simulator.engine.simulate import simulate
+from simulator.patterns import PATTERNS, Schedule, depth, traffic
 from simulator.scenario import Scenario
 
 MIB = 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -195,6 +196,62 @@ def test_an_exchange_without_a_graph() -> None:
     assert failure(ExchangesWithoutGraph()) == (
         "worker 0 called exchange, but ExchangesWithoutGraph does not require a communication graph; "
         "add 'graph' to its requires"
+    )
+
+
+@dataclass(frozen=True)
+class ForgetsItsChannels(Algorithm):
+    requires: ClassVar[frozenset[str]] = frozenset({"graph"})
+
+    async def run(self, worker: Worker) -> None:
+        x = worker.initial_model()
+        while worker.running:
+            await worker.gradient(x)
+            await worker.exchange(x)
+            worker.report(x)
+
+
+def test_an_undeclared_channel() -> None:
+    assert failure(ForgetsItsChannels()) == (
+        "worker 0 used the channel 'exchange' from worker 0 to worker 1, "
+        "which its algorithm's plan does not declare"
+    )
+
+
+@dataclass(frozen=True)
+class ExchangesUnequally(Algorithm):
+    requires: ClassVar[frozenset[str]] = frozenset({"graph"})
+
+    def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
+        return Plan({}, ((0, 1, "exchange"), (1, 0, "exchange")))
+
+    async def run(self, worker: Worker) -> None:
+        x = worker.initial_model()
+        while worker.running:
+            await worker.gradient(x)
+            await worker.all_reduce(x)  # the world is a group of every plan
+            await worker.exchange(x[: 3 + worker.rank])
+            worker.report(x)
+
+
+def test_neighbours_that_exchange_tensors_of_different_lengths() -> None:
+    message = failure(ExchangesUnequally())
+    assert message == "an exchange differs: worker 1 sent 4 elements, worker 0 sent it 3"
+
+
+@dataclass(frozen=True)
+class AwaitsSomethingElse(Algorithm):
+    async def run(self, worker: Worker) -> None:
+        x = worker.initial_model()
+        while worker.running:
+            await worker.gradient(x)
+            await asyncio.sleep(0)
+            worker.report(x)
+
+
+def test_awaiting_something_else() -> None:
+    assert failure(AwaitsSomethingElse()) == (
+        "worker 0 awaited something that is not an operation of its worker"
     )
 
 

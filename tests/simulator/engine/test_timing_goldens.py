@@ -95,11 +95,11 @@ PARAMETERS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def jitter_draws(seed: int, steps: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def jitter_draws(scenario: Scenario, steps: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Return the step times of every worker as the straggler draws them, of shape [workers, steps]."""
     rows = []
     for rank in range(WORKERS):
-        random = np.random.default_rng([seed, 0, rank])
+        random = np.random.default_rng([scenario.seed, *scenario.streams[0], rank])
         rows.append(
             np.concatenate([random.standard_exponential(256) for _ in range(-(-steps // 256))])[:steps]
         )
@@ -142,7 +142,7 @@ def test_jitter_follows_the_recurrence_and_the_golden_mean(
         seed=3,
     )
     run = simulate(scenario, monitor=False)
-    expected = np.array(list(recurrence(name, jitter_draws(3, steps), all_reduce, 0.5)))
+    expected = np.array(list(recurrence(name, jitter_draws(scenario, steps), all_reduce, 0.5)))
     period = PARAMETERS[name].get("period", 1)
     starts = np.array(gradient_starts(run))[:, ::period].T
     np.testing.assert_array_equal(starts, expected[:-1])

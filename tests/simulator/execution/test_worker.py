@@ -15,7 +15,8 @@ from algorithms import Algorithm, Reduction, Worker
 from simulator.execution.communicator import Communicator
 from simulator.execution.record import Record
 from simulator.execution.streams import Baton, Call, Stream, WallHandle
-from simulator.execution.worker import WallWorker, group_share
+from simulator.execution.worker import WallWorker
+from simulator.plan import group_share
 from simulator.scenario import Scenario
 from traces import COMPUTE
 

@@ -1,0 +1,86 @@
+"""Who takes part in what: groups, weights, neighbours and gradients of a rank, the same on both clocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from algorithms import WORLD, Plan
+from algorithms.algorithm import EXCHANGE
+from simulator import faults
+from simulator.parts import BadInput
+
+if TYPE_CHECKING:
+    from simulator.scenario import Scenario
+    from simulator.workload.objective import Oracle
+
+
+def needs_graph(scenario: Scenario) -> bool:
+    """Return whether the scenario's algorithm averages over a communication graph."""
+    return "graph" in scenario.algorithm.requires
+
+
+def planned(scenario: Scenario) -> Plan:
+    """Return the groups and channels that the scenario's algorithm declares; the world is among them."""
+    graph = scenario.communication_graph if needs_graph(scenario) else None
+    plan = scenario.algorithm.plan(scenario.workers, graph)
+    return Plan({WORLD: tuple(range(scenario.workers)), **plan.groups}, plan.channels)
+
+
+def group_share(shares: Sequence[float] | None, members: Sequence[int], rank: int) -> float | None:
+    """Return a worker's weight in the mean over a group; None where all are equal.
+
+    The shares of the whole world are taken as they are; those of a smaller group are divided by their sum.
+    """
+    if shares is None:
+        return None
+    if len(members) == len(shares):
+        return shares[rank]
+    return shares[rank] / math.fsum(shares[member] for member in members)
+
+
+def weights(scenario: Scenario, rank: int) -> Mapping[int, float]:
+    """Return a rank's row of the mixing matrix without zeros; empty where no graph is needed."""
+    if not needs_graph(scenario):
+        return {}
+    row = scenario.mixing[rank]
+    return {other: float(row[other]) for other in np.flatnonzero(row).tolist()}
+
+
+def neighbours(scenario: Scenario, plan: Plan, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the in-neighbours and the out-neighbours of a rank, ascending.
+
+    Raises
+    ------
+    AlgorithmError
+        The algorithm requires no graph, or its plan lacks the channel to or from a neighbour.
+    """
+    if not needs_graph(scenario):
+        raise faults.no_graph(rank, "exchange", type(scenario.algorithm).__name__)
+    # Of an undirected graph both are all neighbours.
+    arcs = sorted(scenario.communication_graph.to_directed().edges)
+    for source, destination in arcs:
+        if rank in (source, destination) and (source, destination, EXCHANGE) not in plan.channels:
+            raise faults.undeclared_channel(rank, source, destination, EXCHANGE)
+    into = tuple(source for source, destination in arcs if destination == rank)
+    return into, tuple(destination for source, destination in arcs if source == rank)
+
+
+def oracle(scenario: Scenario, rank: int) -> Oracle:
+    """Return a rank's source of gradients.
+
+    Raises
+    ------
+    BadInput
+        The objective does not go with the number of workers or their batches.
+    """
+    objective = scenario.objective
+    assert objective is not None
+    shares = scenario.shares or (1 / scenario.workers,) * scenario.workers
+    try:
+        return objective.oracle(rank, shares, scenario.objective_batches[rank], scenario.seed)
+    except ValueError as error:
+        raise BadInput("workload.objective", str(error)) from error
