@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SIMGRID := build/simgrid-workload
 SELECT ?= not large
+PAGE ?= simulator/engine/COSTS.md
 PACKAGES := algorithms analysis simulator topologies traces
 
 .PHONY: setup demo test lint bench bench-simgrid clean
@@ -31,9 +32,10 @@ test: lint
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q -p no:xdist -m "$(SELECT)"
 
-# Both on the same workload files; rewrites the tables of the page. ARGUMENTS="--nodes 64" makes it shorter.
+# The same workload files on ours and in SimGrid; rewrites the page's tables. A shorter run, for a look:
+# make bench-simgrid PAGE= ARGUMENTS="--nodes 64 --rounds 1"
 bench-simgrid: $(INSTALLED) $(SIMGRID)
-	$(BIN)/python -m tests.benchmarks.compare $(SIMGRID) --write simulator/engine/COSTS.md $(ARGUMENTS)
+	$(BIN)/python -m tests.benchmarks.compare $(SIMGRID) $(if $(PAGE),--write $(PAGE)) $(ARGUMENTS)
 
 $(SIMGRID): tests/benchmarks/simgrid/workload.cpp
 	@echo '#include <simgrid/s4u.hpp>' | $(CXX) -x c++ -E - >/dev/null 2>&1 || \

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
-from importlib.util import find_spec
+from importlib.metadata import version
 from pathlib import Path
 from platform import machine
 from statistics import median
@@ -44,10 +44,11 @@ GOALS: dict[tuple[str, int], float] = {
     ("ring on a fat tree", 1024): 12.0,
     ("ring on a star", 1024): 30.0,
 }
-LARGE = {  # workloads that are measured only up to this number of nodes unless asked for by name
+# Up to which number of nodes a workload is measured unless `--every` asks for more.
+UP_TO = {
     "parameter server": 1024,
     "ring on a fat tree, 64 steps": 1024,
-    "ring on a fat tree": 256,
+    "ring on a fat tree": 1024,
     "ring on a star": 1024,
 }
 
@@ -76,11 +77,17 @@ def _speed(result: Result) -> float:
 
 
 def measure(
-    workload: Workload, commands: Mapping[str, Sequence[str]], *, rounds: int, limit: Annotated[float, "s"]
+    workload: Workload,
+    commands: Mapping[str, Sequence[str]],
+    *,
+    rounds: int,
+    limit: Annotated[float, "s"],
+    enough: Annotated[float, "s"] = 20.0,
 ) -> dict[str, Measurement]:
     """Run a workload `rounds` times with each command, in turns.
 
-    A command is not repeated once its runs have taken `limit` seconds; a run that takes longer is given up.
+    A run of more than `limit` seconds is given up. A command whose runs have taken `enough` seconds is not
+    repeated.
     """
     print(workload.name, file=sys.stderr, end=" ", flush=True)
     measured = {name: Measurement() for name in commands}
@@ -90,7 +97,7 @@ def measure(
         file.write_text(workload.text(), encoding="ascii")
         for _ in range(rounds):
             for name, command in commands.items():
-                if spent[name] < limit:
+                if spent[name] < min(enough, limit):
                     begin = perf_counter()
                     result = run_program([*command, str(file)], limit)
                     spent[name] += limit if result is None else perf_counter() - begin
@@ -221,10 +228,8 @@ def _conditions(by: Iterable[Mapping[str, Measurement]], rounds: int, limit: flo
     for measurements in by:
         for measurement in measurements.values():
             names.update((result.simulator, None) for result in measurement.results)
-    if find_spec("numba") and len(clocks()) > 1:
-        import numba
-
-        names[f"numba {numba.__version__}"] = None
+    if "compiled" in clocks():
+        names[f"numba {version('numba')}"] = None
     return (
         f"Measured with {'; '.join(names)}; on one core of {_processor()}; {rounds} runs of each, in turns,"
         f" fewer where they take long; “not in time” is a run of more than {limit:g} s.\n"
@@ -254,7 +259,7 @@ def tables(
         (title, size, run(make(size)))
         for title, make in WORKLOADS.items()
         for size in nodes
-        if every or size <= LARGE.get(title, size)
+        if every or size <= UP_TO.get(title, size)
     ]
     concurrent = [
         ((f"{size:,}", kind), run(make(size)))
@@ -318,10 +323,10 @@ def main() -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.compare")
     parser.add_argument("program", help="the SimGrid program (see tests/benchmarks/simgrid)")
-    parser.add_argument("--nodes", type=int, nargs="+", default=[64, 256, 1024])
+    parser.add_argument("--nodes", type=int, nargs="+", default=[64, 256, 1024, 4096])
     parser.add_argument("--every", action="store_true", help="also the workloads that take minutes")
     parser.add_argument("--rounds", type=int, default=5, help="how often each run is repeated")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds after which a run is given up")
+    parser.add_argument("--limit", type=float, default=150.0, help="seconds after which a run is given up")
     parser.add_argument("--write", type=Path, help="a page that gets the tables")
     parser.add_argument("--golden", type=Path, help="a file that gets SimGrid's times, instead of tables")
     arguments = parser.parse_args()

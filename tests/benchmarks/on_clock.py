@@ -15,9 +15,11 @@ from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from platform import python_implementation, python_version
+from typing import Any
 
 import simpy
 
@@ -56,10 +58,12 @@ class Result:
 
 
 def clocks() -> dict[str, Callable[[], Clock]]:
-    """Return how to make a clock with each core that there is, by the core's name."""
+    """Return how to make a clock with each core that can run here, by the core's name."""
     if "core" not in signature(Clock).parameters:
         return {"plain": Clock}
-    return {core: partial(Clock, core=core) for core in ("plain", "compiled")}  # type: ignore[call-arg]
+    names = ["plain", "compiled"] if find_spec("numba") else ["plain"]
+    options: dict[str, dict[str, Any]] = {name: {"core": name} for name in names}
+    return {name: partial(Clock, **options[name]) for name in names}
 
 
 def run_on_clock(workload: Workload, core: str = "plain") -> Result:

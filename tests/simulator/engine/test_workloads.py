@@ -256,6 +256,7 @@ def test_simgrid_agrees(simgrid: dict[str, Any], core: str, title: str) -> None:
 
 
 def test_the_page_gets_new_tables_and_keeps_its_words() -> None:
+    assert rewritten((Path(__file__).parents[3] / "simulator" / "engine" / "COSTS.md").read_text(), "new")
     page = f"before\n{BEGIN}\n\nold\n{END}\nafter\n"
     assert rewritten(page, "new\n") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
     assert rewritten(rewritten(page, "newer\n"), "new\n") == rewritten(page, "new\n")
