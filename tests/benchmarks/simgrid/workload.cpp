@@ -59,7 +59,7 @@ std::size_t heading(std::istream& file, const std::string& key) {
   std::string found;
   std::size_t count = 0;
   if (!(file >> found >> count) || found != key)
-    throw std::runtime_error("a workload file has '" + key + "' and a number where '" + found + "' stands");
+    throw std::runtime_error("a workload file has a line '" + key + " COUNT' here");
   return count;
 }
 
