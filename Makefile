@@ -1,11 +1,14 @@
-# make demo | test | lint | bench — each sets up everything it needs in .venv first.
+# make demo | test | lint | bench | bench-simgrid — each sets up everything it needs in .venv first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SIMGRID := build/simgrid-workload
+SELECT ?= not large
+PAGE ?= simulator/engine/COSTS.md
 PACKAGES := algorithms analysis simulator topologies traces
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench bench-simgrid clean
 
 setup: $(INSTALLED)
 
@@ -27,7 +30,18 @@ test: lint
 	$(BIN)/python -m pytest -n 2 -q
 
 bench: $(INSTALLED)
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q -p no:xdist
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q -p no:xdist -m "$(SELECT)"
+
+# The same workload files on ours and in SimGrid; rewrites the page's tables. A shorter run, for a look:
+# make bench-simgrid PAGE= ARGUMENTS="--nodes 64 --rounds 1"
+bench-simgrid: $(INSTALLED) $(SIMGRID)
+	$(BIN)/python -m tests.benchmarks.compare $(SIMGRID) $(if $(PAGE),--write $(PAGE)) $(ARGUMENTS)
+
+$(SIMGRID): tests/benchmarks/simgrid/workload.cpp
+	@echo '#include <simgrid/s4u.hpp>' | $(CXX) -x c++ -E - >/dev/null 2>&1 || \
+	  { echo "bench-simgrid needs a C++ compiler and SimGrid's headers: install libsimgrid-dev" >&2; exit 2; }
+	mkdir -p $(@D)
+	$(CXX) -O2 -std=c++17 -Wall -Wextra $< -lsimgrid -o $@
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info
