@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypedDict, Unpack
 from simpy.core import BoundClass, EmptySchedule, Environment, StopSimulation
 from simpy.events import NORMAL, URGENT, Event, EventPriority
 
-from simulator.engine.fairshare import Core, Fairness
+from simulator.engine.fairshare import Core, CoreName, Fairness
 
 __all__ = ["Clock", "FlowOptions", "StalledFlow"]
 
@@ -75,7 +75,7 @@ class Clock(Environment):
     ----------
     initial_time
         Seconds at which the clock starts.
-    fairness, monitor
+    fairness, monitor, core
         As for :class:`simulator.engine.fairshare.Core`.
 
     Attributes
@@ -90,13 +90,14 @@ class Clock(Environment):
         *,
         fairness: Fairness = "maxmin",
         monitor: bool = False,
+        core: CoreName = "auto",
     ) -> None:
         super().__init__(float(initial_time))
         # SimPy binds timeout(), process() … early only where the class itself defines them.
         for name, value in vars(Environment).items():
             if type(value) is BoundClass:
                 setattr(self, name, getattr(self, name))
-        self.core = Core(fairness, monitor=monitor, now=float(initial_time))
+        self.core = Core(fairness, monitor=monitor, now=float(initial_time), core=core)
         self._done: dict[int, Callable[[], object]] = {}
         self._completed: deque[int] = deque()
 
@@ -236,13 +237,12 @@ class Clock(Environment):
     def _loop(self) -> None:
         """Run until nothing is left: :meth:`step` after step, without its calls."""
         core, queue, completed = self.core, self._queue, self._completed
-        agenda, dirty = core.agenda, core.dirty
         self._call_back()
         while True:
             if queue:
                 time = queue[0][0]
                 # The core is asked only if it may have something to say.
-                if (agenda and agenda[0][0] <= time) or (dirty and time > core.now):
+                if core.first <= time or (core.dirty and time > core.now):
                     completed.extend(core.advance(time))
                     if completed:
                         self._now = core.now

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from simulator.engine.fairshare import Core
 
+pytestmark = pytest.mark.usefixtures("each_core")
+
 GOLDENS = Path(__file__).parents[2] / "goldens"
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SOME = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -328,31 +330,6 @@ def test_the_rate_of_an_unaffected_flow_is_not_touched() -> None:
     assert [ends[flow] for flow in (0, 1, 2)] == [0.71 / (1.0 / 3.0)] * 3
 
 
-def test_a_component_is_solved_once_however_many_of_its_links_changed() -> None:
-    class Counting(Core):
-        solved = 0
-
-        def _solve_component(self, link: int) -> None:
-            Counting.solved += 1
-            super()._solve_component(link)
-
-        def _solve_from(self, link: int, slot: int) -> None:
-            Counting.solved += 1
-            super()._solve_from(link, slot)
-
-    core = Counting()
-    links = [core.add_link(1.0) for _ in range(9)]
-    core.start(links[6:], 1.0)
-    core.settle()
-    assert Counting.solved == 1
-    Counting.solved = 0
-    for route in ((0, 1), (1, 2), (2, 3), (4, 5), (4,)):
-        core.start([links[link] for link in route], 1.0)
-    core.settle()
-    # Two components; the first is met at a link with a single flow, which takes a look before.
-    assert Counting.solved == 3
-
-
 def test_the_agenda_stays_short_when_many_flows_change_often() -> None:
     core = Core()
     link, other = core.add_link(1.0), core.add_link(1.0)
@@ -363,17 +340,18 @@ def test_the_agenda_stays_short_when_many_flows_change_often() -> None:
         core.start([link], 0.001)
         core.advance(inf)
         core.advance(core.now + 0.1)
-        assert len(core.agenda) <= 64 + 4 * 52
+        agenda = core._storage.containers["agenda"]
+        assert len(agenda) <= 64 + 4 * core._storage.lengths["flows"]
     assert core.live == 51
 
 
 def test_slots_are_reused_but_numbers_are_not() -> None:
     core = Core()
     link = core.add_link(1.0)
-    for number in range(5):
+    for number in range(50):
         assert core.start([link], 1.0) == number
         assert core.advance(inf) == [number]
-    assert len(core._number) == 1
+    assert core._storage.lengths["flows"] == 16
     with pytest.raises(ValueError) as error:
         core.remaining(3)
     assert str(error.value) == "flow 3 has already ended"
@@ -443,10 +421,11 @@ def test_flow_sets_of_simgrid(fairness: Any, count: int) -> None:
 # ---------------------------------------------------------------------------------------- properties
 
 
+@pytest.mark.parametrize("small", [0, 24])
 @MANY
 @given(data=st.data())
-def test_agrees_with_plain_progressive_filling_and_every_allocation_is_fair(
-    data: st.DataObject, network: SimpleNamespace
+def test_agrees_with_progressive_filling_and_every_allocation_is_fair(
+    small: int, data: st.DataObject, network: SimpleNamespace
 ) -> None:
     scenario = data.draw(network.scenarios())
     starts = scenario.starts()
@@ -464,10 +443,25 @@ def test_agrees_with_plain_progressive_filling_and_every_allocation_is_fair(
                 assert any(capacity[link] == 0.0 for link in start.route)
         network.check_allocation(capacity, flows)
 
-    plain = network.run_core(scenario, Core(scenario.fairness))
+    plain = network.run_core(scenario, Core(scenario.fairness, small=small))
     network.assert_agree(scenario, plain, network.Oracle(scenario).run())
-    checked = network.run_core(scenario, Core(scenario.fairness), check=check)
+    checked = network.run_core(scenario, Core(scenario.fairness, small=small), check=check)
     network.assert_agree(scenario, checked, plain)
+
+
+@MANY
+@given(data=st.data())
+def test_both_cores_give_the_same_bits(data: st.DataObject, network: SimpleNamespace) -> None:
+    pytest.importorskip("numba")
+    scenario = data.draw(network.scenarios())
+    small = data.draw(st.sampled_from([0, 24]))
+    results = []
+    for name in ("plain", "compiled"):
+        core = Core(scenario.fairness, monitor=True, core=name, small=small)  # type: ignore[arg-type]
+        outcomes = network.run_core(scenario, core)
+        links = range(len(scenario.links))
+        results.append((outcomes, core.solves, [(core.carried(link), core.history(link)) for link in links]))
+    assert results[0] == results[1]
 
 
 @SOME
@@ -477,9 +471,10 @@ def test_numbering_of_links_and_monitoring_do_not_change_a_bit(
 ) -> None:
     scenario = data.draw(network.scenarios())
     order = data.draw(st.permutations(range(len(scenario.links))))
-    plain = network.run_core(scenario, Core(scenario.fairness))
-    assert network.run_core(scenario, Core(scenario.fairness), order=order) == plain
-    assert network.run_core(scenario, Core(scenario.fairness, monitor=True)) == plain
+    small = data.draw(st.sampled_from([0, 24]))
+    plain = network.run_core(scenario, Core(scenario.fairness, small=small))
+    assert network.run_core(scenario, Core(scenario.fairness, small=small), order=order) == plain
+    assert network.run_core(scenario, Core(scenario.fairness, small=small, monitor=True)) == plain
 
 
 @SOME

@@ -1,0 +1,969 @@
+"""The one source of the network core: plain functions over indexable containers of records.
+
+CPython runs these functions as they stand, over lists of small objects. Where numba is used they are compiled
+as they stand, over arrays of records (:mod:`simulator.engine.storage`). Both do the same operations on
+doubles in the same order, so that results are equal to the last bit. Only the two priority queues exist
+twice: as ``heapq`` for CPython, and at the end of this module as binary heaps in an array. Their order is
+total, so that both give the same first entry.
+
+How rates are solved
+--------------------
+*Limits.* No flow is ever faster than its limit: its cap, or the least ``capacity / demand`` of its links. A link
+whose flows could all run at their limits, and every link with a single flow, cannot bind; it is left out.
+A flow without a binding link runs at its limit.
+
+*Seeds.* When a link is dirty, the flows that have it as their bottleneck and those that are new are free.
+
+*Components.* If few flows are connected to the free ones through binding links, all of them are freed, and
+progressive filling gives their rates.
+
+*Local repair.* Otherwise only the free flows are filled, against the rates of the others. Then the links that
+they touch are checked: a flow on whose bottleneck somebody is faster, or whose bottleneck is not full, is
+freed, as is the one that is faster; and so on until nothing is found. What is left satisfies the conditions
+that make an allocation max-min fair, and these have one solution. A link on which the flows that are not
+free leave less than nothing offers a share of zero, which the check then finds: leaving that out gives rates
+that are wrong without a sign. If the repair spreads over half of all flows, their component is solved.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from math import inf
+from typing import Any
+
+import numpy as np
+
+__all__ = ["FLOW", "HOP", "LEG", "LEVEL", "LINK", "LOG", "STATE"]
+
+TOLERANCE = 1e-11
+"""How far, relatively, a check of fairness may be off: far above rounding, far below what is tested."""
+
+MOST_ROUNDS = 12
+"""Rounds of local repair before the component is solved instead."""
+
+STATE = np.dtype(
+    [
+        ("now", "f8"),
+        ("live", "i8"),  # flows of finite size
+        ("running", "i8"),  # flows that compete for links
+        ("numbers", "i8"),  # the next flow's number
+        ("solves", "i8"),
+        ("stamp", "i8"),
+        ("small", "i8"),  # components of up to so many flows are solved as a whole
+        ("watching", "i8"),
+        ("flows_left", "i8"),  # free slots, and free hops
+        ("hops_left", "i8"),
+        ("free_flow", "i4"),  # the first of each
+        ("free_hop", "i4"),
+        ("dirty_count", "i4"),
+        ("touched_count", "i4"),
+        ("free_count", "i4"),
+        ("marked_count", "i4"),
+        ("log_count", "i4"),
+        ("log_size", "i4"),
+        ("links", "i4"),
+    ],
+    align=True,
+)
+LINK = np.dtype(
+    [
+        ("capacity", "f8"),
+        ("latency", "f8"),
+        ("carried", "f8"),  # by flows that have left
+        ("residual", "f8"),  # working space of the solver, as the two below
+        ("load", "f8"),
+        ("fresh", "f8"),
+        ("stamp", "i8"),
+        ("head", "i4"),  # the first and the last hop of the flows on this link, in the order of their coming
+        ("tail", "i4"),
+        ("count", "i4"),
+        ("pending", "i4"),
+        ("binds", "i1"),
+        ("dirty", "i1"),
+        ("changed", "i1"),
+        ("watched", "i1"),
+        ("marked", "i1"),
+    ],
+    align=True,
+)
+FLOW = np.dtype(
+    [
+        ("number", "i8"),  # -1 in a free slot
+        ("volume", "f8"),  # what is to be done; inf for background traffic
+        ("left", "f8"),  # at the time `since`; an endless flow counts downward from zero
+        ("rate", "f8"),
+        ("since", "f8"),
+        ("due", "f8"),
+        ("weight", "f8"),
+        ("cap", "f8"),
+        ("limit", "f8"),
+        ("offer", "f8"),
+        ("hop", "i4"),  # the first of its hops
+        ("after", "i4"),  # the next free slot
+        ("bottleneck", "i4"),  # -1 at its limit
+        ("place", "i4"),  # in the agenda
+        ("active", "i1"),
+        ("fresh", "i1"),
+        ("free", "i1"),
+        ("pending", "i1"),  # 1 waits for a rate, 2 has an offer
+    ],
+    align=True,
+)
+HOP = np.dtype(
+    [
+        ("use", "f8"),
+        ("link", "i4"),
+        ("flow", "i4"),
+        ("after", "i4"),  # the next hop of the flow
+        ("ahead", "i4"),  # the neighbours on the link
+        ("behind", "i4"),
+    ],
+    align=True,
+)
+LEG = np.dtype([("use", "f8"), ("link", "i4")], align=True)
+LEVEL = np.dtype([("level", "f8"), ("code", "i8")], align=True)
+LOG = np.dtype([("time", "f8"), ("total", "f8"), ("link", "i8")], align=True)
+
+
+def views(table: Any) -> Any:
+    """Return the containers behind a table."""
+    return table
+
+
+# ------------------------------------------------------------------------------------ the life of one flow
+
+
+def start(
+    table: Any, now: float, first: int, legs_count: int, size: float, weight: float, cap: float, begin: float
+) -> int:
+    """Take a free slot for a flow over `legs_count` legs from `first` on; return it, or -1 if there is no room."""
+    state, links, flows, hops, legs, agenda, _, dirty, _, _, _, _, _, _, _ = views(table)
+    s = state[0]
+    if s.flows_left == 0 or s.hops_left < legs_count:
+        return -1
+    s.flows_left -= 1
+    s.hops_left -= legs_count
+    s.now = now
+    slot = s.free_flow
+    flow = flows[slot]
+    s.free_flow = flow.after
+    flow.number = s.numbers
+    s.numbers += 1
+    flow.weight = weight
+    flow.cap = cap
+    flow.volume = size
+    if size < inf:
+        flow.left = size
+        s.live += 1
+    else:
+        flow.left = 0.0
+    flow.rate = 0.0
+    flow.active = 0
+    flow.bottleneck = -1
+    flow.hop = -1
+    for leg in range(first + legs_count - 1, first - 1, -1):
+        index = s.free_hop
+        hop = hops[index]
+        s.free_hop = hop.after
+        hop.use = legs[leg].use
+        hop.link = legs[leg].link
+        hop.flow = slot
+        hop.after = flow.hop
+        flow.hop = index
+    if begin > now or size == 0.0 or legs_count == 0:
+        flow.due = begin
+        agenda_put(agenda, flows, slot)
+    else:
+        activate(s, links, flows, hops, agenda, dirty, slot)
+    return slot
+
+
+def mark_dirty(s: Any, links: Any, dirty: Any, index: int) -> None:
+    """Note that the rates on a link have to be solved."""
+    link = links[index]
+    if not link.dirty:
+        link.dirty = 1
+        dirty[s.dirty_count] = index
+        s.dirty_count += 1
+
+
+def activate(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, dirty: Any, slot: int) -> None:
+    """Let a flow that has paid its latency compete for its links."""
+    flow = flows[slot]
+    flow.active = 1
+    flow.fresh = 1
+    flow.since = s.now
+    flow.due = inf
+    s.running += 1
+    set_limit(links, hops, flow)
+    here = flow.hop
+    while here >= 0:
+        hop = hops[here]
+        link = links[hop.link]
+        hop.ahead = link.tail
+        hop.behind = -1
+        if link.tail >= 0:
+            hops[link.tail].behind = here
+        else:
+            link.head = here
+        link.tail = here
+        link.count += 1
+        mark_dirty(s, links, dirty, hop.link)
+        here = hop.after
+    if flow.hop < 0:
+        flow.fresh = 0
+        set_rate(s, flows, agenda, slot, flow.limit)
+
+
+def set_limit(links: Any, hops: Any, flow: Any) -> None:
+    """Find the rate that a flow can never exceed, whatever the others do."""
+    limit = flow.cap
+    here = flow.hop
+    while here >= 0:
+        hop = hops[here]
+        alone = links[hop.link].capacity / hop.use
+        if alone < limit:
+            limit = alone
+        here = hop.after
+    flow.limit = limit
+
+
+def left_now(now: float, flow: Any) -> float:
+    """Return the remaining work of an active flow (of an endless one: minus its progress)."""
+    left: float = flow.left
+    if flow.rate > 0.0:
+        left = flow.left - flow.rate * (now - flow.since)
+        if left <= 0.0 and flow.volume < inf:
+            left = 0.0
+    return left
+
+
+def moved(now: float, flow: Any) -> float:
+    """Return the progress of an active flow."""
+    left = left_now(now, flow)
+    if flow.volume < inf:
+        return float(flow.volume - left)
+    return -left
+
+
+def set_rate(s: Any, flows: Any, agenda: Any, slot: int, rate: float) -> None:
+    """Fix the work done so far, change the rate, and put the new end on the agenda."""
+    flow = flows[slot]
+    now = s.now
+    flow.left = left_now(now, flow)
+    flow.since = now
+    flow.rate = rate
+    due = inf
+    if rate > 0.0 and flow.volume < inf:
+        due = now + flow.left / rate
+    flow.due = due
+    if due < inf:
+        agenda_put(agenda, flows, slot)
+    else:
+        agenda_drop(agenda, flows, slot)
+
+
+def release(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, dirty: Any, slot: int) -> None:
+    """Take a flow off its links and free its slot."""
+    flow = flows[slot]
+    progress = 0.0
+    if flow.active:
+        progress = moved(s.now, flow)
+        s.running -= 1
+    here = flow.hop
+    while here >= 0:
+        hop = hops[here]
+        if flow.active:
+            link = links[hop.link]
+            link.carried += hop.use * progress
+            if hop.ahead >= 0:
+                hops[hop.ahead].behind = hop.behind
+            else:
+                link.head = hop.behind
+            if hop.behind >= 0:
+                hops[hop.behind].ahead = hop.ahead
+            else:
+                link.tail = hop.ahead
+            link.count -= 1
+            mark_dirty(s, links, dirty, hop.link)
+        after = hop.after
+        hop.after = s.free_hop
+        s.free_hop = here
+        s.hops_left += 1
+        here = after
+    if flow.volume < inf:
+        s.live -= 1
+    flow.active = 0
+    flow.number = -1
+    flow.due = inf
+    agenda_drop(agenda, flows, slot)
+    flow.after = s.free_flow
+    s.free_flow = slot
+    s.flows_left += 1
+
+
+def cancel(table: Any, now: float, slot: int) -> None:
+    """End a flow without completion."""
+    state, links, flows, hops, _, agenda, _, dirty, _, _, _, _, _, _, _ = views(table)
+    s = state[0]
+    s.now = now
+    release(s, links, flows, hops, agenda, dirty, slot)
+
+
+def change_capacity(table: Any, now: float, index: int, capacity: float) -> None:
+    """Give a link another capacity; all its flows are solved anew."""
+    state, links, flows, hops, _, _, _, dirty, _, _, _, _, _, _, _ = views(table)
+    s = state[0]
+    s.now = now
+    links[index].capacity = capacity
+    here = links[index].head
+    while here >= 0:
+        flow = flows[hops[here].flow]
+        flow.fresh = 1
+        before = flow.limit
+        set_limit(links, hops, flow)
+        mark_dirty(s, links, dirty, index)
+        if flow.limit != before:
+            # Other links of the flow may come to bind, or cease to.
+            there = flow.hop
+            while there >= 0:
+                mark_dirty(s, links, dirty, hops[there].link)
+                there = hops[there].after
+        here = hops[here].behind
+
+
+# -------------------------------------------------------------------------------------------------- time
+
+
+def advance(table: Any, now: float, limit: float) -> tuple[int, int, float, float, bool]:
+    """Let time pass to the next completions, or to the limit.
+
+    Returns the number of completions (their numbers are in `done`; -1 asks to empty the log and to call
+    again), the first of them, the time, the first time on the agenda, and whether rates may change before.
+    """
+    state, links, flows, hops, _, agenda, queue, dirty, touched, free, saturated, fixed, marked, done, log = (
+        views(table)
+    )
+    s = state[0]
+    s.now = now
+    while True:
+        slot = agenda_first(agenda, flows)
+        time = flows[slot].due if slot >= 0 else inf
+        # What is due at this very instant comes before the solve, since it may change more.
+        if s.dirty_count and time > s.now and limit > s.now:
+            if s.watching and s.log_count + s.links > s.log_size:
+                return -1, -1, s.now, time, True
+            settle(s, links, flows, hops, agenda, queue, dirty, touched, free, saturated, fixed, marked, log)
+            slot = agenda_first(agenda, flows)
+            time = flows[slot].due if slot >= 0 else inf
+        if time > limit or time == inf:
+            if limit < inf:
+                s.now = limit
+            return 0, -1, s.now, time, s.dirty_count > 0
+        s.now = time
+        count = 0
+        while slot >= 0 and flows[slot].due == time:
+            flow = flows[slot]
+            if flow.active or flow.volume == 0.0 or (flow.hop < 0 and flow.cap == inf):
+                flow.left = 0.0
+                flow.rate = 0.0
+                done[count] = flow.number
+                count += 1
+                release(s, links, flows, hops, agenda, dirty, slot)
+            else:
+                agenda_drop(agenda, flows, slot)
+                activate(s, links, flows, hops, agenda, dirty, slot)
+            slot = agenda_first(agenda, flows)
+        if count:
+            first = flows[slot].due if slot >= 0 else inf
+            return count, done[0], time, first, s.dirty_count > 0
+
+
+def settle_now(table: Any, now: float) -> float:
+    """Solve what is dirty; return the first time on the agenda."""
+    state, links, flows, hops, _, agenda, queue, dirty, touched, free, saturated, fixed, marked, _, log = (
+        views(table)
+    )
+    s = state[0]
+    s.now = now
+    if s.dirty_count:
+        settle(s, links, flows, hops, agenda, queue, dirty, touched, free, saturated, fixed, marked, log)
+    slot = agenda_first(agenda, flows)
+    time: float = flows[slot].due if slot >= 0 else inf
+    return time
+
+
+# ------------------------------------------------------------------------------------------------ solver
+
+
+def settle(
+    s: Any,
+    links: Any,
+    flows: Any,
+    hops: Any,
+    agenda: Any,
+    queue: Any,
+    dirty: Any,
+    touched: Any,
+    free: Any,
+    saturated: Any,
+    fixed: Any,
+    marked: Any,
+    log: Any,
+) -> None:
+    """Solve the rates that what happened has changed."""
+    s.solves += 1
+    s.free_count = 0
+    s.marked_count = 0
+    for position in range(s.dirty_count):
+        weigh(links, flows, hops, dirty[position])
+    for position in range(s.dirty_count):
+        index = dirty[position]
+        links[index].dirty = 0
+        if s.watching:
+            mark(s, links, marked, index)
+        here = links[index].head
+        while here >= 0:
+            slot = hops[here].flow
+            flow = flows[slot]
+            if flow.fresh or (flow.bottleneck == index and not flow.free):
+                flow.fresh = 0
+                if is_bound(links, hops, flow):
+                    flow.free = 1
+                    free[s.free_count] = slot
+                    s.free_count += 1
+                else:
+                    flow.bottleneck = -1
+                    if flow.rate != flow.limit:
+                        set_rate(s, flows, agenda, slot, flow.limit)
+                        if s.watching:
+                            mark_route(s, links, hops, marked, flow)
+            here = hops[here].behind
+    s.dirty_count = 0
+    if s.free_count:
+        solve(s, links, flows, hops, queue, touched, free, saturated, fixed)
+        for position in range(s.free_count):
+            slot = free[position]
+            flow = flows[slot]
+            flow.free = 0
+            if flow.offer != flow.rate:
+                set_rate(s, flows, agenda, slot, flow.offer)
+                if s.watching:
+                    mark_route(s, links, hops, marked, flow)
+    for position in range(s.marked_count):
+        index = marked[position]
+        links[index].marked = 0
+        if links[index].watched:
+            entry = log[s.log_count]
+            entry.time = s.now
+            entry.link = index
+            entry.total = total_rate(links, flows, hops, index)
+            s.log_count += 1
+
+
+def weigh(links: Any, flows: Any, hops: Any, index: int) -> None:
+    """Find out whether a link can bind: whether its flows could together exceed its capacity."""
+    link = links[index]
+    link.binds = 0
+    if link.count > 1:
+        most = 0.0
+        here = link.head
+        while here >= 0:
+            hop = hops[here]
+            most += hop.use * flows[hop.flow].limit
+            here = hop.behind
+        # On the safe side: a link that never binds may count as one that does.
+        if most > link.capacity * (1.0 - 1e-9):
+            link.binds = 1
+
+
+def is_bound(links: Any, hops: Any, flow: Any) -> bool:
+    """Return whether a link of the flow can bind."""
+    here = flow.hop
+    while here >= 0:
+        if links[hops[here].link].binds:
+            return True
+        here = hops[here].after
+    return False
+
+
+def solve(
+    s: Any, links: Any, flows: Any, hops: Any, queue: Any, touched: Any, free: Any, saturated: Any, fixed: Any
+) -> None:
+    """Find the rates of the free flows, and free as many more as it takes."""
+    s.stamp += 1
+    s.touched_count = 0
+    if spread(s, links, flows, hops, touched, free, s.small):
+        fill(s, links, flows, hops, queue, touched, free, saturated, fixed)
+        return
+    s.stamp += 1
+    s.touched_count = 0
+    rounds = 0
+    position = 0
+    while True:
+        while position < s.free_count:
+            touch(s, links, hops, touched, flows[free[position]])
+            position += 1
+        fill(s, links, flows, hops, queue, touched, free, saturated, fixed)
+        checked = s.touched_count
+        for place in range(checked):
+            free_violators(s, links, flows, hops, free, touched[place])
+        if position == s.free_count:
+            return
+        rounds += 1
+        if rounds == MOST_ROUNDS or 2 * s.free_count > s.running:
+            s.stamp += 1
+            s.touched_count = 0
+            spread(s, links, flows, hops, touched, free, s.running)
+            fill(s, links, flows, hops, queue, touched, free, saturated, fixed)
+            return
+
+
+def spread(s: Any, links: Any, flows: Any, hops: Any, touched: Any, free: Any, most: int) -> bool:
+    """Free all flows that binding links connect to the free ones; undo it if there are more than `most`."""
+    seeds = s.free_count
+    position = 0
+    while position < s.free_count:
+        before = s.touched_count
+        touch(s, links, hops, touched, flows[free[position]])
+        for place in range(before, s.touched_count):
+            here = links[touched[place]].head
+            if s.free_count + links[touched[place]].count > most + seeds:
+                # A bound from above, which spares the search in the case that matters.
+                for added in range(seeds, s.free_count):
+                    flows[free[added]].free = 0
+                s.free_count = seeds
+                return False
+            while here >= 0:
+                hop = hops[here]
+                if not flows[hop.flow].free:
+                    flows[hop.flow].free = 1
+                    free[s.free_count] = hop.flow
+                    s.free_count += 1
+                here = hop.behind
+        position += 1
+    return True
+
+
+def touch(s: Any, links: Any, hops: Any, touched: Any, flow: Any) -> None:
+    """Add the binding links of a flow to the touched ones."""
+    here = flow.hop
+    while here >= 0:
+        index = hops[here].link
+        link = links[index]
+        if link.binds and link.stamp != s.stamp:
+            link.stamp = s.stamp
+            touched[s.touched_count] = index
+            s.touched_count += 1
+        here = hops[here].after
+
+
+def fill(
+    s: Any, links: Any, flows: Any, hops: Any, queue: Any, touched: Any, free: Any, saturated: Any, fixed: Any
+) -> None:
+    """Offer each free flow its rate: progressive filling over the touched links.
+
+    The level at which a link saturates only rises while flows are fixed elsewhere (they take less of it than
+    their share). So a queue of lower bounds suffices: an entry is made exact when it comes to the top.
+    Whatever stops at one level is handled together.
+    """
+    queue_clear(queue)
+    count = s.touched_count
+    for position in range(s.free_count):
+        flow = flows[free[position]]
+        flow.pending = 1
+        queue_put(queue, flow.limit / flow.weight, count + position)
+    for position in range(count):
+        queue_put(queue, first_level(links[touched[position]], flows, hops), position)
+    waiting = s.free_count
+    while waiting:
+        level = inf
+        saturated_count = 0
+        fixed_count = 0
+        while not queue_empty(queue) and queue_level(queue) <= level:
+            bound = queue_level(queue)
+            code = queue_code(queue)
+            queue_drop(queue)
+            if code < count:
+                link = links[touched[code]]
+                if link.pending == 0:
+                    continue
+                if link.changed:
+                    exact = exact_level(link, flows, hops, bound)
+                    if exact > bound:
+                        queue_put(queue, exact, code)
+                        continue
+                saturated[saturated_count] = touched[code]
+                saturated_count += 1
+            else:
+                slot = free[code - count]
+                flow = flows[slot]
+                if flow.pending == 0:
+                    continue
+                flow.pending = 2
+                flow.offer = flow.limit
+                flow.bottleneck = -1
+                fixed[fixed_count] = slot
+                fixed_count += 1
+            level = bound
+        for place in range(saturated_count):
+            fixed_count = offer_on(links, flows, hops, saturated[place], level, fixed, fixed_count)
+        for place in range(fixed_count):
+            take_out(s, links, hops, flows[fixed[place]])
+        waiting -= fixed_count
+
+
+def first_level(link: Any, flows: Any, hops: Any) -> float:
+    """Return the level at which a link saturates, given the flows that are not free."""
+    residual = link.capacity
+    load = 0.0
+    pending = 0
+    here = link.head
+    while here >= 0:
+        hop = hops[here]
+        flow = flows[hop.flow]
+        if flow.pending:
+            load += hop.use * flow.weight
+            pending += 1
+        else:
+            residual -= hop.use * flow.rate
+        here = hop.behind
+    if residual < 0.0:
+        residual = 0.0
+    link.residual = residual
+    link.load = load
+    link.fresh = load
+    link.pending = pending
+    link.changed = 0
+    level: float = residual / load
+    return level
+
+
+def exact_level(link: Any, flows: Any, hops: Any, bound: float) -> float:
+    """Return the level at which a link saturates with the flows that still wait for a rate."""
+    load = link.load
+    # Subtraction leaves rounding errors of the flows that are gone; they matter once those dominated.
+    if link.pending == 1 or load < 0.5 * link.fresh:
+        load = 0.0
+        here = link.head
+        while here >= 0:
+            hop = hops[here]
+            if flows[hop.flow].pending:
+                load += hop.use * flows[hop.flow].weight
+            here = hop.behind
+        link.load = load
+        link.fresh = load
+    link.changed = 0
+    level: float = link.residual / load
+    if level < bound:  # by rounding only: levels never fall
+        link.residual = bound * load
+        return bound
+    return level
+
+
+def offer_on(links: Any, flows: Any, hops: Any, index: int, level: float, fixed: Any, count: int) -> int:
+    """Offer the waiting flows of a saturated link their rates; the smallest offer counts."""
+    link = links[index]
+    here = link.head
+    while here >= 0:
+        hop = hops[here]
+        flow = flows[hop.flow]
+        if flow.pending:
+            # The last flow gets what is left, without the detour (and the rounding) over the level.
+            rate = link.residual / hop.use if link.pending == 1 else flow.weight * level
+            if flow.pending == 1:
+                fixed[count] = hop.flow
+                count += 1
+                flow.pending = 2
+                flow.offer = rate
+                flow.bottleneck = index
+            elif rate < flow.offer:
+                flow.offer = rate
+                flow.bottleneck = index
+        here = hop.behind
+    return count
+
+
+def take_out(s: Any, links: Any, hops: Any, flow: Any) -> None:
+    """Subtract a flow that has its rate from what is left of its links."""
+    flow.pending = 0
+    here = flow.hop
+    while here >= 0:
+        hop = hops[here]
+        link = links[hop.link]
+        if link.stamp == s.stamp:
+            link.residual -= hop.use * flow.offer
+            link.load -= hop.use * flow.weight
+            link.pending -= 1
+            link.changed = 1
+        here = hop.after
+
+
+def free_violators(s: Any, links: Any, flows: Any, hops: Any, free: Any, index: int) -> None:
+    """Free the flows that a link shows not to have their max-min fair rates, given the offers."""
+    link = links[index]
+    total = 0.0
+    top = 0.0  # the highest level on the link, and the lowest of the flows that have their bottleneck here
+    low = inf
+    here = link.head
+    while here >= 0:
+        hop = hops[here]
+        flow = flows[hop.flow]
+        rate = flow.offer if flow.free else flow.rate
+        total += hop.use * rate
+        level = rate / flow.weight
+        if level > top:
+            top = level
+        if flow.bottleneck == index and level < low:
+            low = level
+        here = hop.behind
+    full = total >= link.capacity * (1.0 - TOLERANCE)
+    over = total > link.capacity * (1.0 + TOLERANCE)
+    if not over and (low == inf or (full and low >= top * (1.0 - TOLERANCE))):
+        return
+    here = link.head
+    while here >= 0:
+        hop = hops[here]
+        flow = flows[hop.flow]
+        if not flow.free:
+            level = flow.rate / flow.weight
+            here_stopped = flow.bottleneck == index
+            if (
+                over
+                or level > low * (1.0 + TOLERANCE)
+                or (here_stopped and (not full or level < top * (1.0 - TOLERANCE)))
+            ):
+                flow.free = 1
+                free[s.free_count] = hop.flow
+                s.free_count += 1
+        here = hop.behind
+
+
+# -------------------------------------------------------------------------------------------- monitoring
+
+
+def mark(s: Any, links: Any, marked: Any, index: int) -> None:
+    """Note that the total rate of a link may have changed."""
+    if not links[index].marked:
+        links[index].marked = 1
+        marked[s.marked_count] = index
+        s.marked_count += 1
+
+
+def mark_route(s: Any, links: Any, hops: Any, marked: Any, flow: Any) -> None:
+    """Note that the total rates of a flow's links may have changed."""
+    here = flow.hop
+    while here >= 0:
+        mark(s, links, marked, hops[here].link)
+        here = hops[here].after
+
+
+def total_rate(links: Any, flows: Any, hops: Any, index: int) -> float:
+    """Return what a link carries per second; the sum is compensated, so that equal loads give equal sums."""
+    total = 0.0
+    lost = 0.0
+    here = links[index].head
+    while here >= 0:
+        hop = hops[here]
+        part = hop.use * flows[hop.flow].rate
+        raised = total + part
+        lost += (total - raised) + part if total >= part else (part - raised) + total
+        total = raised
+        here = hop.behind
+    return total + lost
+
+
+# ------------------------------------------------------------------ the queues under CPython: lists of tuples
+
+
+def agenda_put(agenda: Any, flows: Any, slot: int) -> None:
+    """Note the time at which something is due for a flow, instead of what was noted before."""
+    flow = flows[slot]
+    heappush(agenda, (flow.due, flow.number, slot))
+    if len(agenda) > 64 + 4 * len(flows):
+        current = [
+            entry
+            for entry in dict.fromkeys(agenda)
+            if flows[entry[2]].due == entry[0] and flows[entry[2]].number == entry[1]
+        ]
+        agenda[:] = current
+        heapify(agenda)
+
+
+def agenda_drop(agenda: Any, flows: Any, slot: int) -> None:
+    """Note that nothing is due for a flow: its entries are recognised as out of date."""
+
+
+def agenda_first(agenda: Any, flows: Any) -> int:
+    """Return the flow for which something is due first, by time and number; -1 if there is none."""
+    while agenda:
+        time, number, slot = agenda[0]
+        flow = flows[slot]
+        if flow.due == time and flow.number == number:
+            return int(slot)
+        heappop(agenda)
+    return -1
+
+
+def queue_clear(queue: Any) -> None:
+    """Empty the queue of levels."""
+    queue.clear()
+
+
+def queue_put(queue: Any, level: float, code: int) -> None:
+    """Add a level; equal ones come by code."""
+    heappush(queue, (level, code))
+
+
+def queue_drop(queue: Any) -> None:
+    """Take the first level away."""
+    heappop(queue)
+
+
+def queue_empty(queue: Any) -> bool:
+    """Return whether no level is left."""
+    return not queue
+
+
+def queue_level(queue: Any) -> float:
+    """Return the first level."""
+    level: float = queue[0][0]
+    return level
+
+
+def queue_code(queue: Any) -> int:
+    """Return the code of the first level."""
+    code: int = queue[0][1]
+    return code
+
+
+# ----------------------------------------------- the same queues over arrays: heaps from 1 on, their length at 0
+
+
+def array_agenda_put(agenda: Any, flows: Any, slot: int) -> None:
+    """As `agenda_put`."""
+    place = flows[slot].place
+    if place == 0:
+        agenda[0] += 1
+        place = agenda[0]
+    up = place
+    while up > 1 and earlier(flows, slot, agenda[up >> 1]):
+        agenda[up] = agenda[up >> 1]
+        flows[agenda[up]].place = up
+        up >>= 1
+    if up < place:
+        agenda[up] = slot
+        flows[slot].place = up
+    else:
+        array_sink(agenda, flows, place, slot)
+
+
+def array_agenda_drop(agenda: Any, flows: Any, slot: int) -> None:
+    """As `agenda_drop`."""
+    place = flows[slot].place
+    if place == 0:
+        return
+    flows[slot].place = 0
+    last = agenda[agenda[0]]
+    agenda[0] -= 1
+    if last == slot:
+        return
+    up = place
+    while up > 1 and earlier(flows, last, agenda[up >> 1]):
+        agenda[up] = agenda[up >> 1]
+        flows[agenda[up]].place = up
+        up >>= 1
+    if up < place:
+        agenda[up] = last
+        flows[last].place = up
+    else:
+        array_sink(agenda, flows, place, last)
+
+
+def array_sink(agenda: Any, flows: Any, place: int, slot: int) -> None:
+    """Put a flow at a place, or below it."""
+    count = agenda[0]
+    while 2 * place <= count:
+        child = 2 * place
+        if child < count and earlier(flows, agenda[child + 1], agenda[child]):
+            child += 1
+        if not earlier(flows, agenda[child], slot):
+            break
+        agenda[place] = agenda[child]
+        flows[agenda[place]].place = place
+        place = child
+    agenda[place] = slot
+    flows[slot].place = place
+
+
+def earlier(flows: Any, one: int, other: int) -> bool:
+    """Return whether a flow is due before another."""
+    first, second = flows[one], flows[other]
+    return bool(first.due < second.due or (first.due == second.due and first.number < second.number))
+
+
+def array_agenda_first(agenda: Any, flows: Any) -> int:
+    """As `agenda_first`."""
+    if agenda[0] == 0:
+        return -1
+    return int(agenda[1])
+
+
+def array_queue_clear(queue: Any) -> None:
+    """As `queue_clear`."""
+    queue[0].code = 0
+
+
+def array_queue_put(queue: Any, level: float, code: int) -> None:
+    """As `queue_put`."""
+    queue[0].code += 1
+    place = queue[0].code
+    while place > 1:
+        parent = queue[place >> 1]
+        if parent.level < level or (parent.level == level and parent.code < code):
+            break
+        queue[place].level = parent.level
+        queue[place].code = parent.code
+        place >>= 1
+    queue[place].level = level
+    queue[place].code = code
+
+
+def array_queue_drop(queue: Any) -> None:
+    """As `queue_drop`."""
+    count = queue[0].code
+    level, code = queue[count].level, queue[count].code
+    count -= 1
+    queue[0].code = count
+    place = 1
+    while 2 * place <= count:
+        child = 2 * place
+        if child < count:
+            one, other = queue[child], queue[child + 1]
+            if other.level < one.level or (other.level == one.level and other.code < one.code):
+                child += 1
+        down = queue[child]
+        if level < down.level or (level == down.level and code < down.code):
+            break
+        queue[place].level = down.level
+        queue[place].code = down.code
+        place = child
+    queue[place].level = level
+    queue[place].code = code
+
+
+def array_queue_empty(queue: Any) -> bool:
+    """As `queue_empty`."""
+    return bool(queue[0].code == 0)
+
+
+def array_queue_level(queue: Any) -> float:
+    """As `queue_level`."""
+    level: float = queue[1].level
+    return level
+
+
+def array_queue_code(queue: Any) -> int:
+    """As `queue_code`."""
+    code: int = queue[1].code
+    return code
