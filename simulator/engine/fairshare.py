@@ -33,9 +33,9 @@ saturate at the same level are handled together, and ends at one instant are ord
 Where what lies
 ---------------
 Links and flows are integers here. Flow numbers are given in sequence and never used twice; the state of a
-flow lies at a slot that is reused. This module checks what it is told and keeps the books; the functions that
-do the work are in :mod:`simulator.engine.kernel`, and run either as plain Python or compiled, on the containers
-of :mod:`simulator.engine.storage`. Both cores give the same results, bit for bit.
+flow lies at a slot that is reused. This module checks what it is told and keeps the books; the functions
+that do the work are in :mod:`simulator.engine.kernel`. They run as plain Python or compiled, on the
+containers of :mod:`simulator.engine.storage`, and give the same results, bit for bit.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import fsum, inf
 from operator import index
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from simulator.engine import kernel
 from simulator.engine.storage import CompiledStorage, CoreName, PlainStorage, compiled_wanted
@@ -54,6 +54,9 @@ Fairness = Literal["maxmin", "rtt"]
 
 SMALL_COMPONENT = 24
 """Components of up to so many flows are solved as a whole, without looking for what can stay."""
+
+CLOCK_FROM = 8
+"""A link that alone limits so many flows gives them a virtual clock, until they are fewer than half."""
 
 
 class Core:
@@ -69,10 +72,12 @@ class Core:
     now
         The time at which the clock starts, in seconds.
     core
-        ``"plain"`` Python, ``"compiled"`` by numba, or ``"auto"``: compiled if numba is installed and there are
-        enough links at the start of the first flow; the environment variable ``PACELINE_CORE`` replaces it.
-    small
-        Components of up to so many flows are solved as a whole.
+        ``"plain"`` Python, ``"compiled"`` by numba, or ``"auto"``: compiled if numba is installed and there
+        are enough links at the start of the first flow; the environment variable ``PACELINE_CORE`` replaces
+        ``"auto"``.
+    small, clock_from
+        Components of up to so many flows are solved as a whole; so many flows on a common bottleneck get a
+        virtual clock. Both are a matter of speed, and of rounding.
 
     Attributes
     ----------
@@ -118,6 +123,7 @@ class Core:
         now: Annotated[float, "s"] = 0.0,
         core: CoreName = "auto",
         small: int = SMALL_COMPONENT,
+        clock_from: int = CLOCK_FROM,
     ) -> None:
         if fairness not in ("maxmin", "rtt"):
             raise ValueError(f"fairness is 'maxmin' or 'rtt', not {fairness!r}")
@@ -139,6 +145,7 @@ class Core:
         self._next_number = 0
         self._storage = PlainStorage()
         self._storage.state.small = small
+        self._storage.state.clock_from = clock_from
         self._functions, self._table = self._storage.functions, self._storage.table
 
     @property
@@ -150,6 +157,7 @@ class Core:
     def solves(self) -> int:
         """How often rates were solved."""
         return int(self._storage.state.solves)
+
     # ------------------------------------------------------------------------------------------- links
 
     def add_link(self, capacity: Annotated[float, "B/s"], latency: Annotated[float, "s"] = 0.0) -> int:
@@ -197,12 +205,13 @@ class Core:
     def carried(self, link: int) -> float:
         """Return what a link has carried so far, up to now: demand times progress, over all its flows."""
         self._known_link(link)
-        record = self._storage.records("links")[link]
+        links = self._storage.records("links")
+        record = links[link]
         flows, hops = self._storage.records("flows"), self._storage.records("hops")
         parts = [float(record.carried)]
         here = record.head
         while here >= 0:
-            parts.append(float(hops[here].use) * self._functions.moved(self.now, flows[hops[here].flow]))
+            parts.append(float(hops[here].use) * kernel.moved(self.now, links, flows[hops[here].flow]))
             here = hops[here].behind
         return fsum(parts)
 
@@ -332,7 +341,7 @@ class Core:
         """Return the rate of a flow from now on (0.0 during its latency); changes are settled first."""
         slot = self._known_flow(flow)
         self.settle()
-        return float(self._storage.records("flows")[slot].rate)
+        return kernel.rate_now(self._storage.records("links"), self._storage.records("flows")[slot])
 
     def remaining(self, flow: int) -> float:
         """Return the size of a flow that is still to be done, now."""
@@ -341,7 +350,7 @@ class Core:
             return float(record.volume)
         if record.due <= self.now:
             return 0.0
-        return float(self._functions.left_now(self.now, record))
+        return float(kernel.left_now(self.now, self._storage.records("links"), record))
 
     def route(self, flow: int) -> tuple[int, ...]:
         """Return the links that a running flow uses."""
@@ -363,7 +372,10 @@ class Core:
         return [
             number
             for number, slot in self._slot_of.items()
-            if flows[slot].active and flows[slot].due == inf and flows[slot].volume < inf
+            if flows[slot].active
+            and flows[slot].clock < 0
+            and flows[slot].due == inf
+            and flows[slot].volume < inf
         ]
 
     # -------------------------------------------------------------------------------------------- time

@@ -8,11 +8,15 @@ total, so that both give the same first entry.
 
 How rates are solved
 --------------------
-*Limits.* No flow is ever faster than its limit: its cap, or the least ``capacity / demand`` of its links. A link
-whose flows could all run at their limits, and every link with a single flow, cannot bind; it is left out.
-A flow without a binding link runs at its limit.
+*Limits.* No flow is ever faster than its limit: its cap, or the least ``capacity / demand`` of its links. A
+link whose flows could all run at their limits, and every link with a single flow, cannot bind; it is left
+out. A flow without a binding link runs at its limit.
 
 *Seeds.* When a link is dirty, the flows that have it as their bottleneck and those that are new are free.
+
+*Virtual clocks.* On a link that alone limits many flows, as in an incast, a change concerns all of them.
+They get a common virtual clock instead, which shows the work per weight that each has got, and an end in its
+time; only the first of them is on the agenda, and a change costs what it takes to sort it in.
 
 *Components.* If few flows are connected to the free ones through binding links, all of them are freed, and
 progressive filling gives their rates.
@@ -38,6 +42,8 @@ __all__ = ["FLOW", "HOP", "LEG", "LEVEL", "LINK", "LOG", "STATE"]
 TOLERANCE = 1e-11
 """How far, relatively, a check of fairness may be off: far above rounding, far below what is tested."""
 
+EVERYTHING = 2**62
+
 MOST_ROUNDS = 12
 """Rounds of local repair before the component is solved instead."""
 
@@ -50,6 +56,7 @@ STATE = np.dtype(
         ("solves", "i8"),
         ("stamp", "i8"),
         ("small", "i8"),  # components of up to so many flows are solved as a whole
+        ("clock_from", "i8"),  # flows from which on a link gets a virtual clock if it alone limits them
         ("watching", "i8"),
         ("flows_left", "i8"),  # free slots, and free hops
         ("hops_left", "i8"),
@@ -78,6 +85,14 @@ LINK = np.dtype(
         ("tail", "i4"),
         ("count", "i4"),
         ("pending", "i4"),
+        ("service", "f8"),  # the virtual clock: work per weight that each flow has got, at the time below
+        ("service_since", "f8"),
+        ("level", "f8"),  # how fast the virtual clock runs
+        ("least_limit", "f8"),  # no flow on the virtual clock has a smaller limit per weight
+        ("changes", "i4"),  # of the virtual clock's flows since its load was summed
+        ("leader", "i4"),  # the flow on the agenda
+        ("root", "i4"),  # of the queue of flows by target
+        ("clocked", "i1"),
         ("binds", "i1"),
         ("dirty", "i1"),
         ("changed", "i1"),
@@ -98,6 +113,11 @@ FLOW = np.dtype(
         ("cap", "f8"),
         ("limit", "f8"),
         ("offer", "f8"),
+        ("target", "f8"),  # the service at which it ends, on a virtual clock
+        ("clock", "i4"),  # the link that is its virtual clock, or -1
+        ("child", "i4"),  # in the queue by target
+        ("sibling", "i4"),
+        ("elder", "i4"),
         ("hop", "i4"),  # the first of its hops
         ("after", "i4"),  # the next free slot
         ("bottleneck", "i4"),  # -1 at its limit
@@ -130,13 +150,38 @@ def views(table: Any) -> Any:
     return table
 
 
+# ---------------------------------------------------------------------------------------- room for new flows
+
+
+def make_free(table: Any, flow: int, flows_end: int, hop: int, hops_end: int) -> None:
+    """Add new slots and new hops, from the first up to the end, to the free ones."""
+    state, _, flows, hops, _, _, _, _, _, _, _, _, _, _, _ = views(table)
+    s = state[0]
+    for slot in range(flows_end - 1, flow - 1, -1):
+        flows[slot].number = -1
+        flows[slot].after = s.free_flow
+        s.free_flow = slot
+    for index in range(hops_end - 1, hop - 1, -1):
+        hops[index].after = s.free_hop
+        s.free_hop = index
+    s.flows_left += flows_end - flow
+    s.hops_left += hops_end - hop
+
+
+def set_leg(table: Any, place: int, link: int, use: float) -> None:
+    """Write down a leg of a path."""
+    _, _, _, _, legs, _, _, _, _, _, _, _, _, _, _ = views(table)
+    legs[place].link = link
+    legs[place].use = use
+
+
 # ------------------------------------------------------------------------------------ the life of one flow
 
 
 def start(
     table: Any, now: float, first: int, legs_count: int, size: float, weight: float, cap: float, begin: float
 ) -> int:
-    """Take a free slot for a flow over `legs_count` legs from `first` on; return it, or -1 if there is no room."""
+    """Take a free slot for a flow over `legs_count` legs from `first` on; return it, or -1 without room."""
     state, links, flows, hops, legs, agenda, _, dirty, _, _, _, _, _, _, _ = views(table)
     s = state[0]
     if s.flows_left == 0 or s.hops_left < legs_count:
@@ -144,7 +189,7 @@ def start(
     s.flows_left -= 1
     s.hops_left -= legs_count
     s.now = now
-    slot = s.free_flow
+    slot: int = s.free_flow
     flow = flows[slot]
     s.free_flow = flow.after
     flow.number = s.numbers
@@ -160,6 +205,7 @@ def start(
     flow.rate = 0.0
     flow.active = 0
     flow.bottleneck = -1
+    flow.clock = -1
     flow.hop = -1
     for leg in range(first + legs_count - 1, first - 1, -1):
         index = s.free_hop
@@ -212,7 +258,7 @@ def activate(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, dirty: Any,
         here = hop.after
     if flow.hop < 0:
         flow.fresh = 0
-        set_rate(s, flows, agenda, slot, flow.limit)
+        set_rate(s, links, flows, agenda, slot, flow.limit)
 
 
 def set_limit(links: Any, hops: Any, flow: Any) -> None:
@@ -228,29 +274,39 @@ def set_limit(links: Any, hops: Any, flow: Any) -> None:
     flow.limit = limit
 
 
-def left_now(now: float, flow: Any) -> float:
+def left_now(now: float, links: Any, flow: Any) -> float:
     """Return the remaining work of an active flow (of an endless one: minus its progress)."""
     left: float = flow.left
-    if flow.rate > 0.0:
+    if flow.clock >= 0:
+        left = (flow.target - service_now(now, links[flow.clock])) * flow.weight
+    elif flow.rate > 0.0:
         left = flow.left - flow.rate * (now - flow.since)
-        if left <= 0.0 and flow.volume < inf:
-            left = 0.0
+    if left <= 0.0 and flow.volume < inf:
+        left = 0.0
     return left
 
 
-def moved(now: float, flow: Any) -> float:
+def rate_now(links: Any, flow: Any) -> float:
+    """Return the rate of a flow."""
+    rate: float = flow.rate
+    if flow.clock >= 0:
+        rate = links[flow.clock].level * flow.weight
+    return rate
+
+
+def moved(now: float, links: Any, flow: Any) -> float:
     """Return the progress of an active flow."""
-    left = left_now(now, flow)
+    left = left_now(now, links, flow)
     if flow.volume < inf:
         return float(flow.volume - left)
     return -left
 
 
-def set_rate(s: Any, flows: Any, agenda: Any, slot: int, rate: float) -> None:
+def set_rate(s: Any, links: Any, flows: Any, agenda: Any, slot: int, rate: float) -> None:
     """Fix the work done so far, change the rate, and put the new end on the agenda."""
     flow = flows[slot]
     now = s.now
-    flow.left = left_now(now, flow)
+    flow.left = left_now(now, links, flow)
     flow.since = now
     flow.rate = rate
     due = inf
@@ -267,8 +323,11 @@ def release(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, dirty: Any, 
     """Take a flow off its links and free its slot."""
     flow = flows[slot]
     progress = 0.0
+    clock = flow.clock
     if flow.active:
-        progress = moved(s.now, flow)
+        progress = moved(s.now, links, flow)
+        if clock >= 0:
+            leave_clock(s, links, flows, slot)
         s.running -= 1
     here = flow.hop
     while here >= 0:
@@ -276,6 +335,9 @@ def release(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, dirty: Any, 
         if flow.active:
             link = links[hop.link]
             link.carried += hop.use * progress
+            if hop.link == clock:
+                link.load -= hop.use * flow.weight
+                link.changes += 1
             if hop.ahead >= 0:
                 hops[hop.ahead].behind = hop.behind
             else:
@@ -312,9 +374,16 @@ def cancel(table: Any, now: float, slot: int) -> None:
 
 def change_capacity(table: Any, now: float, index: int, capacity: float) -> None:
     """Give a link another capacity; all its flows are solved anew."""
-    state, links, flows, hops, _, _, _, dirty, _, _, _, _, _, _, _ = views(table)
+    state, links, flows, hops, _, agenda, _, dirty, _, _, _, _, _, _, _ = views(table)
     s = state[0]
     s.now = now
+    here = links[index].head
+    while here >= 0:
+        clock = flows[hops[here].flow].clock
+        if clock >= 0:
+            stop_clock(s, links, flows, hops, agenda, clock)
+            mark_dirty(s, links, dirty, clock)
+        here = hops[here].behind
     links[index].capacity = capacity
     here = links[index].head
     while here >= 0:
@@ -365,11 +434,17 @@ def advance(table: Any, now: float, limit: float) -> tuple[int, int, float, floa
         while slot >= 0 and flows[slot].due == time:
             flow = flows[slot]
             if flow.active or flow.volume == 0.0 or (flow.hop < 0 and flow.cap == inf):
+                clock = flow.clock
+                if clock >= 0:
+                    links[clock].service = flow.target
+                    links[clock].service_since = time
                 flow.left = 0.0
                 flow.rate = 0.0
                 done[count] = flow.number
                 count += 1
                 release(s, links, flows, hops, agenda, dirty, slot)
+                if clock >= 0:
+                    follow(s, flows, agenda, links[clock])
             else:
                 agenda_drop(agenda, flows, slot)
                 activate(s, links, flows, hops, agenda, dirty, slot)
@@ -416,26 +491,38 @@ def settle(
     s.free_count = 0
     s.marked_count = 0
     for position in range(s.dirty_count):
-        weigh(links, flows, hops, dirty[position])
+        if not links[dirty[position]].clocked:
+            weigh(links, flows, hops, dirty[position])
+    position = 0
+    while position < s.dirty_count:  # which grows
+        turn_clock(s, links, flows, hops, agenda, dirty, marked, dirty[position])
+        position += 1
     for position in range(s.dirty_count):
         index = dirty[position]
-        links[index].dirty = 0
+        if links[index].binds and not links[index].clocked and links[index].count >= s.clock_from:
+            start_clock(s, links, flows, hops, agenda, marked, index)
+    for position in range(s.dirty_count):
+        index = dirty[position]
+        link = links[index]
+        link.dirty = 0
         if s.watching:
             mark(s, links, marked, index)
-        here = links[index].head
+        if link.clocked:
+            continue
+        here = link.head
         while here >= 0:
             slot = hops[here].flow
             flow = flows[slot]
             if flow.fresh or (flow.bottleneck == index and not flow.free):
                 flow.fresh = 0
-                if is_bound(links, hops, flow):
+                if is_bound(links, hops, flow, -1):
                     flow.free = 1
                     free[s.free_count] = slot
                     s.free_count += 1
                 else:
                     flow.bottleneck = -1
                     if flow.rate != flow.limit:
-                        set_rate(s, flows, agenda, slot, flow.limit)
+                        set_rate(s, links, flows, agenda, slot, flow.limit)
                         if s.watching:
                             mark_route(s, links, hops, marked, flow)
             here = hops[here].behind
@@ -447,7 +534,7 @@ def settle(
             flow = flows[slot]
             flow.free = 0
             if flow.offer != flow.rate:
-                set_rate(s, flows, agenda, slot, flow.offer)
+                set_rate(s, links, flows, agenda, slot, flow.offer)
                 if s.watching:
                     mark_route(s, links, hops, marked, flow)
     for position in range(s.marked_count):
@@ -477,11 +564,11 @@ def weigh(links: Any, flows: Any, hops: Any, index: int) -> None:
             link.binds = 1
 
 
-def is_bound(links: Any, hops: Any, flow: Any) -> bool:
-    """Return whether a link of the flow can bind."""
+def is_bound(links: Any, hops: Any, flow: Any, apart: int) -> bool:
+    """Return whether a link of the flow can bind, apart from one of them (-1: none)."""
     here = flow.hop
     while here >= 0:
-        if links[hops[here].link].binds:
+        if hops[here].link != apart and links[hops[here].link].binds:
             return True
         here = hops[here].after
     return False
@@ -514,7 +601,7 @@ def solve(
         if rounds == MOST_ROUNDS or 2 * s.free_count > s.running:
             s.stamp += 1
             s.touched_count = 0
-            spread(s, links, flows, hops, touched, free, s.running)
+            spread(s, links, flows, hops, touched, free, EVERYTHING)
             fill(s, links, flows, hops, queue, touched, free, saturated, fixed)
             return
 
@@ -739,6 +826,179 @@ def free_violators(s: Any, links: Any, flows: Any, hops: Any, free: Any, index: 
         here = hop.behind
 
 
+# ------------------------------------------------------------------------------------------ virtual clocks
+
+
+def service_now(now: float, link: Any) -> float:
+    """Return what the virtual clock of a link shows."""
+    return float(link.service + link.level * (now - link.service_since))
+
+
+def start_clock(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, marked: Any, index: int) -> None:
+    """Put the flows of a link on a virtual clock, if it alone limits all of them."""
+    link = links[index]
+    load = 0.0
+    least = inf
+    here = link.head
+    while here >= 0:
+        hop = hops[here]
+        flow = flows[hop.flow]
+        if is_bound(links, hops, flow, index):
+            return
+        load += hop.use * flow.weight
+        if flow.limit < least * flow.weight:
+            least = flow.limit / flow.weight
+        here = hop.behind
+    level = link.capacity / load
+    if not level <= least:
+        return
+    link.clocked = 1
+    link.service = 0.0
+    link.service_since = s.now
+    link.level = level
+    link.load = load
+    link.least_limit = least
+    link.changes = 0
+    link.leader = -1
+    clock_clear(link)
+    here = link.head
+    while here >= 0:
+        put_on_clock(s, links, flows, agenda, index, hops[here].flow)
+        here = hops[here].behind
+    lead(s, flows, agenda, link)
+    if s.watching:
+        mark_members(s, links, flows, hops, marked, index)
+
+
+def put_on_clock(s: Any, links: Any, flows: Any, agenda: Any, index: int, slot: int) -> None:
+    """Give a flow its place on a virtual clock that shows the present."""
+    flow = flows[slot]
+    flow.left = left_now(s.now, links, flow)
+    flow.fresh = 0
+    flow.rate = 0.0
+    flow.due = inf
+    agenda_drop(agenda, flows, slot)
+    flow.bottleneck = index
+    flow.target = links[index].service + flow.left / flow.weight
+    flow.clock = index
+    if flow.volume < inf:
+        clock_put(flows, links[index], slot)
+
+
+def wind(s: Any, link: Any) -> None:
+    """Let a virtual clock show the present."""
+    link.service = service_now(s.now, link)
+    link.service_since = s.now
+
+
+def lead(s: Any, flows: Any, agenda: Any, link: Any) -> None:
+    """Put the flow that ends first on the agenda, instead of another."""
+    first = clock_first(flows, link)
+    if link.leader >= 0 and link.leader != first:
+        flows[link.leader].due = inf
+        agenda_drop(agenda, flows, link.leader)
+    link.leader = first
+    if first >= 0:
+        flow = flows[first]
+        ahead = flow.target - link.service
+        due = s.now + (ahead / link.level if ahead > 0.0 else 0.0)
+        if due != flow.due:
+            flow.due = due
+            agenda_put(agenda, flows, first)
+
+
+def turn_clock(
+    s: Any, links: Any, flows: Any, hops: Any, agenda: Any, dirty: Any, marked: Any, index: int
+) -> None:
+    """Bring the virtual clocks in order that a dirty link concerns.
+
+    A link that binds stops the other clocks of its flows. A clock takes on the flows that are new, at the end
+    of its link's list; it stops if something else may bind one of its flows.
+    """
+    link = links[index]
+    if not link.clocked:
+        if link.binds:
+            here = link.head
+            while here >= 0:
+                clock = flows[hops[here].flow].clock
+                if clock >= 0:
+                    stop_clock(s, links, flows, hops, agenda, clock)
+                    mark_dirty(s, links, dirty, clock)
+                here = hops[here].behind
+        return
+    wind(s, link)
+    goes_on = 2 * link.count >= s.clock_from
+    here = link.tail
+    while goes_on and here >= 0 and flows[hops[here].flow].clock < 0:
+        flow = flows[hops[here].flow]
+        if is_bound(links, hops, flow, index):
+            goes_on = False
+        link.load += hops[here].use * flow.weight
+        link.changes += 1
+        if flow.limit < link.least_limit * flow.weight:
+            link.least_limit = flow.limit / flow.weight
+        here = hops[here].ahead
+    if goes_on and link.changes > link.count:
+        link.changes = 0
+        link.load = 0.0
+        before = link.head
+        while before >= 0:
+            link.load += hops[before].use * flows[hops[before].flow].weight
+            before = hops[before].behind
+    if goes_on and link.capacity / link.load <= link.least_limit:
+        # From the oldest of the new flows on, so that they come in their order.
+        here = link.head if here < 0 else hops[here].behind
+        while here >= 0:
+            put_on_clock(s, links, flows, agenda, index, hops[here].flow)
+            here = hops[here].behind
+        link.level = link.capacity / link.load
+        lead(s, flows, agenda, link)
+        if s.watching:
+            mark_members(s, links, flows, hops, marked, index)
+    else:
+        stop_clock(s, links, flows, hops, agenda, index)
+
+
+def stop_clock(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, index: int) -> None:
+    """Take all flows off a virtual clock; they wait for a rate like new ones."""
+    here = links[index].head
+    while here >= 0:
+        slot = hops[here].flow
+        flow = flows[slot]
+        if flow.clock == index:
+            flow.left = left_now(s.now, links, flow)
+            flow.since = s.now
+            flow.rate = 0.0
+            flow.due = inf
+            agenda_drop(agenda, flows, slot)
+            flow.clock = -1
+            flow.fresh = 1
+        here = hops[here].behind
+    links[index].clocked = 0
+    weigh(links, flows, hops, index)
+
+
+def leave_clock(s: Any, links: Any, flows: Any, slot: int) -> None:
+    """Take a flow that ends or is cancelled off its virtual clock; its load is still to be taken off."""
+    flow = flows[slot]
+    link = links[flow.clock]
+    wind(s, link)
+    if flow.volume < inf:
+        clock_drop(flows, link, slot)
+    if link.leader == slot:
+        link.leader = -1
+    flow.clock = -1
+
+
+def follow(s: Any, flows: Any, agenda: Any, link: Any) -> None:
+    """After an end on a virtual clock, let the next flow end now too if its target is the same."""
+    first = clock_first(flows, link)
+    if first >= 0 and flows[first].target <= link.service:
+        link.leader = first
+        flows[first].due = s.now
+        agenda_put(agenda, flows, first)
+
+
 # -------------------------------------------------------------------------------------------- monitoring
 
 
@@ -758,6 +1018,14 @@ def mark_route(s: Any, links: Any, hops: Any, marked: Any, flow: Any) -> None:
         here = hops[here].after
 
 
+def mark_members(s: Any, links: Any, flows: Any, hops: Any, marked: Any, index: int) -> None:
+    """Note that the rates of all flows of a link have changed."""
+    here = links[index].head
+    while here >= 0:
+        mark_route(s, links, hops, marked, flows[hops[here].flow])
+        here = hops[here].behind
+
+
 def total_rate(links: Any, flows: Any, hops: Any, index: int) -> float:
     """Return what a link carries per second; the sum is compensated, so that equal loads give equal sums."""
     total = 0.0
@@ -765,7 +1033,7 @@ def total_rate(links: Any, flows: Any, hops: Any, index: int) -> float:
     here = links[index].head
     while here >= 0:
         hop = hops[here]
-        part = hop.use * flows[hop.flow].rate
+        part = hop.use * rate_now(links, flows[hop.flow])
         raised = total + part
         lost += (total - raised) + part if total >= part else (part - raised) + total
         total = raised
@@ -837,7 +1105,33 @@ def queue_code(queue: Any) -> int:
     return code
 
 
-# ----------------------------------------------- the same queues over arrays: heaps from 1 on, their length at 0
+def clock_clear(link: Any) -> None:
+    """Empty the queue of a virtual clock."""
+    link.root = []
+
+
+def clock_put(flows: Any, link: Any, slot: int) -> None:
+    """Add a flow to the queue of a virtual clock."""
+    heappush(link.root, (flows[slot].target, flows[slot].number, slot))
+
+
+def clock_drop(flows: Any, link: Any, slot: int) -> None:
+    """Take a flow out of the queue of a virtual clock: when it has left, its entry is recognised as such."""
+
+
+def clock_first(flows: Any, link: Any) -> int:
+    """Return the flow of a virtual clock that ends first; -1 if none does."""
+    queue = link.root
+    while queue:
+        target, number, slot = queue[0]
+        flow = flows[slot]
+        if flow.clock >= 0 and flow.target == target and flow.number == number:
+            return int(slot)
+        heappop(queue)
+    return -1
+
+
+# --------------------------------------- the same queues over arrays: heaps from 1 on, their length at 0
 
 
 def array_agenda_put(agenda: Any, flows: Any, slot: int) -> None:
@@ -967,3 +1261,79 @@ def array_queue_code(queue: Any) -> int:
     """As `queue_code`."""
     code: int = queue[1].code
     return code
+
+
+def array_clock_clear(link: Any) -> None:
+    """As `clock_clear`; the queue is a pairing heap, in which `elder` is the parent or the sibling before."""
+    link.root = -1
+
+
+def array_clock_put(flows: Any, link: Any, slot: int) -> None:
+    """As `clock_put`."""
+    flow = flows[slot]
+    flow.child = flow.sibling = flow.elder = -1
+    link.root = slot if link.root < 0 else melded(flows, link.root, slot)
+
+
+def array_clock_drop(flows: Any, link: Any, slot: int) -> None:
+    """As `clock_drop`."""
+    flow = flows[slot]
+    below = children_melded(flows, slot)
+    if link.root == slot:
+        link.root = below
+        return
+    elder = flows[flow.elder]
+    if elder.child == slot:
+        elder.child = flow.sibling
+    else:
+        elder.sibling = flow.sibling
+    if flow.sibling >= 0:
+        flows[flow.sibling].elder = flow.elder
+    if below >= 0:
+        link.root = melded(flows, link.root, below)
+
+
+def array_clock_first(flows: Any, link: Any) -> int:
+    """As `clock_first`."""
+    return int(link.root)
+
+
+def melded(flows: Any, one: int, other: int) -> int:
+    """Join two heaps; return the root."""
+    first, second = flows[one], flows[other]
+    if second.target < first.target or (second.target == first.target and second.number < first.number):
+        one, other = other, one
+        first, second = second, first
+    second.elder = one
+    second.sibling = first.child
+    if first.child >= 0:
+        flows[first.child].elder = other
+    first.child = other
+    return one
+
+
+def children_melded(flows: Any, slot: int) -> int:
+    """Join the children of a flow in pairs, and the pairs from the last on; return the root, or -1."""
+    child = flows[slot].child
+    flows[slot].child = -1
+    pairs = -1
+    while child >= 0:
+        one = child
+        other = flows[one].sibling
+        child = -1
+        flows[one].sibling = -1
+        if other >= 0:
+            child = flows[other].sibling
+            flows[other].sibling = -1
+            one = melded(flows, one, other)
+        flows[one].sibling = pairs
+        pairs = one
+    root = -1
+    while pairs >= 0:
+        after = flows[pairs].sibling
+        flows[pairs].sibling = -1
+        root = pairs if root < 0 else melded(flows, root, pairs)
+        pairs = after
+    if root >= 0:
+        flows[root].elder = -1
+    return root

@@ -158,30 +158,17 @@ class PlainStorage:
         """Add the legs of a path and return the place of the first."""
         first = self.lengths["legs"]
         self._extend("legs", len(legs))
-        records = self.records("legs")
         for place, (link, use) in enumerate(legs, first):
-            records[place].link = link
-            records[place].use = use
+            self.functions.set_leg(self.table, place, link, use)
         return first
 
     def reserve(self, flows: int, hops: int) -> None:
         """Make slots for so many more flows, and for so many hops."""
-        state = self.state
-        begin = self.lengths["flows"]
+        old = self.lengths["flows"], self.lengths["hops"]
         self._extend("flows", flows)
-        records = self.records("flows")
-        for slot in range(begin + flows - 1, begin - 1, -1):
-            records[slot].number = -1
-            records[slot].after = state.free_flow
-            state.free_flow = slot
-        state.flows_left += flows
-        begin = self.lengths["hops"]
         self._extend("hops", hops)
-        records = self.records("hops")
-        for place in range(begin + hops - 1, begin - 1, -1):
-            records[place].after = state.free_hop
-            state.free_hop = place
-        state.hops_left += hops
+        new = self.lengths["flows"], self.lengths["hops"]
+        self.functions.make_free(self.table, old[0], new[0], old[1], new[1])
 
     def reserve_log(self) -> None:
         """Make the log long enough for all links at one instant."""
@@ -269,10 +256,10 @@ def _compiled_functions() -> ModuleType:
 
 def _compiled_views() -> Any:
     """Return the compiled function that makes arrays of the addresses in a table."""
-    from numba import carray, njit, types
+    from numba import carray, njit, types  # type: ignore[attr-defined]
     from numba.extending import intrinsic
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def pointer(typing: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))

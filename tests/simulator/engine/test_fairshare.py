@@ -421,11 +421,19 @@ def test_flow_sets_of_simgrid(fairness: Any, count: int) -> None:
 # ---------------------------------------------------------------------------------------- properties
 
 
-@pytest.mark.parametrize("small", [0, 24])
+# Components as a whole, local repair, virtual clocks wherever they can be.
+WAYS: list[dict[str, Any]] = [
+    {"small": 24, "clock_from": 1000},
+    {"small": 0, "clock_from": 1000},
+    {"small": 0, "clock_from": 2},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["component", "repair", "clocks"])
 @MANY
 @given(data=st.data())
 def test_agrees_with_progressive_filling_and_every_allocation_is_fair(
-    small: int, data: st.DataObject, network: SimpleNamespace
+    way: dict[str, Any], data: st.DataObject, network: SimpleNamespace
 ) -> None:
     scenario = data.draw(network.scenarios())
     starts = scenario.starts()
@@ -443,9 +451,9 @@ def test_agrees_with_progressive_filling_and_every_allocation_is_fair(
                 assert any(capacity[link] == 0.0 for link in start.route)
         network.check_allocation(capacity, flows)
 
-    plain = network.run_core(scenario, Core(scenario.fairness, small=small))
+    plain = network.run_core(scenario, Core(scenario.fairness, **way))
     network.assert_agree(scenario, plain, network.Oracle(scenario).run())
-    checked = network.run_core(scenario, Core(scenario.fairness, small=small), check=check)
+    checked = network.run_core(scenario, Core(scenario.fairness, **way), check=check)
     network.assert_agree(scenario, checked, plain)
 
 
@@ -454,10 +462,10 @@ def test_agrees_with_progressive_filling_and_every_allocation_is_fair(
 def test_both_cores_give_the_same_bits(data: st.DataObject, network: SimpleNamespace) -> None:
     pytest.importorskip("numba")
     scenario = data.draw(network.scenarios())
-    small = data.draw(st.sampled_from([0, 24]))
+    way = data.draw(st.sampled_from(WAYS))
     results = []
     for name in ("plain", "compiled"):
-        core = Core(scenario.fairness, monitor=True, core=name, small=small)  # type: ignore[arg-type]
+        core = Core(scenario.fairness, monitor=True, core=name, **way)  # type: ignore[arg-type]
         outcomes = network.run_core(scenario, core)
         links = range(len(scenario.links))
         results.append((outcomes, core.solves, [(core.carried(link), core.history(link)) for link in links]))
@@ -471,10 +479,10 @@ def test_numbering_of_links_and_monitoring_do_not_change_a_bit(
 ) -> None:
     scenario = data.draw(network.scenarios())
     order = data.draw(st.permutations(range(len(scenario.links))))
-    small = data.draw(st.sampled_from([0, 24]))
-    plain = network.run_core(scenario, Core(scenario.fairness, small=small))
-    assert network.run_core(scenario, Core(scenario.fairness, small=small), order=order) == plain
-    assert network.run_core(scenario, Core(scenario.fairness, small=small, monitor=True)) == plain
+    way = data.draw(st.sampled_from(WAYS))
+    plain = network.run_core(scenario, Core(scenario.fairness, **way))
+    assert network.run_core(scenario, Core(scenario.fairness, **way), order=order) == plain
+    assert network.run_core(scenario, Core(scenario.fairness, **way, monitor=True)) == plain
 
 
 @SOME
@@ -483,7 +491,7 @@ def test_links_carry_what_their_flows_moved_and_what_was_recorded(
     data: st.DataObject, network: SimpleNamespace
 ) -> None:
     scenario = data.draw(network.scenarios(disturbed=False))
-    core = Core(scenario.fairness, monitor=True)
+    core = Core(scenario.fairness, monitor=True, **data.draw(st.sampled_from(WAYS)))
     network.run_core(scenario, core)
     expected = [0.0] * len(scenario.links)
     for start in scenario.starts():
