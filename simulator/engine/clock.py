@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypedDict, Unpack
 from simpy.core import BoundClass, EmptySchedule, Environment, StopSimulation
 from simpy.events import NORMAL, URGENT, Event, EventPriority
 
-from simulator.engine.fairshare import Core, CoreName, Fairness
+from simulator.engine.fairshare import RANKS, Core, CoreName, Fairness
 
 __all__ = ["Clock", "FlowOptions", "StalledFlow"]
 
@@ -36,6 +36,24 @@ class FlowOptions(TypedDict, total=False):
     demand: Sequence[float] | None
     latency: Annotated[float, "s"] | None
     at: Annotated[float, "s"] | None
+
+
+class CollectiveOptions(TypedDict, total=False):
+    """The options of a collective, as :meth:`simulator.engine.fairshare.Core.collective` describes them."""
+
+    payload_share: float
+    segment_size: Annotated[float, "B"]
+    latency_factor: float
+
+
+class _Parts:
+    """Who is told of the ends of a collective's parts, and how many are to come."""
+
+    __slots__ = ("done", "left")
+
+    def __init__(self, done: Callable[[int], object], left: int) -> None:
+        self.done = done
+        self.left = left
 
 
 class StalledFlow(RuntimeError):
@@ -100,6 +118,7 @@ class Clock(Environment):
         self.core = Core(fairness, monitor=monitor, now=float(initial_time), core=core)
         self._done: dict[int, Callable[[], object]] = {}
         self._completed: deque[int] = deque()
+        self._parts: dict[int, _Parts] = {}
 
     def flow(
         self,
@@ -138,6 +157,34 @@ class Clock(Environment):
             return remaining
         del self._done[flow]
         return 0.0
+
+    def collective(
+        self,
+        pattern: int,
+        nbytes: Annotated[float, "B"],
+        done: Callable[[int], object],
+        **options: Unpack[CollectiveOptions],
+    ) -> int:
+        """Open a collective; `done` is called with each rank whose part ends. Return its number.
+
+        `pattern` is one of :meth:`simulator.engine.fairshare.Core.add_pattern`.
+        """
+        number = self.core.collective(pattern, nbytes, **options)
+        self._parts[number] = _Parts(done, self.core.ranks(pattern))
+        return number
+
+    def enter(self, collective: int, rank: int) -> None:
+        """Let a rank begin its part of a collective."""
+        if self.core.enter(collective, rank):
+            self._end_part(collective, rank)
+
+    def _end_part(self, collective: int, rank: int) -> None:
+        parts = self._parts[collective]
+        parts.left -= 1
+        if not parts.left:
+            del self._parts[collective]
+            self.core.close(collective)
+        parts.done(rank)
 
     def at(self, time: Annotated[float, "s"], function: Callable[[], object]) -> None:
         """Call `function` at exactly `time`, among the SimPy events of that time.
@@ -281,7 +328,11 @@ class Clock(Environment):
         """Run the call-backs of completed flows; those after one that raises wait for the next step."""
         completed, done = self._completed, self._done
         while completed:
-            function = done.pop(completed.popleft(), None)
+            number = completed.popleft()
+            if number < 0:
+                self._end_part(*divmod(-1 - number, RANKS))
+                continue
+            function = done.pop(number, None)
             if function is not None:
                 function()
 

@@ -41,6 +41,7 @@ containers of :mod:`simulator.engine.storage`, and give the same results, bit fo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import fsum, inf
 from operator import index
 from typing import Annotated, Literal
@@ -48,7 +49,10 @@ from typing import Annotated, Literal
 from simulator.engine import kernel
 from simulator.engine.storage import CompiledStorage, CoreName, PlainStorage, compiled_wanted
 
-__all__ = ["Core", "CoreName", "Fairness"]
+__all__ = ["RANKS", "Core", "CoreName", "Fairness", "Step"]
+
+RANKS = kernel.RANKS
+"""How the parts of collectives are told apart, see :meth:`Core.advance`."""
 
 Fairness = Literal["maxmin", "rtt"]
 
@@ -57,6 +61,40 @@ SMALL_COMPONENT = 24
 
 CLOCK_FROM = 8
 """A link that alone limits so many flows gives them a virtual clock, until they are fewer than half."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A transfer of a pattern.
+
+    Attributes
+    ----------
+    source, destination
+        Ranks.
+    fraction
+        Of the collective's message.
+    route
+        Links.
+    latency
+        Seconds that it pays, times what the collective says.
+    """
+
+    source: int
+    destination: int
+    fraction: float
+    route: tuple[int, ...]
+    latency: float
+
+
+@dataclass
+class _Pattern:
+    """A pattern's size, the flows and hops that can be under way at once, and its closed collectives."""
+
+    ranks: int
+    transfers: int
+    flows: int
+    hops: int
+    closed: list[int] = field(default_factory=list)
 
 
 class Core:
@@ -83,8 +121,6 @@ class Core:
     ----------
     now : float
         The time in seconds. A run loop that knows that nothing is due may set it forward, never backward.
-    live : int
-        The number of flows of finite size that have not ended.
     first : float
         No end of a flow or of a latency comes before this time, unless the core is dirty.
     dirty : bool
@@ -99,19 +135,20 @@ class Core:
     __slots__ = (
         "_capacity",
         "_choice",
+        "_collectives",
         "_functions",
         "_history",
         "_latency",
         "_monitor",
         "_next_number",
         "_paths",
+        "_patterns",
         "_rtt",
         "_slot_of",
         "_storage",
         "_table",
         "dirty",
         "first",
-        "live",
         "now",
     )
 
@@ -131,7 +168,6 @@ class Core:
             raise ValueError(f"the time at the start must be a finite number, not {now}")
         compiled_wanted(core, 0)
         self.now = float(now)
-        self.live = 0
         self.first = inf
         self.dirty = False
         self._choice: CoreName | None = core
@@ -141,6 +177,8 @@ class Core:
         self._capacity: list[float] = []
         self._latency: list[float] = []
         self._paths: dict[object, tuple[int, int, float]] = {}
+        self._patterns: list[_Pattern] = []
+        self._collectives: list[int | None] = []  # the pattern of each that is open
         self._slot_of: dict[int, int] = {}
         self._next_number = 0
         self._storage = PlainStorage()
@@ -157,6 +195,11 @@ class Core:
     def solves(self) -> int:
         """How often rates were solved."""
         return int(self._storage.state.solves)
+
+    @property
+    def live(self) -> int:
+        """The number of flows of finite size that have not ended, those of collectives included."""
+        return int(self._storage.state.live)
 
     # ------------------------------------------------------------------------------------------- links
 
@@ -313,8 +356,6 @@ class Core:
         number = self._next_number
         self._next_number = number + 1
         self._slot_of[number] = slot
-        if size < inf:
-            self.live += 1
         if begin > self.now or size == 0.0 or legs == 0:
             if begin < self.first:
                 self.first = begin
@@ -328,8 +369,6 @@ class Core:
         remaining = self.remaining(flow)
         self._functions.cancel(self._table, self.now, slot)
         del self._slot_of[flow]
-        if remaining < inf:
-            self.live -= 1
         self.dirty = True
         return remaining
 
@@ -369,14 +408,130 @@ class Core:
         """
         self.settle()
         flows = self._storage.records("flows")
-        return [
-            number
-            for number, slot in self._slot_of.items()
-            if flows[slot].active
-            and flows[slot].clock < 0
-            and flows[slot].due == inf
-            and flows[slot].volume < inf
-        ]
+        return sorted(
+            int(flow.number)
+            for flow in (flows[slot] for slot in range(self._storage.lengths["flows"]))
+            if flow.number >= 0 and flow.active and flow.clock < 0 and flow.due == inf and flow.volume < inf
+        )
+
+    # -------------------------------------------------------------------------------------- collectives
+
+    def add_pattern(self, ranks: int, phases: Sequence[tuple[int, Sequence[Step]]]) -> int:
+        """Keep a pattern of transfers between ranks for :meth:`collective`; return its number.
+
+        Parameters
+        ----------
+        ranks
+            How many take part; they are numbered from 0.
+        phases
+            For each: how often it is repeated, and its transfers. A rank enters a round when its transfers
+            of the rounds before have ended.
+        """
+        self._choose()
+        storage = self._storage
+        pattern = len(self._patterns)
+        begin = storage.extend("patterns", 1)
+        transfers = storage.extend("transfers", sum(len(steps) for _, steps in phases))
+        heads = storage.extend("heads", 2 * ranks * len(phases))
+        repeats = storage.extend("repeats", len(phases))
+        storage.containers["heads"][heads : heads + 2 * ranks * len(phases)] = [-1] * (
+            2 * ranks * len(phases)
+        )
+        record = storage.records("patterns")[begin]
+        record.ranks, record.phase, record.phases = ranks, repeats, len(phases)
+        record.transfer, record.transfers, record.head = transfers, sum(len(s) for _, s in phases), heads
+        flows, hops = [0] * ranks, [0] * ranks
+        place = transfers
+        for phase, (repeat, steps) in enumerate(phases):
+            storage.containers["repeats"][repeats + phase] = repeat
+            sends, legs = [0] * ranks, [0] * ranks
+            tails: dict[int, int] = {}
+            for step in steps:
+                path = self._paths.get(step.route) or self._add_path(step.route, step.route, None)
+                entry = storage.records("transfers")[place]
+                entry.source, entry.destination, entry.phase = step.source, step.destination, phase
+                entry.fraction, entry.latency = step.fraction, step.latency
+                entry.leg, entry.legs = path[0], path[1]
+                entry.after_out = entry.after_in = -1
+                for side, rank in enumerate((step.source, step.destination)):
+                    head = heads + 2 * (phase * ranks + rank) + side
+                    if head not in tails:
+                        storage.containers["heads"][head] = place
+                    elif side == 0:
+                        storage.records("transfers")[tails[head]].after_out = place
+                    else:
+                        storage.records("transfers")[tails[head]].after_in = place
+                    tails[head] = place
+                sends[step.source] += 1
+                legs[step.source] += path[1]
+                place += 1
+            flows = list(map(max, flows, sends))
+            hops = list(map(max, hops, legs))
+        self._patterns.append(_Pattern(ranks, place - transfers, sum(flows), sum(hops)))
+        return pattern
+
+    def ranks(self, pattern: int) -> int:
+        """Return how many ranks take part in a pattern."""
+        return self._patterns[pattern].ranks
+
+    def collective(
+        self,
+        pattern: int,
+        nbytes: Annotated[float, "B"],
+        *,
+        payload_share: float = 1.0,
+        segment_size: Annotated[float, "B"] = inf,
+        latency_factor: float = 1.0,
+    ) -> int:
+        """Open a collective and return its number, which is used again when it is closed.
+
+        A transfer moves its fraction of `nbytes` over `payload_share`, and pays `latency_factor` times its
+        latency for each segment.
+        """
+        if not 0.0 <= nbytes < inf:
+            raise ValueError(f"the size of a collective must be a finite number of at least 0, not {nbytes}")
+        kept = self._patterns[pattern]
+        storage = self._storage
+        if kept.closed:
+            index = kept.closed.pop()
+        else:
+            index = storage.extend("collectives", 1)
+            self._collectives.append(None)
+            record = storage.records("collectives")[index]
+            record.pattern = pattern
+            record.part = storage.extend("parts", kept.ranks)
+            record.arrived = storage.extend("arrived", kept.transfers)
+            storage.extend("ends", kept.ranks)
+        self._collectives[index] = pattern
+        record = storage.records("collectives")[index]
+        record.nbytes, record.payload_share = float(nbytes), float(payload_share)
+        record.segment_size, record.latency_factor = float(segment_size), float(latency_factor)
+        state = storage.state
+        short = (
+            kept.flows + state.flows_kept - state.flows_left,
+            kept.hops + state.hops_kept - state.hops_left,
+        )
+        storage.reserve(flows=max(0, int(short[0])), hops=max(0, int(short[1])))
+        self._functions.open_collective(self._table, index, kept.flows, kept.hops)
+        return index
+
+    def enter(self, collective: int, rank: int) -> bool:
+        """Let a rank begin its part of a collective; return whether it has ended already.
+
+        Otherwise :meth:`advance` tells its end.
+        """
+        self.dirty = True
+        self.first = self.now  # for it may have started flows that wait out their latency
+        return bool(self._functions.enter(self._table, self.now, collective, rank))
+
+    def close(self, collective: int) -> None:
+        """Let go of a collective whose parts have all ended."""
+        pattern = self._collectives[collective]
+        assert pattern is not None
+        kept = self._patterns[pattern]
+        self._collectives[collective] = None
+        kept.closed.append(collective)
+        self._functions.close_collective(self._table, kept.flows, kept.hops)
 
     # -------------------------------------------------------------------------------------------- time
 
@@ -392,7 +547,8 @@ class Core:
         Returns
         -------
         list of int
-            The flows that complete at exactly the new `now`, by number; empty if `limit` was reached.
+            The flows that complete at exactly the new `now`, by number, then the parts of collectives that
+            end, as -1 - (collective * RANKS + rank); empty if `limit` was reached.
         """
         if not limit >= self.now:
             raise ValueError(f"cannot advance to {limit}: the time is already {self.now}")
@@ -400,17 +556,13 @@ class Core:
             count, number, self.now, self.first, self.dirty = self._functions.advance(
                 self._table, self.now, float(limit)
             )
-            if count == 1:
-                del self._slot_of[number]
-                self.live -= 1
-                return [number]
             if count == 0:
                 return []
-            if count > 1:
-                completed = self._storage.finished(count)
+            if count > 0:
+                completed = [number] if count == 1 else self._storage.finished(count)
                 for number in completed:
-                    del self._slot_of[number]
-                self.live -= count
+                    if number >= 0:
+                        del self._slot_of[number]
                 return completed
             self._read_log()
 
@@ -442,15 +594,19 @@ class Core:
         """Check a route and keep it: the place of its first leg, their number, and the sum of latencies."""
         path = self._checked_route(route)
         uses = _checked_demand(demand, len(path)) if demand is not None else (1.0,) * len(path)
+        self._choose()
+        first = self._storage.add_legs(list(zip(path, uses, strict=True)))
+        found = (first, len(path), fsum([self._latency[link] for link in path]))
+        self._paths[key] = found
+        return found
+
+    def _choose(self) -> None:
+        """Compile now, or never."""
         if self._choice is not None:
             if compiled_wanted(self._choice, len(self._capacity)):
                 self._storage = CompiledStorage(self._storage)
                 self._functions, self._table = self._storage.functions, self._storage.table
             self._choice = None
-        first = self._storage.add_legs(list(zip(path, uses, strict=True)))
-        found = (first, len(path), fsum([self._latency[link] for link in path]))
-        self._paths[key] = found
-        return found
 
     def _read_log(self) -> None:
         """Add what the core has written down to the histories: one entry an instant at most."""
@@ -493,6 +649,10 @@ class Core:
 
     def _known_flow(self, flow: int) -> int:
         slot = self._slot_of.get(flow)
+        if slot is None and type(flow) is int and flow >= kernel.FIRST_INNER:
+            flows = self._storage.records("flows")
+            found = (s for s in range(self._storage.lengths["flows"]) if flows[s].number == flow)
+            slot = next(found, None)
         if slot is None:
             past = _is_index(flow, self._next_number)
             raise ValueError(f"flow {flow} has already ended" if past else f"there is no flow {flow}")

@@ -32,7 +32,7 @@ that are wrong without a sign. If the repair spreads over half of all flows, the
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,9 @@ STATE = np.dtype(
         ("watching", "i8"),
         ("flows_left", "i8"),  # free slots, and free hops
         ("hops_left", "i8"),
+        ("flows_kept", "i8"),  # those of the free ones that are kept for collectives
+        ("hops_kept", "i8"),
+        ("inner_numbers", "i8"),
         ("free_flow", "i4"),  # the first of each
         ("free_hop", "i4"),
         ("dirty_count", "i4"),
@@ -118,6 +121,8 @@ FLOW = np.dtype(
         ("child", "i4"),  # in the queue by target
         ("sibling", "i4"),
         ("elder", "i4"),
+        ("collective", "i4"),  # that it belongs to, or -1, and its transfer
+        ("transfer", "i4"),
         ("hop", "i4"),  # the first of its hops
         ("after", "i4"),  # the next free slot
         ("bottleneck", "i4"),  # -1 at its limit
@@ -145,6 +150,78 @@ LEVEL = np.dtype([("level", "f8"), ("code", "i8")], align=True)
 LOG = np.dtype([("time", "f8"), ("total", "f8"), ("link", "i8")], align=True)
 
 
+PATTERN = np.dtype(
+    [
+        ("ranks", "i4"),
+        ("phase", "i4"),  # the first of its phases, and their number
+        ("phases", "i4"),
+        ("transfer", "i4"),  # the first of its transfers, and their number
+        ("transfers", "i4"),
+        ("head", "i4"),  # where its heads begin
+    ],
+    align=True,
+)
+TRANSFER = np.dtype(
+    [
+        ("fraction", "f8"),  # of the message
+        ("latency", "f8"),  # of its path
+        ("source", "i4"),
+        ("destination", "i4"),
+        ("phase", "i4"),  # of its pattern
+        ("leg", "i4"),
+        ("legs", "i4"),
+        ("after_out", "i4"),  # the next of the same source in the phase, and of the same destination
+        ("after_in", "i4"),
+    ],
+    align=True,
+)
+COLLECTIVE = np.dtype(
+    [
+        ("nbytes", "f8"),  # the message, and what its transport makes of it
+        ("payload_share", "f8"),
+        ("segment_size", "f8"),
+        ("latency_factor", "f8"),
+        ("pattern", "i4"),
+        ("part", "i4"),  # where its parts begin, one for each rank
+        ("arrived", "i4"),  # where its counts of arrived messages begin, one for each transfer
+    ],
+    align=True,
+)
+PART = np.dtype([("phase", "i4"), ("turn", "i4"), ("open", "i4")], align=True)
+
+# Where the containers stand in a table.
+(
+    STATES,
+    LINKS,
+    FLOWS,
+    HOPS,
+    LEGS,
+    AGENDA,
+    QUEUE,
+    DIRTY,
+    TOUCHED,
+    FREE,
+    SATURATED,
+    FIXED,
+    MARKED,
+    DONE,
+    LOGS,
+    PATTERNS,
+    REPEATS,
+    TRANSFERS,
+    HEADS,
+    COLLECTIVES,
+    PARTS,
+    ARRIVED,
+) = range(22)
+
+FIRST_INNER = 2**40
+"""The number of the first flow of a collective; at one instant these end after the others."""
+
+RANKS = 2**24
+"""A part that ends is reported as -1 - (collective * RANKS + rank)."""
+
+
 def views(table: Any) -> Any:
     """Return the containers behind a table."""
     return table
@@ -155,7 +232,10 @@ def views(table: Any) -> Any:
 
 def make_free(table: Any, flow: int, flows_end: int, hop: int, hops_end: int) -> None:
     """Add new slots and new hops, from the first up to the end, to the free ones."""
-    state, _, flows, hops, _, _, _, _, _, _, _, _, _, _, _ = views(table)
+    all_views = views(table)
+    state = all_views[STATES]
+    flows = all_views[FLOWS]
+    hops = all_views[HOPS]
     s = state[0]
     for slot in range(flows_end - 1, flow - 1, -1):
         flows[slot].number = -1
@@ -170,7 +250,8 @@ def make_free(table: Any, flow: int, flows_end: int, hop: int, hops_end: int) ->
 
 def set_leg(table: Any, place: int, link: int, use: float) -> None:
     """Write down a leg of a path."""
-    _, _, _, _, legs, _, _, _, _, _, _, _, _, _, _ = views(table)
+    all_views = views(table)
+    legs = all_views[LEGS]
     legs[place].link = link
     legs[place].use = use
 
@@ -181,19 +262,38 @@ def set_leg(table: Any, place: int, link: int, use: float) -> None:
 def start(
     table: Any, now: float, first: int, legs_count: int, size: float, weight: float, cap: float, begin: float
 ) -> int:
-    """Take a free slot for a flow over `legs_count` legs from `first` on; return it, or -1 without room."""
-    state, links, flows, hops, legs, agenda, _, dirty, _, _, _, _, _, _, _ = views(table)
-    s = state[0]
-    if s.flows_left == 0 or s.hops_left < legs_count:
+    """Start a flow over `legs_count` legs from `first` on; return its slot, or -1 without room."""
+    s = views(table)[STATES][0]
+    if s.flows_left <= s.flows_kept or s.hops_left < s.hops_kept + legs_count:
         return -1
+    s.now = now
+    number = s.numbers
+    s.numbers += 1
+    return admit(table, number, first, legs_count, size, weight, cap, begin)
+
+
+def admit(
+    table: Any,
+    number: int,
+    first: int,
+    legs_count: int,
+    size: float,
+    weight: float,
+    cap: float,
+    begin: float,
+) -> int:
+    """Take a free slot, and hops, for a flow."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    flows = all_views[FLOWS]
+    hops = all_views[HOPS]
+    legs = all_views[LEGS]
     s.flows_left -= 1
     s.hops_left -= legs_count
-    s.now = now
     slot: int = s.free_flow
     flow = flows[slot]
     s.free_flow = flow.after
-    flow.number = s.numbers
-    s.numbers += 1
+    flow.number = number
     flow.weight = weight
     flow.cap = cap
     flow.volume = size
@@ -206,6 +306,7 @@ def start(
     flow.active = 0
     flow.bottleneck = -1
     flow.clock = -1
+    flow.collective = -1
     flow.hop = -1
     for leg in range(first + legs_count - 1, first - 1, -1):
         index = s.free_hop
@@ -216,11 +317,11 @@ def start(
         hop.flow = slot
         hop.after = flow.hop
         flow.hop = index
-    if begin > now or size == 0.0 or legs_count == 0:
+    if begin > s.now or size == 0.0 or legs_count == 0:
         flow.due = begin
-        agenda_put(agenda, flows, slot)
+        agenda_put(all_views[AGENDA], flows, slot)
     else:
-        activate(s, links, flows, hops, agenda, dirty, slot)
+        activate(s, all_views[LINKS], flows, hops, all_views[AGENDA], all_views[DIRTY], slot)
     return slot
 
 
@@ -352,6 +453,8 @@ def release(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, dirty: Any, 
         hop.after = s.free_hop
         s.free_hop = here
         s.hops_left += 1
+        if flow.collective >= 0:
+            s.hops_kept += 1
         here = after
     if flow.volume < inf:
         s.live -= 1
@@ -362,11 +465,19 @@ def release(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, dirty: Any, 
     flow.after = s.free_flow
     s.free_flow = slot
     s.flows_left += 1
+    if flow.collective >= 0:
+        s.flows_kept += 1
 
 
 def cancel(table: Any, now: float, slot: int) -> None:
     """End a flow without completion."""
-    state, links, flows, hops, _, agenda, _, dirty, _, _, _, _, _, _, _ = views(table)
+    all_views = views(table)
+    state = all_views[STATES]
+    links = all_views[LINKS]
+    flows = all_views[FLOWS]
+    hops = all_views[HOPS]
+    agenda = all_views[AGENDA]
+    dirty = all_views[DIRTY]
     s = state[0]
     s.now = now
     release(s, links, flows, hops, agenda, dirty, slot)
@@ -374,7 +485,13 @@ def cancel(table: Any, now: float, slot: int) -> None:
 
 def change_capacity(table: Any, now: float, index: int, capacity: float) -> None:
     """Give a link another capacity; all its flows are solved anew."""
-    state, links, flows, hops, _, agenda, _, dirty, _, _, _, _, _, _, _ = views(table)
+    all_views = views(table)
+    state = all_views[STATES]
+    links = all_views[LINKS]
+    flows = all_views[FLOWS]
+    hops = all_views[HOPS]
+    agenda = all_views[AGENDA]
+    dirty = all_views[DIRTY]
     s = state[0]
     s.now = now
     here = links[index].head
@@ -410,9 +527,21 @@ def advance(table: Any, now: float, limit: float) -> tuple[int, int, float, floa
     Returns the number of completions (their numbers are in `done`; -1 asks to empty the log and to call
     again), the first of them, the time, the first time on the agenda, and whether rates may change before.
     """
-    state, links, flows, hops, _, agenda, queue, dirty, touched, free, saturated, fixed, marked, done, log = (
-        views(table)
-    )
+    all_views = views(table)
+    state = all_views[STATES]
+    links = all_views[LINKS]
+    flows = all_views[FLOWS]
+    hops = all_views[HOPS]
+    agenda = all_views[AGENDA]
+    queue = all_views[QUEUE]
+    dirty = all_views[DIRTY]
+    touched = all_views[TOUCHED]
+    free = all_views[FREE]
+    saturated = all_views[SATURATED]
+    fixed = all_views[FIXED]
+    marked = all_views[MARKED]
+    done = all_views[DONE]
+    log = all_views[LOGS]
     s = state[0]
     s.now = now
     while True:
@@ -440,11 +569,15 @@ def advance(table: Any, now: float, limit: float) -> tuple[int, int, float, floa
                     links[clock].service_since = time
                 flow.left = 0.0
                 flow.rate = 0.0
-                done[count] = flow.number
-                count += 1
+                collective = flow.collective
+                if collective < 0:
+                    done[count] = flow.number
+                    count += 1
                 release(s, links, flows, hops, agenda, dirty, slot)
                 if clock >= 0:
                     follow(s, flows, agenda, links[clock])
+                if collective >= 0:
+                    count = end_transfer(table, collective, flow.transfer, count)
             else:
                 agenda_drop(agenda, flows, slot)
                 activate(s, links, flows, hops, agenda, dirty, slot)
@@ -456,9 +589,20 @@ def advance(table: Any, now: float, limit: float) -> tuple[int, int, float, floa
 
 def settle_now(table: Any, now: float) -> float:
     """Solve what is dirty; return the first time on the agenda."""
-    state, links, flows, hops, _, agenda, queue, dirty, touched, free, saturated, fixed, marked, _, log = (
-        views(table)
-    )
+    all_views = views(table)
+    state = all_views[STATES]
+    links = all_views[LINKS]
+    flows = all_views[FLOWS]
+    hops = all_views[HOPS]
+    agenda = all_views[AGENDA]
+    queue = all_views[QUEUE]
+    dirty = all_views[DIRTY]
+    touched = all_views[TOUCHED]
+    free = all_views[FREE]
+    saturated = all_views[SATURATED]
+    fixed = all_views[FIXED]
+    marked = all_views[MARKED]
+    log = all_views[LOGS]
     s = state[0]
     s.now = now
     if s.dirty_count:
@@ -466,6 +610,121 @@ def settle_now(table: Any, now: float) -> float:
     slot = agenda_first(agenda, flows)
     time: float = flows[slot].due if slot >= 0 else inf
     return time
+
+
+# ------------------------------------------------------------------------------------------- collectives
+
+
+def open_collective(table: Any, index: int, flows: int, hops: int) -> None:
+    """Let a collective begin: nobody has entered it; so many flows and hops are kept for it."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    parts = all_views[PARTS]
+    arrived = all_views[ARRIVED]
+    s.flows_kept += flows
+    s.hops_kept += hops
+    for place in range(collective.part, collective.part + pattern.ranks):
+        parts[place].phase = 0
+        parts[place].turn = -1
+        parts[place].open = 0
+    for place in range(collective.arrived, collective.arrived + pattern.transfers):
+        arrived[place] = 0
+
+
+def close_collective(table: Any, flows: int, hops: int) -> None:
+    """Give back what was kept for a collective."""
+    s = views(table)[STATES][0]
+    s.flows_kept -= flows
+    s.hops_kept -= hops
+
+
+def enter(table: Any, now: float, index: int, rank: int) -> bool:
+    """Let a rank begin its part of a collective; return whether that is its end already."""
+    views(table)[STATES][0].now = now
+    return go_on(table, index, rank)
+
+
+def go_on(table: Any, index: int, rank: int) -> bool:
+    """Let a rank enter its next round, and those after it that it need not wait in; return if it ends."""
+    all_views = views(table)
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    part = all_views[PARTS][collective.part + rank]
+    repeats = all_views[REPEATS]
+    transfers = all_views[TRANSFERS]
+    heads = all_views[HEADS]
+    arrived = all_views[ARRIVED]
+    while True:
+        part.turn += 1
+        while part.phase < pattern.phases and part.turn == repeats[pattern.phase + part.phase]:
+            part.phase += 1
+            part.turn = 0
+        if part.phase == pattern.phases:
+            return True
+        head = pattern.head + 2 * (part.phase * pattern.ranks + rank)
+        waits_for = 0
+        incoming = heads[head + 1]
+        while incoming >= 0:
+            if arrived[collective.arrived + incoming - pattern.transfer] <= part.turn:
+                waits_for += 1
+            incoming = transfers[incoming].after_in
+        outgoing = heads[head]
+        while outgoing >= 0:
+            waits_for += 1
+            start_transfer(table, index, outgoing)
+            outgoing = transfers[outgoing].after_out
+        part.open = waits_for
+        if waits_for:
+            return False
+
+
+def start_transfer(table: Any, index: int, place: int) -> None:
+    """Start a transfer of a collective as a flow."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    transfer = all_views[TRANSFERS][place]
+    collective = all_views[COLLECTIVES][index]
+    nbytes = transfer.fraction * collective.nbytes
+    segments = 1.0
+    if nbytes > collective.segment_size:
+        segments = float(ceil(nbytes / collective.segment_size))
+    begin = s.now + segments * collective.latency_factor * transfer.latency
+    number = FIRST_INNER + s.inner_numbers
+    s.inner_numbers += 1
+    s.flows_kept -= 1
+    s.hops_kept -= transfer.legs
+    size = nbytes / collective.payload_share
+    slot = admit(table, number, transfer.leg, transfer.legs, size, 1.0, inf, begin)
+    flow = all_views[FLOWS][slot]
+    flow.collective = index
+    flow.transfer = place
+
+
+def end_transfer(table: Any, index: int, place: int, count: int) -> int:
+    """Count a message that has arrived, for the receiver and then for the sender; report parts that end."""
+    all_views = views(table)
+    transfer = all_views[TRANSFERS][place]
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    arrived = all_views[ARRIVED]
+    parts = all_views[PARTS]
+    done = all_views[DONE]
+    counter = collective.arrived + place - pattern.transfer
+    arrived[counter] += 1
+    part = parts[collective.part + transfer.destination]
+    if part.phase == transfer.phase and arrived[counter] == part.turn + 1:
+        part.open -= 1
+        if part.open == 0 and go_on(table, index, transfer.destination):
+            done[count] = -1 - (index * RANKS + transfer.destination)
+            count += 1
+    part = parts[collective.part + transfer.source]
+    part.open -= 1
+    if part.open == 0 and go_on(table, index, transfer.source):
+        done[count] = -1 - (index * RANKS + transfer.source)
+        count += 1
+    return count
 
 
 # ------------------------------------------------------------------------------------------------ solver

@@ -20,7 +20,7 @@ from simulator.engine.clock import Clock
 from simulator.run import LinkUse
 from simulator.scenario import Background, Scenario
 from simulator.stragglers import Bursts, SlowLink
-from simulator.transports import Fixed
+from simulator.transports import Fixed, Transport
 
 Done = Callable[[], object]
 
@@ -102,15 +102,20 @@ class Network:
             return
         path = self.path(source, destination)
         segments = max(1, math.ceil(nbytes / transport.segment_size))
-        links = path.links
-        if transport.half_duplex_pairs and links:
-            links = (*links, self._pair_link(source, destination))
         self.clock.flow(
-            links,
+            self.message_route(source, destination),
             nbytes / transport.payload_share,
             done,
             latency=segments * transport.latency_factor * path.latency,
         )
+
+    def message_route(self, source: int, destination: int) -> tuple[int, ...]:
+        """Return the links of a message: those of the path, and the connection where that is one link."""
+        links = self.path(source, destination).links
+        transport = self.transport
+        if isinstance(transport, Transport) and transport.half_duplex_pairs and links:
+            links = (*links, self._pair_link(source, destination))
+        return links
 
     def _pair_link(self, source: int, destination: int) -> int:
         """Return the link that both directions between a pair of ranks share: their connection."""

@@ -44,8 +44,15 @@ _LAYOUT: tuple[tuple[str, Any, str], ...] = (
     ("saturated", np.dtype("i4"), "links"),
     ("fixed", np.dtype("i4"), "flows"),
     ("marked", np.dtype("i4"), "links"),
-    ("done", np.dtype("i8"), "flows"),
+    ("done", np.dtype("i8"), "ends"),
     ("log", kernel.LOG, "log"),
+    ("patterns", kernel.PATTERN, "patterns"),
+    ("repeats", np.dtype("i4"), "repeats"),
+    ("transfers", kernel.TRANSFER, "transfers"),
+    ("heads", np.dtype("i4"), "heads"),
+    ("collectives", kernel.COLLECTIVE, "collectives"),
+    ("parts", kernel.PART, "parts"),
+    ("arrived", np.dtype("i4"), "arrived"),
 )
 _FIRST_FLOWS = 16
 
@@ -111,7 +118,7 @@ class PlainStorage:
     functions: Any = kernel
 
     def __init__(self) -> None:
-        self.lengths = {"one": 0, "links": 0, "flows": 0, "hops": 0, "legs": 0, "log": 0}
+        self.lengths = dict.fromkeys([follows for _, _, follows in _LAYOUT if follows != "both"], 0)
         self.containers: dict[str, Any] = {name: [] for name, _, _ in _LAYOUT}
         self.table: Any = tuple(self.containers.values())
         self._extend("one", 1)
@@ -145,6 +152,12 @@ class PlainStorage:
                 record = _RECORDS.get(name)
                 container.extend([record() for _ in range(count)] if record else [0] * count)
 
+    def extend(self, name: str, count: int) -> int:
+        """Lengthen a container that nothing else follows; return its old length."""
+        begin = self.lengths[name]
+        self._extend(name, count)
+        return begin
+
     def add_link(self) -> Any:
         """Add a link and return its record."""
         self._extend("links", 1)
@@ -166,6 +179,7 @@ class PlainStorage:
         """Make slots for so many more flows, and for so many hops."""
         old = self.lengths["flows"], self.lengths["hops"]
         self._extend("flows", flows)
+        self._extend("ends", flows)
         self._extend("hops", hops)
         new = self.lengths["flows"], self.lengths["hops"]
         self.functions.make_free(self.table, old[0], new[0], old[1], new[1])
@@ -193,7 +207,7 @@ class CompiledStorage(PlainStorage):
         self.containers = {name: np.zeros(0, kind) for name, kind, _ in _LAYOUT}
         for group, length in plain.lengths.items():
             self._extend(group, length)
-        for name in ("state", "links", "log"):
+        for name in ("state", "links"):
             for place, record in enumerate(plain.containers[name]):
                 self.containers[name][place] = tuple(getattr(record, field) for field in record.__slots__)
 
