@@ -118,6 +118,7 @@ class Communicator:
                     (phase.repeat, [self._step(transfer) for transfer in phase.transfers])
                     for phase in self._schedule
                 ],
+                complete=True,
             )
         return clock.collective(
             self._pattern,

@@ -116,6 +116,8 @@ class Core:
     small, clock_from
         Components of up to so many flows are solved as a whole; so many flows on a common bottleneck get a
         virtual clock. Both are a matter of speed, and of rounding.
+    max_plus
+        Whether collectives may take the short way (see :meth:`add_pattern`).
 
     Attributes
     ----------
@@ -161,6 +163,7 @@ class Core:
         core: CoreName = "auto",
         small: int = SMALL_COMPONENT,
         clock_from: int = CLOCK_FROM,
+        max_plus: bool = True,
     ) -> None:
         if fairness not in ("maxmin", "rtt"):
             raise ValueError(f"fairness is 'maxmin' or 'rtt', not {fairness!r}")
@@ -184,6 +187,7 @@ class Core:
         self._storage = PlainStorage()
         self._storage.state.small = small
         self._storage.state.clock_from = clock_from
+        self._storage.state.max_plus = int(max_plus)
         self._functions, self._table = self._storage.functions, self._storage.table
 
     @property
@@ -416,7 +420,9 @@ class Core:
 
     # -------------------------------------------------------------------------------------- collectives
 
-    def add_pattern(self, ranks: int, phases: Sequence[tuple[int, Sequence[Step]]]) -> int:
+    def add_pattern(
+        self, ranks: int, phases: Sequence[tuple[int, Sequence[Step]]], *, complete: bool = False
+    ) -> int:
         """Keep a pattern of transfers between ranks for :meth:`collective`; return its number.
 
         Parameters
@@ -426,6 +432,10 @@ class Core:
         phases
             For each: how often it is repeated, and its transfers. A rank enters a round when its transfers
             of the rounds before have ended.
+        complete
+            Whether no rank can end before all have entered, as in an all-reduce. Only then, and if no two
+            transfers ever use a link at once, can a collective take the short way: while no other flow comes
+            on its links, the ends of all ranks are computed as soon as the last has entered.
         """
         self._choose()
         storage = self._storage
@@ -433,17 +443,18 @@ class Core:
         begin = storage.extend("patterns", 1)
         transfers = storage.extend("transfers", sum(len(steps) for _, steps in phases))
         heads = storage.extend("heads", 2 * ranks * len(phases))
-        repeats = storage.extend("repeats", len(phases))
+        first_phase = storage.extend("phases", len(phases))
         storage.containers["heads"][heads : heads + 2 * ranks * len(phases)] = [-1] * (
             2 * ranks * len(phases)
         )
         record = storage.records("patterns")[begin]
-        record.ranks, record.phase, record.phases = ranks, repeats, len(phases)
+        record.ranks, record.phase, record.phases = ranks, first_phase, len(phases)
         record.transfer, record.transfers, record.head = transfers, sum(len(s) for _, s in phases), heads
         flows, hops = [0] * ranks, [0] * ranks
         place = transfers
         for phase, (repeat, steps) in enumerate(phases):
-            storage.containers["repeats"][repeats + phase] = repeat
+            head_of_phase = storage.records("phases")[first_phase + phase]
+            head_of_phase.repeat, head_of_phase.transfer, head_of_phase.transfers = repeat, place, len(steps)
             sends, legs = [0] * ranks, [0] * ranks
             tails: dict[int, int] = {}
             for step in steps:
@@ -467,7 +478,8 @@ class Core:
                 place += 1
             flows = list(map(max, flows, sends))
             hops = list(map(max, hops, legs))
-        self._patterns.append(_Pattern(ranks, place - transfers, sum(flows), sum(hops)))
+        record.uncontended = complete and _never_shares_a_link(phases)
+        self._patterns.append(_Pattern(ranks, place - transfers, max(ranks, sum(flows)), sum(hops)))
         return pattern
 
     def ranks(self, pattern: int) -> int:
@@ -497,6 +509,7 @@ class Core:
         else:
             index = storage.extend("collectives", 1)
             self._collectives.append(None)
+            storage.state.collectives += 1
             record = storage.records("collectives")[index]
             record.pattern = pattern
             record.part = storage.extend("parts", kept.ranks)
@@ -668,6 +681,19 @@ class Core:
             twice = next(link for position, link in enumerate(path) if link in path[:position])
             raise ValueError(f"a route uses a link only once, but link {twice} is in it twice")
         return path
+
+
+def _never_shares_a_link(phases: Sequence[tuple[int, Sequence[Step]]]) -> bool:
+    """Return whether each link serves one sender only, and one transfer of it at a time."""
+    sender: dict[int, int] = {}
+    for _, steps in phases:
+        busy: set[int] = set()
+        for step in steps:
+            for link in step.route:
+                if link in busy or sender.setdefault(link, step.source) != step.source:
+                    return False
+                busy.add(link)
+    return True
 
 
 def _is_index(value: object, length: int) -> bool:

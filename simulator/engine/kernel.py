@@ -56,6 +56,8 @@ STATE = np.dtype(
         ("solves", "i8"),
         ("stamp", "i8"),
         ("small", "i8"),  # components of up to so many flows are solved as a whole
+        ("max_plus", "i8"),  # whether collectives may take the short way
+        ("intruded", "i8"),  # whether a flow has come on a link that one of them has reserved
         ("clock_from", "i8"),  # flows from which on a link gets a virtual clock if it alone limits them
         ("watching", "i8"),
         ("flows_left", "i8"),  # free slots, and free hops
@@ -72,6 +74,7 @@ STATE = np.dtype(
         ("log_count", "i4"),
         ("log_size", "i4"),
         ("links", "i4"),
+        ("collectives", "i4"),
     ],
     align=True,
 )
@@ -84,6 +87,9 @@ LINK = np.dtype(
         ("load", "f8"),
         ("fresh", "f8"),
         ("stamp", "i8"),
+        ("reserved", "i4"),  # by how many transfers of collectives that take the short way
+        ("reserver", "i4"),  # their pattern
+        ("intruded", "i1"),
         ("head", "i4"),  # the first and the last hop of the flows on this link, in the order of their coming
         ("tail", "i4"),
         ("count", "i4"),
@@ -158,13 +164,16 @@ PATTERN = np.dtype(
         ("transfer", "i4"),  # the first of its transfers, and their number
         ("transfers", "i4"),
         ("head", "i4"),  # where its heads begin
+        ("uncontended", "i1"),  # whether its transfers never share a link
     ],
     align=True,
 )
+PHASE = np.dtype([("repeat", "i4"), ("transfer", "i4"), ("transfers", "i4")], align=True)
 TRANSFER = np.dtype(
     [
         ("fraction", "f8"),  # of the message
         ("latency", "f8"),  # of its path
+        ("limit", "f8"),  # its rate if it is alone on its links
         ("source", "i4"),
         ("destination", "i4"),
         ("phase", "i4"),  # of its pattern
@@ -184,10 +193,25 @@ COLLECTIVE = np.dtype(
         ("pattern", "i4"),
         ("part", "i4"),  # where its parts begin, one for each rank
         ("arrived", "i4"),  # where its counts of arrived messages begin, one for each transfer
+        ("missing", "i4"),  # ranks that have not entered
+        ("left", "i4"),  # ranks whose part has not ended
+        ("way", "i1"),  # 0 not chosen yet, 1 flow by flow, 2 the short way
     ],
     align=True,
 )
-PART = np.dtype([("phase", "i4"), ("turn", "i4"), ("open", "i4")], align=True)
+PART = np.dtype(
+    [
+        ("entered", "f8"),
+        ("begins", "f8"),  # working space: when it enters a round, and the next one
+        ("ends", "f8"),
+        ("phase", "i4"),
+        ("turn", "i4"),
+        ("open", "i4"),
+        ("slot", "i4"),  # of the end on the agenda, on the short way; or -1
+        ("over", "i1"),
+    ],
+    align=True,
+)
 
 # Where the containers stand in a table.
 (
@@ -207,7 +231,7 @@ PART = np.dtype([("phase", "i4"), ("turn", "i4"), ("open", "i4")], align=True)
     DONE,
     LOGS,
     PATTERNS,
-    REPEATS,
+    PHASES,
     TRANSFERS,
     HEADS,
     COLLECTIVES,
@@ -355,6 +379,9 @@ def activate(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, dirty: Any,
             link.head = here
         link.tail = here
         link.count += 1
+        if link.reserved:
+            link.intruded = 1
+            s.intruded = 1
         mark_dirty(s, links, dirty, hop.link)
         here = hop.after
     if flow.hop < 0:
@@ -501,6 +528,10 @@ def change_capacity(table: Any, now: float, index: int, capacity: float) -> None
             stop_clock(s, links, flows, hops, agenda, clock)
             mark_dirty(s, links, dirty, clock)
         here = hops[here].behind
+    if links[index].reserved:
+        links[index].intruded = 1
+        s.intruded = 1
+        mark_dirty(s, links, dirty, index)
     links[index].capacity = capacity
     here = links[index].head
     while here >= 0:
@@ -533,15 +564,8 @@ def advance(table: Any, now: float, limit: float) -> tuple[int, int, float, floa
     flows = all_views[FLOWS]
     hops = all_views[HOPS]
     agenda = all_views[AGENDA]
-    queue = all_views[QUEUE]
     dirty = all_views[DIRTY]
-    touched = all_views[TOUCHED]
-    free = all_views[FREE]
-    saturated = all_views[SATURATED]
-    fixed = all_views[FIXED]
-    marked = all_views[MARKED]
     done = all_views[DONE]
-    log = all_views[LOGS]
     s = state[0]
     s.now = now
     while True:
@@ -551,7 +575,7 @@ def advance(table: Any, now: float, limit: float) -> tuple[int, int, float, floa
         if s.dirty_count and time > s.now and limit > s.now:
             if s.watching and s.log_count + s.links > s.log_size:
                 return -1, -1, s.now, time, True
-            settle(s, links, flows, hops, agenda, queue, dirty, touched, free, saturated, fixed, marked, log)
+            settle(table)
             slot = agenda_first(agenda, flows)
             time = flows[slot].due if slot >= 0 else inf
         if time > limit or time == inf:
@@ -576,7 +600,12 @@ def advance(table: Any, now: float, limit: float) -> tuple[int, int, float, floa
                 release(s, links, flows, hops, agenda, dirty, slot)
                 if clock >= 0:
                     follow(s, flows, agenda, links[clock])
-                if collective >= 0:
+                if collective >= 0 and flow.transfer < 0:
+                    rank = -1 - flow.transfer
+                    end_part(table, collective, rank)
+                    done[count] = -1 - (collective * RANKS + rank)
+                    count += 1
+                elif collective >= 0:
                     count = end_transfer(table, collective, flow.transfer, count)
             else:
                 agenda_drop(agenda, flows, slot)
@@ -591,22 +620,12 @@ def settle_now(table: Any, now: float) -> float:
     """Solve what is dirty; return the first time on the agenda."""
     all_views = views(table)
     state = all_views[STATES]
-    links = all_views[LINKS]
     flows = all_views[FLOWS]
-    hops = all_views[HOPS]
     agenda = all_views[AGENDA]
-    queue = all_views[QUEUE]
-    dirty = all_views[DIRTY]
-    touched = all_views[TOUCHED]
-    free = all_views[FREE]
-    saturated = all_views[SATURATED]
-    fixed = all_views[FIXED]
-    marked = all_views[MARKED]
-    log = all_views[LOGS]
     s = state[0]
     s.now = now
     if s.dirty_count:
-        settle(s, links, flows, hops, agenda, queue, dirty, touched, free, saturated, fixed, marked, log)
+        settle(table)
     slot = agenda_first(agenda, flows)
     time: float = flows[slot].due if slot >= 0 else inf
     return time
@@ -625,10 +644,16 @@ def open_collective(table: Any, index: int, flows: int, hops: int) -> None:
     arrived = all_views[ARRIVED]
     s.flows_kept += flows
     s.hops_kept += hops
+    collective.way = 0
+    collective.missing = pattern.ranks
+    collective.left = pattern.ranks
     for place in range(collective.part, collective.part + pattern.ranks):
+        parts[place].entered = inf
         parts[place].phase = 0
         parts[place].turn = -1
         parts[place].open = 0
+        parts[place].slot = -1
+        parts[place].over = 0
     for place in range(collective.arrived, collective.arrived + pattern.transfers):
         arrived[place] = 0
 
@@ -642,8 +667,21 @@ def close_collective(table: Any, flows: int, hops: int) -> None:
 
 def enter(table: Any, now: float, index: int, rank: int) -> bool:
     """Let a rank begin its part of a collective; return whether that is its end already."""
-    views(table)[STATES][0].now = now
-    return go_on(table, index, rank)
+    all_views = views(table)
+    s = all_views[STATES][0]
+    s.now = now
+    collective = all_views[COLLECTIVES][index]
+    all_views[PARTS][collective.part + rank].entered = now
+    collective.missing -= 1
+    if collective.way == 0:
+        collective.way = 1
+        if s.max_plus and not s.watching and reserve(table, index):
+            collective.way = 2
+    if collective.way == 1:
+        return go_on(table, index, rank)
+    if collective.missing == 0:
+        foresee(table, index)
+    return False
 
 
 def go_on(table: Any, index: int, rank: int) -> bool:
@@ -652,16 +690,17 @@ def go_on(table: Any, index: int, rank: int) -> bool:
     collective = all_views[COLLECTIVES][index]
     pattern = all_views[PATTERNS][collective.pattern]
     part = all_views[PARTS][collective.part + rank]
-    repeats = all_views[REPEATS]
+    phases = all_views[PHASES]
     transfers = all_views[TRANSFERS]
     heads = all_views[HEADS]
     arrived = all_views[ARRIVED]
     while True:
         part.turn += 1
-        while part.phase < pattern.phases and part.turn == repeats[pattern.phase + part.phase]:
+        while part.phase < pattern.phases and part.turn == phases[pattern.phase + part.phase].repeat:
             part.phase += 1
             part.turn = 0
         if part.phase == pattern.phases:
+            collective.left -= 1
             return True
         head = pattern.head + 2 * (part.phase * pattern.ranks + rank)
         waits_for = 0
@@ -686,16 +725,12 @@ def start_transfer(table: Any, index: int, place: int) -> None:
     s = all_views[STATES][0]
     transfer = all_views[TRANSFERS][place]
     collective = all_views[COLLECTIVES][index]
-    nbytes = transfer.fraction * collective.nbytes
-    segments = 1.0
-    if nbytes > collective.segment_size:
-        segments = float(ceil(nbytes / collective.segment_size))
-    begin = s.now + segments * collective.latency_factor * transfer.latency
+    begin = transfer_begin(transfer, collective, s.now)
     number = FIRST_INNER + s.inner_numbers
     s.inner_numbers += 1
     s.flows_kept -= 1
     s.hops_kept -= transfer.legs
-    size = nbytes / collective.payload_share
+    size = transfer_size(transfer, collective)
     slot = admit(table, number, transfer.leg, transfer.legs, size, 1.0, inf, begin)
     flow = all_views[FLOWS][slot]
     flow.collective = index
@@ -727,25 +762,286 @@ def end_transfer(table: Any, index: int, place: int, count: int) -> int:
     return count
 
 
+# ------------------------------------------------------------------- collectives that nothing else disturbs
+
+
+def reserve(table: Any, index: int) -> bool:
+    """Reserve the links of a collective; return False, and change nothing, if something else is on them."""
+    all_views = views(table)
+    links = all_views[LINKS]
+    legs = all_views[LEGS]
+    transfers = all_views[TRANSFERS]
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    if not pattern.uncontended:
+        return False
+    for place in range(pattern.transfer, pattern.transfer + pattern.transfers):
+        transfer = transfers[place]
+        limit = inf
+        for leg in range(transfer.leg, transfer.leg + transfer.legs):
+            link = links[legs[leg].link]
+            if link.count or link.intruded or link.capacity == 0.0:
+                return False
+            if link.reserved and link.reserver != collective.pattern:
+                return False
+            alone = link.capacity / legs[leg].use
+            if alone < limit:
+                limit = alone
+        transfer.limit = limit
+    for place in range(pattern.transfer, pattern.transfer + pattern.transfers):
+        transfer = transfers[place]
+        for leg in range(transfer.leg, transfer.leg + transfer.legs):
+            link = links[legs[leg].link]
+            link.reserved += 1
+            link.reserver = collective.pattern
+    return True
+
+
+def unreserve(table: Any, index: int) -> None:
+    """Give the links of a collective back."""
+    all_views = views(table)
+    links = all_views[LINKS]
+    legs = all_views[LEGS]
+    transfers = all_views[TRANSFERS]
+    pattern = all_views[PATTERNS][all_views[COLLECTIVES][index].pattern]
+    for place in range(pattern.transfer, pattern.transfer + pattern.transfers):
+        transfer = transfers[place]
+        for leg in range(transfer.leg, transfer.leg + transfer.legs):
+            link = links[legs[leg].link]
+            link.reserved -= 1
+            if link.reserved == 0:
+                link.intruded = 0
+
+
+def transfer_begin(transfer: Any, collective: Any, entered: float) -> float:
+    """Return when a transfer takes bandwidth whose sender enters its round at a given time."""
+    nbytes = transfer.fraction * collective.nbytes
+    segments = 1.0
+    if nbytes > collective.segment_size:
+        segments = float(ceil(nbytes / collective.segment_size))
+    return float(entered + segments * collective.latency_factor * transfer.latency)
+
+
+def transfer_size(transfer: Any, collective: Any) -> float:
+    """Return what a transfer moves."""
+    return float(transfer.fraction * collective.nbytes / collective.payload_share)
+
+
+def foresee(table: Any, index: int) -> None:
+    """Put the ends of all parts on the agenda, as all ranks have entered.
+
+    A rank enters a round when its transfers of the one before have ended, and none of them shares a link: a
+    recurrence of maxima and sums, in the same operations as flow by flow.
+    """
+    all_views = views(table)
+    s = all_views[STATES][0]
+    phases = all_views[PHASES]
+    parts = all_views[PARTS]
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    first = collective.part
+    for place in range(first, first + pattern.ranks):
+        parts[place].begins = parts[place].entered
+    for phase in range(pattern.phase, pattern.phase + pattern.phases):
+        for _ in range(phases[phase].repeat):
+            foresee_round(table, index, phase)
+            for place in range(first, first + pattern.ranks):
+                parts[place].begins = parts[place].ends
+    for place in range(first, first + pattern.ranks):
+        s.flows_kept -= 1
+        number = FIRST_INNER + s.inner_numbers
+        s.inner_numbers += 1
+        slot = admit(table, number, 0, 0, 0.0, 1.0, inf, parts[place].begins)
+        flow = all_views[FLOWS][slot]
+        flow.collective = index
+        flow.transfer = -1 - (place - first)
+        parts[place].slot = slot
+
+
+def foresee_round(table: Any, index: int, phase: int) -> None:
+    """Find when each rank ends a round, from when it enters it."""
+    all_views = views(table)
+    phases = all_views[PHASES]
+    transfers = all_views[TRANSFERS]
+    parts = all_views[PARTS]
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    first = collective.part
+    for place in range(first, first + pattern.ranks):
+        parts[place].ends = parts[place].begins
+    for place in range(phases[phase].transfer, phases[phase].transfer + phases[phase].transfers):
+        transfer = transfers[place]
+        sender = parts[first + transfer.source]
+        receiver = parts[first + transfer.destination]
+        end = transfer_begin(transfer, collective, sender.begins)
+        end += transfer_size(transfer, collective) / transfer.limit
+        if end > sender.ends:
+            sender.ends = end
+        if end > receiver.ends:
+            receiver.ends = end
+
+
+def end_part(table: Any, index: int, rank: int) -> None:
+    """End a rank's part on the short way: note what it has sent, and give the links back after the last."""
+    all_views = views(table)
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    phases = all_views[PHASES]
+    heads = all_views[HEADS]
+    transfers = all_views[TRANSFERS]
+    part = all_views[PARTS][collective.part + rank]
+    part.slot = -1
+    part.over = 1
+    for phase in range(pattern.phases):
+        place = heads[pattern.head + 2 * (phase * pattern.ranks + rank)]
+        while place >= 0:
+            size = transfer_size(transfers[place], collective)
+            carry(table, transfers[place], size * phases[pattern.phase + phase].repeat)
+            place = transfers[place].after_out
+    collective.left -= 1
+    if collective.left == 0:
+        unreserve(table, index)
+
+
+def carry(table: Any, transfer: Any, size: float) -> None:
+    """Note that the links of a transfer have carried something."""
+    all_views = views(table)
+    links = all_views[LINKS]
+    legs = all_views[LEGS]
+    for leg in range(transfer.leg, transfer.leg + transfer.legs):
+        links[legs[leg].link].carried += legs[leg].use * size
+
+
+def give_way(table: Any) -> None:
+    """Let the collectives on whose links a flow has come, or whose capacity has changed, go on as flows."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    links = all_views[LINKS]
+    legs = all_views[LEGS]
+    transfers = all_views[TRANSFERS]
+    patterns = all_views[PATTERNS]
+    collectives = all_views[COLLECTIVES]
+    s.intruded = 0
+    for index in range(s.collectives):
+        collective = collectives[index]
+        if collective.way == 2 and collective.left > 0:
+            pattern = patterns[collective.pattern]
+            intruded = False
+            for place in range(pattern.transfer, pattern.transfer + pattern.transfers):
+                for leg in range(transfers[place].leg, transfers[place].leg + transfers[place].legs):
+                    if links[legs[leg].link].intruded:
+                        intruded = True
+            if intruded:
+                demote(table, index)
+    s.intruded = 0
+    for index in range(s.collectives):
+        if collectives[index].way == 3:
+            collectives[index].way = 1
+            unreserve(table, index)
+
+
+def demote(table: Any, index: int) -> None:
+    """Turn a collective on the short way into what it would be now, flow by flow."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    parts = all_views[PARTS]
+    phases = all_views[PHASES]
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    first = collective.part
+    collective.way = 3
+    under_way = False
+    for place in range(first, first + pattern.ranks):
+        part = parts[place]
+        if part.slot >= 0:
+            release(
+                s,
+                all_views[LINKS],
+                all_views[FLOWS],
+                all_views[HOPS],
+                all_views[AGENDA],
+                all_views[DIRTY],
+                part.slot,
+            )
+            part.slot = -1
+        part.begins = part.entered
+        under_way = under_way or (part.entered <= s.now and not part.over)
+    for phase in range(pattern.phases):
+        for turn in range(phases[pattern.phase + phase].repeat):
+            if under_way:
+                foresee_round(table, index, pattern.phase + phase)
+                demote_round(table, index, phase, turn)
+                under_way = False
+                for place in range(first, first + pattern.ranks):
+                    parts[place].begins = parts[place].ends
+                    under_way = under_way or (parts[place].ends <= s.now and not parts[place].over)
+
+
+def demote_round(table: Any, index: int, phase: int, turn: int) -> None:
+    """Do what the ranks have done in a round up to now, and start what is under way."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    parts = all_views[PARTS]
+    phases = all_views[PHASES]
+    transfers = all_views[TRANSFERS]
+    flows = all_views[FLOWS]
+    arrived = all_views[ARRIVED]
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    first = collective.part
+    now = s.now
+    for place in range(first, first + pattern.ranks):
+        part = parts[place]
+        if part.begins <= now:
+            part.phase = phase
+            part.turn = turn
+            part.open = 0
+    begin = phases[pattern.phase + phase].transfer
+    for place in range(begin, begin + phases[pattern.phase + phase].transfers):
+        transfer = transfers[place]
+        sender = parts[first + transfer.source]
+        receiver = parts[first + transfer.destination]
+        size = transfer_size(transfer, collective)
+        start_of_work = transfer_begin(transfer, collective, sender.begins)
+        end = start_of_work + size / transfer.limit
+        if end <= now:
+            arrived[collective.arrived + place - pattern.transfer] += 1
+            if not sender.over:
+                carry(table, transfer, size)
+            continue
+        if receiver.begins <= now:
+            receiver.open += 1
+        if sender.begins <= now:
+            sender.open += 1
+            s.flows_kept -= 1
+            s.hops_kept -= transfer.legs
+            number = FIRST_INNER + s.inner_numbers
+            s.inner_numbers += 1
+            slot = admit(table, number, transfer.leg, transfer.legs, size, 1.0, inf, max(start_of_work, now))
+            flow = flows[slot]
+            flow.collective = index
+            flow.transfer = place
+            if start_of_work <= now:
+                flow.left = size - transfer.limit * (now - start_of_work)
+
+
 # ------------------------------------------------------------------------------------------------ solver
 
 
-def settle(
-    s: Any,
-    links: Any,
-    flows: Any,
-    hops: Any,
-    agenda: Any,
-    queue: Any,
-    dirty: Any,
-    touched: Any,
-    free: Any,
-    saturated: Any,
-    fixed: Any,
-    marked: Any,
-    log: Any,
-) -> None:
+def settle(table: Any) -> None:
     """Solve the rates that what happened has changed."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    links = all_views[LINKS]
+    flows = all_views[FLOWS]
+    hops = all_views[HOPS]
+    agenda = all_views[AGENDA]
+    dirty = all_views[DIRTY]
+    free = all_views[FREE]
+    marked = all_views[MARKED]
+    log = all_views[LOGS]
+    if s.intruded:
+        give_way(table)
     s.solves += 1
     s.free_count = 0
     s.marked_count = 0
@@ -787,7 +1083,17 @@ def settle(
             here = hops[here].behind
     s.dirty_count = 0
     if s.free_count:
-        solve(s, links, flows, hops, queue, touched, free, saturated, fixed)
+        solve(
+            s,
+            links,
+            flows,
+            hops,
+            all_views[QUEUE],
+            all_views[TOUCHED],
+            free,
+            all_views[SATURATED],
+            all_views[FIXED],
+        )
         for position in range(s.free_count):
             slot = free[position]
             flow = flows[slot]

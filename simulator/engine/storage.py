@@ -47,7 +47,7 @@ _LAYOUT: tuple[tuple[str, Any, str], ...] = (
     ("done", np.dtype("i8"), "ends"),
     ("log", kernel.LOG, "log"),
     ("patterns", kernel.PATTERN, "patterns"),
-    ("repeats", np.dtype("i4"), "repeats"),
+    ("phases", kernel.PHASE, "phases"),
     ("transfers", kernel.TRANSFER, "transfers"),
     ("heads", np.dtype("i4"), "heads"),
     ("collectives", kernel.COLLECTIVE, "collectives"),
