@@ -438,6 +438,7 @@ class Core:
             on its links, the ends of all ranks are computed as soon as the last has entered.
         """
         self._choose()
+        paths = [[self._checked_step(step, ranks) for step in steps] for _, steps in phases]
         storage = self._storage
         pattern = len(self._patterns)
         begin = storage.extend("patterns", 1)
@@ -457,8 +458,7 @@ class Core:
             head_of_phase.repeat, head_of_phase.transfer, head_of_phase.transfers = repeat, place, len(steps)
             sends, legs = [0] * ranks, [0] * ranks
             tails: dict[int, int] = {}
-            for step in steps:
-                path = self._paths.get(step.route) or self._add_path(step.route, step.route, None)
+            for step, path in zip(steps, paths[phase], strict=True):
                 entry = storage.records("transfers")[place]
                 entry.source, entry.destination, entry.phase = step.source, step.destination, phase
                 entry.fraction, entry.latency = step.fraction, step.latency
@@ -482,6 +482,18 @@ class Core:
         self._patterns.append(_Pattern(ranks, place - transfers, max(ranks, sum(flows)), sum(hops)))
         return pattern
 
+    def _checked_step(self, step: Step, ranks: int) -> tuple[int, int, float]:
+        """Return the path of a transfer."""
+        for rank in (step.source, step.destination):
+            if not 0 <= rank < ranks:
+                raise ValueError(f"a pattern of {ranks} ranks has no rank {rank}")
+        for name, value in (("fraction", step.fraction), ("latency", step.latency)):
+            if not 0.0 <= value < inf:
+                raise ValueError(
+                    f"the {name} of a transfer must be a finite number of at least 0, not {value}"
+                )
+        return self._paths.get(step.route) or self._add_path(step.route, step.route, None)
+
     def ranks(self, pattern: int) -> int:
         """Return how many ranks take part in a pattern."""
         return self._patterns[pattern].ranks
@@ -502,6 +514,8 @@ class Core:
         """
         if not 0.0 <= nbytes < inf:
             raise ValueError(f"the size of a collective must be a finite number of at least 0, not {nbytes}")
+        if not 0 <= pattern < len(self._patterns):
+            raise ValueError(f"there is no pattern {pattern}")
         kept = self._patterns[pattern]
         storage = self._storage
         if kept.closed:
