@@ -56,8 +56,8 @@ RANKS = kernel.RANKS
 
 Fairness = Literal["maxmin", "rtt"]
 
-SMALL_COMPONENT = 24
-"""Components of up to so many flows are solved as a whole, without looking for what can stay."""
+ROUNDS = 12
+"""Rounds of local repair before a component is solved as a whole."""
 
 CLOCK_FROM = 8
 """A link that alone limits so many flows gives them a virtual clock, until they are fewer than half."""
@@ -113,9 +113,9 @@ class Core:
         ``"plain"`` Python, ``"compiled"`` by numba, or ``"auto"``: compiled if numba is installed and there
         are enough links at the start of the first flow; the environment variable ``PACELINE_CORE`` replaces
         ``"auto"``.
-    small, clock_from
-        Components of up to so many flows are solved as a whole; so many flows on a common bottleneck get a
-        virtual clock. Both are a matter of speed, and of rounding.
+    rounds, clock_from
+        Rounds of local repair before a component is solved as a whole; how many flows on a common bottleneck
+        get a virtual clock. Both are a matter of speed, and of rounding.
     max_plus
         Whether collectives may take the short way (see :meth:`add_pattern`).
 
@@ -161,7 +161,7 @@ class Core:
         monitor: bool = False,
         now: Annotated[float, "s"] = 0.0,
         core: CoreName = "auto",
-        small: int = SMALL_COMPONENT,
+        rounds: int = ROUNDS,
         clock_from: int = CLOCK_FROM,
         max_plus: bool = True,
     ) -> None:
@@ -185,7 +185,7 @@ class Core:
         self._slot_of: dict[int, int] = {}
         self._next_number = 0
         self._storage = PlainStorage()
-        self._storage.state.small = small
+        self._storage.state.rounds = rounds
         self._storage.state.clock_from = clock_from
         self._storage.state.max_plus = int(max_plus)
         self._functions, self._table = self._storage.functions, self._storage.table

@@ -18,15 +18,13 @@ out. A flow without a binding link runs at its limit.
 They get a common virtual clock instead, which shows the work per weight that each has got, and an end in its
 time; only the first of them is on the agenda, and a change costs what it takes to sort it in.
 
-*Components.* If few flows are connected to the free ones through binding links, all of them are freed, and
-progressive filling gives their rates.
-
-*Local repair.* Otherwise only the free flows are filled, against the rates of the others. Then the links that
-they touch are checked: a flow on whose bottleneck somebody is faster, or whose bottleneck is not full, is
+*Local repair.* The free flows are filled (progressive filling), against the rates of the others. Then the
+links that they touch are checked: a flow on whose bottleneck somebody is faster, or whose bottleneck is not full, is
 freed, as is the one that is faster; and so on until nothing is found. What is left satisfies the conditions
 that make an allocation max-min fair, and these have one solution. A link on which the flows that are not
 free leave less than nothing offers a share of zero, which the check then finds: leaving that out gives rates
-that are wrong without a sign. If the repair spreads over half of all flows, their component is solved.
+that are wrong without a sign. If the repair goes on for long, or spreads over half of all flows, then all flows
+are freed that binding links connect to the free ones, and that component is filled.
 """
 
 from __future__ import annotations
@@ -42,10 +40,8 @@ __all__ = ["FLOW", "HOP", "LEG", "LEVEL", "LINK", "LOG", "STATE"]
 TOLERANCE = 1e-11
 """How far, relatively, a check of fairness may be off: far above rounding, far below what is tested."""
 
-EVERYTHING = 2**62
-
-MOST_ROUNDS = 12
-"""Rounds of local repair before the component is solved instead."""
+FEW = 16
+"""So few flows are never too many for local repair."""
 
 STATE = np.dtype(
     [
@@ -55,7 +51,8 @@ STATE = np.dtype(
         ("numbers", "i8"),  # the next flow's number
         ("solves", "i8"),
         ("stamp", "i8"),
-        ("small", "i8"),  # components of up to so many flows are solved as a whole
+        ("clocks", "i8"),  # virtual clocks that run
+        ("rounds", "i8"),  # of local repair, before a component is solved as a whole
         ("max_plus", "i8"),  # whether collectives may take the short way
         ("intruded", "i8"),  # whether a flow has come on a link that one of them has reserved
         ("clock_from", "i8"),  # flows from which on a link gets a virtual clock if it alone limits them
@@ -1049,7 +1046,7 @@ def settle(table: Any) -> None:
         if not links[dirty[position]].clocked:
             weigh(links, flows, hops, dirty[position])
     position = 0
-    while position < s.dirty_count:  # which grows
+    while s.clocks and position < s.dirty_count:  # which grows
         turn_clock(s, links, flows, hops, agenda, dirty, marked, dirty[position])
         position += 1
     for position in range(s.dirty_count):
@@ -1145,47 +1142,32 @@ def solve(
     """Find the rates of the free flows, and free as many more as it takes."""
     s.stamp += 1
     s.touched_count = 0
-    if spread(s, links, flows, hops, touched, free, s.small):
-        fill(s, links, flows, hops, queue, touched, free, saturated, fixed)
-        return
-    s.stamp += 1
-    s.touched_count = 0
     rounds = 0
     position = 0
-    while True:
+    while rounds < s.rounds and 2 * s.free_count <= s.running + FEW:
         while position < s.free_count:
             touch(s, links, hops, touched, flows[free[position]])
             position += 1
         fill(s, links, flows, hops, queue, touched, free, saturated, fixed)
-        checked = s.touched_count
-        for place in range(checked):
+        for place in range(s.touched_count):
             free_violators(s, links, flows, hops, free, touched[place])
         if position == s.free_count:
             return
         rounds += 1
-        if rounds == MOST_ROUNDS or 2 * s.free_count > s.running:
-            s.stamp += 1
-            s.touched_count = 0
-            spread(s, links, flows, hops, touched, free, EVERYTHING)
-            fill(s, links, flows, hops, queue, touched, free, saturated, fixed)
-            return
+    s.stamp += 1
+    s.touched_count = 0
+    spread(s, links, flows, hops, touched, free)
+    fill(s, links, flows, hops, queue, touched, free, saturated, fixed)
 
 
-def spread(s: Any, links: Any, flows: Any, hops: Any, touched: Any, free: Any, most: int) -> bool:
-    """Free all flows that binding links connect to the free ones; undo it if there are more than `most`."""
-    seeds = s.free_count
+def spread(s: Any, links: Any, flows: Any, hops: Any, touched: Any, free: Any) -> None:
+    """Free all flows that binding links connect to the free ones."""
     position = 0
     while position < s.free_count:
         before = s.touched_count
         touch(s, links, hops, touched, flows[free[position]])
         for place in range(before, s.touched_count):
             here = links[touched[place]].head
-            if s.free_count + links[touched[place]].count > most + seeds:
-                # A bound from above, which spares the search in the case that matters.
-                for added in range(seeds, s.free_count):
-                    flows[free[added]].free = 0
-                s.free_count = seeds
-                return False
             while here >= 0:
                 hop = hops[here]
                 if not flows[hop.flow].free:
@@ -1194,7 +1176,6 @@ def spread(s: Any, links: Any, flows: Any, hops: Any, touched: Any, free: Any, m
                     s.free_count += 1
                 here = hop.behind
         position += 1
-    return True
 
 
 def touch(s: Any, links: Any, hops: Any, touched: Any, flow: Any) -> None:
@@ -1221,10 +1202,11 @@ def fill(
     """
     queue_clear(queue)
     count = s.touched_count
+    least = inf  # of the limits per weight of the flows that wait for a rate
     for position in range(s.free_count):
         flow = flows[free[position]]
         flow.pending = 1
-        queue_put(queue, flow.limit / flow.weight, count + position)
+        least = min(least, flow.limit / flow.weight)
     for position in range(count):
         queue_put(queue, first_level(links[touched[position]], flows, hops), position)
     waiting = s.free_count
@@ -1232,32 +1214,38 @@ def fill(
         level = inf
         saturated_count = 0
         fixed_count = 0
-        while not queue_empty(queue) and queue_level(queue) <= level:
+        while not queue_empty(queue) and queue_level(queue) <= level and queue_level(queue) <= least:
             bound = queue_level(queue)
-            code = queue_code(queue)
+            position = queue_code(queue)
             queue_drop(queue)
-            if code < count:
-                link = links[touched[code]]
-                if link.pending == 0:
+            link = links[touched[position]]
+            if link.pending == 0:
+                continue
+            if link.changed:
+                exact = exact_level(link, flows, hops, bound)
+                if exact > bound:
+                    queue_put(queue, exact, position)
                     continue
-                if link.changed:
-                    exact = exact_level(link, flows, hops, bound)
-                    if exact > bound:
-                        queue_put(queue, exact, code)
-                        continue
-                saturated[saturated_count] = touched[code]
-                saturated_count += 1
-            else:
-                slot = free[code - count]
-                flow = flows[slot]
-                if flow.pending == 0:
-                    continue
-                flow.pending = 2
-                flow.offer = flow.limit
-                flow.bottleneck = -1
-                fixed[fixed_count] = slot
-                fixed_count += 1
+            saturated[saturated_count] = touched[position]
+            saturated_count += 1
             level = bound
+        if least <= level:
+            # All limits that are reached before the next link saturates, at once: levels only rise.
+            if saturated_count == 0 and not queue_empty(queue):
+                level = queue_level(queue)
+            least = inf
+            for position in range(s.free_count):
+                flow = flows[free[position]]
+                if flow.pending:
+                    reached_at = flow.limit / flow.weight
+                    if reached_at <= level:
+                        flow.pending = 2
+                        flow.offer = flow.limit
+                        flow.bottleneck = -1
+                        fixed[fixed_count] = free[position]
+                        fixed_count += 1
+                    elif reached_at < least:
+                        least = reached_at
         for place in range(saturated_count):
             fixed_count = offer_on(links, flows, hops, saturated[place], level, fixed, fixed_count)
         for place in range(fixed_count):
@@ -1418,6 +1406,7 @@ def start_clock(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, marked: 
     if not level <= least:
         return
     link.clocked = 1
+    s.clocks += 1
     link.service = 0.0
     link.service_since = s.now
     link.level = level
@@ -1540,6 +1529,7 @@ def stop_clock(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, index: in
             flow.fresh = 1
         here = hops[here].behind
     links[index].clocked = 0
+    s.clocks -= 1
     weigh(links, flows, hops, index)
 
 

@@ -258,7 +258,49 @@ def _compiled_functions() -> ModuleType:
     spec.loader.exec_module(module)
     for name, function in list(vars(module).items()):
         if isinstance(function, FunctionType) and function.__module__ == module.__name__:
-            setattr(module, name, numba.njit(cache=True)(function))
+            setattr(
+                module,
+                name,
+                numba.njit(
+                    cache=True,
+                    forceinline=name
+                    not in (
+                        "start",
+                        "advance",
+                        "settle",
+                        "admit",
+                        "solve",
+                        "fill",
+                        "spread",
+                        "enter",
+                        "go_on",
+                        "end_transfer",
+                        "start_transfer",
+                        "settle_now",
+                        "cancel",
+                        "change_capacity",
+                        "make_free",
+                        "set_leg",
+                        "foresee",
+                        "demote",
+                        "give_way",
+                        "open_collective",
+                        "close_collective",
+                        "release",
+                        "start_clock",
+                        "turn_clock",
+                        "stop_clock",
+                        "reserve",
+                        "unreserve",
+                        "end_part",
+                        "demote_round",
+                        "array_agenda_put",
+                        "array_agenda_drop",
+                        "array_queue_drop",
+                        "children_melded",
+                    ),
+                )(function),
+            )
     for name in list(vars(module)):
         if name.startswith("array_"):
             plain = name.removeprefix("array_")

@@ -423,13 +423,14 @@ def test_flow_sets_of_simgrid(fairness: Any, count: int) -> None:
 
 # Components as a whole, local repair, virtual clocks wherever they can be.
 WAYS: list[dict[str, Any]] = [
-    {"small": 24, "clock_from": 1000},
-    {"small": 0, "clock_from": 1000},
-    {"small": 0, "clock_from": 2},
+    {"rounds": 0, "clock_from": 1000},
+    {"rounds": 12, "clock_from": 1000},
+    {"rounds": 1, "clock_from": 1000},
+    {"rounds": 12, "clock_from": 2},
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["component", "repair", "clocks"])
+@pytest.mark.parametrize("way", WAYS, ids=["component", "repair", "short repair", "clocks"])
 @MANY
 @given(data=st.data())
 def test_agrees_with_progressive_filling_and_every_allocation_is_fair(
