@@ -283,26 +283,32 @@ class Clock(Environment):
 
     def _loop(self) -> None:
         """Run until nothing is left: :meth:`step` after step, without its calls."""
-        core, queue, completed = self.core, self._queue, self._completed
+        core, queue, completed, done = self.core, self._queue, self._completed, self._done
+        process_event = self._process_event
         self._call_back()
         while True:
             if queue:
                 time = queue[0][0]
                 # The core is asked only if it may have something to say.
-                if core.first <= time or (core.dirty and time > core.now):
-                    completed.extend(core.advance(time))
-                    if completed:
-                        self._now = core.now
-                        self._call_back()
-                        continue
-                self._process_event()
+                if core.first > time and (time <= core.now or not core.dirty):
+                    process_event()
+                    continue
+                ended = core.advance_to(time)
+                if not ended:
+                    process_event()
+                    continue
+                self._now = core.now
             else:
                 if not core.live:
                     return
-                completed.extend(core.advance(inf))
+                ended = core.advance_to(inf)
                 self._now = core.now
-                if not completed:
+                if not ended:
                     raise self._stalled()
+            if len(ended) == 1 and ended[0] in done:
+                done.pop(ended[0])()
+            else:
+                completed.extend(ended)
                 self._call_back()
 
     def _process_event(self) -> None:

@@ -352,15 +352,17 @@ class Core:
             raise ValueError(f"the latency of a flow must be a finite number of at least 0, not {latency}")
         if self._rtt and path_latency > 0.0:
             weight = weight / path_latency
-        values = first, legs, float(size), float(weight), float(cap), begin
-        slot = self._functions.start(self._table, self.now, *values)
+        if not (type(size) is type(weight) is type(cap) is float):
+            size, weight, cap = float(size), float(weight), float(cap)
+        now = self.now
+        slot = self._functions.start(self._table, now, first, legs, size, weight, cap, begin)
         if slot < 0:
             self._storage.reserve(flows=len(self._slot_of) + 16, hops=3 * len(self._slot_of) + legs + 16)
-            slot = self._functions.start(self._table, self.now, *values)
+            slot = self._functions.start(self._table, now, first, legs, size, weight, cap, begin)
         number = self._next_number
         self._next_number = number + 1
         self._slot_of[number] = slot
-        if begin > self.now or size == 0.0 or legs == 0:
+        if begin > now or size == 0.0 or legs == 0:
             if begin < self.first:
                 self.first = begin
         else:
@@ -579,14 +581,22 @@ class Core:
         """
         if not limit >= self.now:
             raise ValueError(f"cannot advance to {limit}: the time is already {self.now}")
+        return self.advance_to(float(limit))
+
+    def advance_to(self, limit: Annotated[float, "s"]) -> list[int]:
+        """Do as :meth:`advance`, for a run loop that knows that the limit is not in the past."""
         while True:
             count, number, self.now, self.first, self.dirty = self._functions.advance(
-                self._table, self.now, float(limit)
+                self._table, self.now, limit
             )
             if count == 0:
                 return []
+            if count == 1:
+                if number >= 0:
+                    del self._slot_of[number]
+                return [number]
             if count > 0:
-                completed = [number] if count == 1 else self._storage.finished(count)
+                completed = self._storage.finished(count)
                 for number in completed:
                     if number >= 0:
                         del self._slot_of[number]

@@ -19,12 +19,12 @@ They get a common virtual clock instead, which shows the work per weight that ea
 time; only the first of them is on the agenda, and a change costs what it takes to sort it in.
 
 *Local repair.* The free flows are filled (progressive filling), against the rates of the others. Then the
-links that they touch are checked: a flow on whose bottleneck somebody is faster, or whose bottleneck is not full, is
-freed, as is the one that is faster; and so on until nothing is found. What is left satisfies the conditions
-that make an allocation max-min fair, and these have one solution. A link on which the flows that are not
-free leave less than nothing offers a share of zero, which the check then finds: leaving that out gives rates
-that are wrong without a sign. If the repair goes on for long, or spreads over half of all flows, then all flows
-are freed that binding links connect to the free ones, and that component is filled.
+links that they touch are checked: a flow on whose bottleneck somebody is faster, or whose bottleneck is not
+full, is freed, as is the one that is faster; and so on until nothing is found. What is left satisfies the
+conditions that make an allocation max-min fair, and these have one solution. A link on which the flows that
+are not free leave less than nothing offers a share of zero, which the check then finds: leaving that out
+gives rates that are wrong without a sign. If the repair goes on for long, or spreads over half of all flows,
+then all flows are freed that binding links connect to the free ones, and that component is filled.
 """
 
 from __future__ import annotations

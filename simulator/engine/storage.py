@@ -1,6 +1,6 @@
 """Where the core's records lie: lists of objects under CPython, arrays under numba.
 
-The compiled functions take one array of addresses and lengths instead of fifteen arrays, since unpacking
+The compiled functions take one array of addresses and lengths instead of some twenty arrays, since unpacking
 those costs more than most calls do. The addresses are made, kept and turned into arrays here and nowhere
 else: :class:`CompiledStorage` owns the arrays, and refreshes the addresses whenever one of them is replaced.
 """
@@ -258,49 +258,7 @@ def _compiled_functions() -> ModuleType:
     spec.loader.exec_module(module)
     for name, function in list(vars(module).items()):
         if isinstance(function, FunctionType) and function.__module__ == module.__name__:
-            setattr(
-                module,
-                name,
-                numba.njit(
-                    cache=True,
-                    forceinline=name
-                    not in (
-                        "start",
-                        "advance",
-                        "settle",
-                        "admit",
-                        "solve",
-                        "fill",
-                        "spread",
-                        "enter",
-                        "go_on",
-                        "end_transfer",
-                        "start_transfer",
-                        "settle_now",
-                        "cancel",
-                        "change_capacity",
-                        "make_free",
-                        "set_leg",
-                        "foresee",
-                        "demote",
-                        "give_way",
-                        "open_collective",
-                        "close_collective",
-                        "release",
-                        "start_clock",
-                        "turn_clock",
-                        "stop_clock",
-                        "reserve",
-                        "unreserve",
-                        "end_part",
-                        "demote_round",
-                        "array_agenda_put",
-                        "array_agenda_drop",
-                        "array_queue_drop",
-                        "children_melded",
-                    ),
-                )(function),
-            )
+            setattr(module, name, numba.njit(cache=True)(function))
     for name in list(vars(module)):
         if name.startswith("array_"):
             plain = name.removeprefix("array_")
@@ -322,11 +280,12 @@ def _compiled_views() -> Any:
 
         return types.voidptr(address), generate
 
-    lines = [
-        f"carray(pointer(table[{2 * place}]), table[{2 * place + 1}], kind_{place})"
+    # One array for each container, written out since a compiled function takes no list of different types.
+    arrays = ", ".join(
+        f"carray(pointer(table[{2 * place}]), table[{2 * place + 1}], kinds_{place})"
         for place in range(len(_LAYOUT))
-    ]
-    kinds = {f"kind_{place}": kind for place, (_, kind, _) in enumerate(_LAYOUT)}
-    names: dict[str, Any] = {"carray": carray, "pointer": pointer, **kinds}
-    exec(f"def views(table):\n    return ({', '.join(lines)})", names)
+    )
+    names: dict[str, Any] = {f"kinds_{place}": kind for place, (_, kind, _) in enumerate(_LAYOUT)}
+    names |= {"carray": carray, "pointer": pointer}
+    exec(f"def views(table):\n    return ({arrays})", names)
     return njit(names["views"])
