@@ -431,7 +431,8 @@ def set_rate(s: Any, links: Any, flows: Any, agenda: Any, slot: int, rate: float
     """Fix the work done so far, change the rate, and put the new end on the agenda."""
     flow = flows[slot]
     now = s.now
-    flow.left = left_now(now, links, flow)
+    if flow.rate > 0.0:
+        flow.left = left_now(now, links, flow)
     flow.since = now
     flow.rate = rate
     due = inf
@@ -1042,17 +1043,23 @@ def settle(table: Any) -> None:
     s.solves += 1
     s.free_count = 0
     s.marked_count = 0
+    crowded = s.clocks > 0
     for position in range(s.dirty_count):
-        if not links[dirty[position]].clocked:
-            weigh(links, flows, hops, dirty[position])
+        link = links[dirty[position]]
+        if not link.clocked:
+            link.binds = 0
+            if link.count > 1:
+                weigh(links, flows, hops, dirty[position])
+                crowded = crowded or link.count >= s.clock_from
     position = 0
     while s.clocks and position < s.dirty_count:  # which grows
         turn_clock(s, links, flows, hops, agenda, dirty, marked, dirty[position])
         position += 1
-    for position in range(s.dirty_count):
-        index = dirty[position]
-        if links[index].binds and not links[index].clocked and links[index].count >= s.clock_from:
-            start_clock(s, links, flows, hops, agenda, marked, index)
+    if crowded:
+        for position in range(s.dirty_count):
+            index = dirty[position]
+            if links[index].binds and not links[index].clocked and links[index].count >= s.clock_from:
+                start_clock(s, links, flows, hops, agenda, marked, index)
     for position in range(s.dirty_count):
         index = dirty[position]
         link = links[index]
@@ -1067,7 +1074,7 @@ def settle(table: Any) -> None:
             flow = flows[slot]
             if flow.fresh or (flow.bottleneck == index and not flow.free):
                 flow.fresh = 0
-                if is_bound(links, hops, flow, -1):
+                if link.binds or (hops[flow.hop].after >= 0 and is_bound(links, hops, flow, -1)):
                     flow.free = 1
                     free[s.free_count] = slot
                     s.free_count += 1
@@ -1111,19 +1118,16 @@ def settle(table: Any) -> None:
 
 
 def weigh(links: Any, flows: Any, hops: Any, index: int) -> None:
-    """Find out whether a link can bind: whether its flows could together exceed its capacity."""
+    """Find out whether a link can bind: whether its flows, if several, could exceed its capacity."""
     link = links[index]
-    link.binds = 0
-    if link.count > 1:
-        most = 0.0
-        here = link.head
-        while here >= 0:
-            hop = hops[here]
-            most += hop.use * flows[hop.flow].limit
-            here = hop.behind
-        # On the safe side: a link that never binds may count as one that does.
-        if most > link.capacity * (1.0 - 1e-9):
-            link.binds = 1
+    most = 0.0
+    here = link.head
+    while here >= 0:
+        hop = hops[here]
+        most += hop.use * flows[hop.flow].limit
+        here = hop.behind
+    # On the safe side: a link that never binds may count as one that does.
+    link.binds = int(link.count > 1 and most > link.capacity * (1.0 - 1e-9))
 
 
 def is_bound(links: Any, hops: Any, flow: Any, apart: int) -> bool:

@@ -22,11 +22,11 @@ __all__ = ["CompiledStorage", "CoreName", "PlainStorage", "compiled_wanted"]
 
 CoreName = Literal["auto", "plain", "compiled"]
 
-COMPILED_FROM = 192
+COMPILED_FROM = 1000
 """With ``auto``, the number of links from which on the compiled core is taken.
 
-Loading numba and the compiled functions from their cache takes about as long as the plain core needs for a
-simulation of a few dozen workers.
+Loading numba and the compiled functions from their cache takes most of a second, in which the plain core does
+some twenty thousand flows.
 """
 
 # Containers in the order of a table: name, record or number type, what its length follows.

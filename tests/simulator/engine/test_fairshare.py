@@ -473,6 +473,37 @@ def test_both_cores_give_the_same_bits(data: st.DataObject, network: SimpleNames
     assert results[0] == results[1]
 
 
+def crowd(network: SimpleNamespace, seed: int) -> Any:
+    """Hundreds of flows on tens of links, or on one of a few that limit them: too many for hypothesis."""
+    random = np.random.default_rng(seed)
+    hubs, others = int(random.integers(1, 4)), int(random.integers(5, 50))
+    links = [(float(random.choice([1.0, 2.0, 0.7])), 0.0) for _ in range(hubs + others)]
+    actions: list[tuple[float, Any]] = []
+    flows = int(random.integers(60, 200))
+    for _ in range(flows):
+        if seed % 2:
+            route = random.choice(hubs + others, int(random.integers(1, 5)), replace=False)
+        else:
+            route = np.array([random.integers(hubs), hubs + random.integers(others)])
+        cap = float(random.choice([inf, inf, inf, 0.03]))
+        weight = float(random.choice([1.0, 1.0, 2.0]))
+        start = network.Start(tuple(route.tolist()), float(random.uniform(0.1, 3.0)), weight=weight, cap=cap)
+        actions.append((float(random.uniform(0.0, 10.0)), start))
+    for _ in range(flows // 20):
+        link = int(random.integers(hubs + others))
+        change = network.Capacity(link, float(random.choice([0.3, 2.5])))
+        actions.append((float(random.uniform(0.0, 10.0)), change))
+    return network.Scenario(links, sorted(actions, key=lambda pair: pair[0]))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_all_ways_agree_on_larger_networks(seed: int, network: SimpleNamespace) -> None:
+    scenario = crowd(network, seed)
+    first, *others = (network.run_core(scenario, Core(**way)) for way in WAYS)
+    for other in others:
+        network.assert_agree(scenario, other, first)
+
+
 @SOME
 @given(data=st.data())
 def test_numbering_of_links_and_monitoring_do_not_change_a_bit(
