@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypedDict, Unpack
 from simpy.core import BoundClass, EmptySchedule, Environment, StopSimulation
 from simpy.events import NORMAL, URGENT, Event, EventPriority
 
-from simulator.engine.fairshare import Core, Fairness
+from simulator.engine.fairshare import RANKS, Core, CoreName, Fairness
 
 __all__ = ["Clock", "FlowOptions", "StalledFlow"]
 
@@ -36,6 +36,25 @@ class FlowOptions(TypedDict, total=False):
     demand: Sequence[float] | None
     latency: Annotated[float, "s"] | None
     at: Annotated[float, "s"] | None
+
+
+class CollectiveOptions(TypedDict, total=False):
+    """The options of a collective, as :meth:`simulator.engine.fairshare.Core.collective` describes them."""
+
+    payload_share: float
+    segment_size: Annotated[float, "B"]
+    least_segments: int
+    latency_factor: float
+
+
+class _Parts:
+    """Who is told of the ends of a collective's parts, and how many are to come."""
+
+    __slots__ = ("done", "left")
+
+    def __init__(self, done: Callable[[int], object], left: int) -> None:
+        self.done = done
+        self.left = left
 
 
 class StalledFlow(RuntimeError):
@@ -79,7 +98,7 @@ class Clock(Environment):
     ----------
     initial_time
         Seconds at which the clock starts.
-    fairness, monitor
+    fairness, monitor, core
         As for :class:`simulator.engine.fairshare.Core`.
 
     Attributes
@@ -94,15 +113,17 @@ class Clock(Environment):
         *,
         fairness: Fairness = "maxmin",
         monitor: bool = False,
+        core: CoreName = "auto",
     ) -> None:
         super().__init__(float(initial_time))
         # SimPy binds timeout(), process() … early only where the class itself defines them.
         for name, value in vars(Environment).items():
             if type(value) is BoundClass:
                 setattr(self, name, getattr(self, name))
-        self.core = Core(fairness, monitor=monitor, now=float(initial_time))
+        self.core = Core(fairness, monitor=monitor, now=float(initial_time), core=core)
         self._done: dict[int, Callable[[], object]] = {}
         self._completed: deque[int] = deque()
+        self._parts: dict[int, _Parts] = {}
 
     def flow(
         self,
@@ -141,6 +162,34 @@ class Clock(Environment):
             return remaining
         del self._done[flow]
         return 0.0
+
+    def collective(
+        self,
+        pattern: int,
+        nbytes: Annotated[float, "B"],
+        done: Callable[[int], object],
+        **options: Unpack[CollectiveOptions],
+    ) -> int:
+        """Open a collective; `done` is called with each rank whose part ends. Return its number.
+
+        `pattern` is one of :meth:`simulator.engine.fairshare.Core.add_pattern`.
+        """
+        number = self.core.collective(pattern, nbytes, **options)
+        self._parts[number] = _Parts(done, self.core.ranks(pattern))
+        return number
+
+    def enter(self, collective: int, rank: int) -> None:
+        """Let a rank begin its part of a collective."""
+        if self.core.enter(collective, rank):
+            self._end_part(collective, rank)
+
+    def _end_part(self, collective: int, rank: int) -> None:
+        parts = self._parts[collective]
+        parts.left -= 1
+        if not parts.left:
+            del self._parts[collective]
+            self.core.close(collective)
+        parts.done(rank)
 
     def at(self, time: Annotated[float, "s"], function: Callable[[], object]) -> None:
         """Call `function` at exactly `time`, among the SimPy events of that time.
@@ -239,27 +288,32 @@ class Clock(Environment):
 
     def _loop(self) -> None:
         """Run until nothing is left: :meth:`step` after step, without its calls."""
-        core, queue, completed = self.core, self._queue, self._completed
-        agenda, dirty = core.agenda, core.dirty
+        core, queue, completed, done = self.core, self._queue, self._completed, self._done
+        process_event = self._process_event
         self._call_back()
         while True:
             if queue:
                 time = queue[0][0]
                 # The core is asked only if it may have something to say.
-                if (agenda and agenda[0][0] <= time) or (dirty and time > core.now):
-                    completed.extend(core.advance(time))
-                    if completed:
-                        self._now = core.now
-                        self._call_back()
-                        continue
-                self._process_event()
+                if core.first > time and (time <= core.now or not core.dirty):
+                    process_event()
+                    continue
+                ended = core.advance_to(time)
+                if not ended:
+                    process_event()
+                    continue
+                self._now = core.now
             else:
                 if not core.live:
                     return
-                completed.extend(core.advance(inf))
+                ended = core.advance_to(inf)
                 self._now = core.now
-                if not completed:
+                if not ended:
                     raise self._stalled()
+            if len(ended) == 1 and ended[0] in done:
+                done.pop(ended[0])()
+            else:
+                completed.extend(ended)
                 self._call_back()
 
     def _process_event(self) -> None:
@@ -285,7 +339,11 @@ class Clock(Environment):
         """Run the call-backs of completed flows; those after one that raises wait for the next step."""
         completed, done = self._completed, self._done
         while completed:
-            function = done.pop(completed.popleft(), None)
+            number = completed.popleft()
+            if number < 0:
+                self._end_part(*divmod(-1 - number, RANKS))
+                continue
+            function = done.pop(number, None)
             if function is not None:
                 function()
 

@@ -5,7 +5,9 @@
                 common pace: one flow that is coupled over them, which starts at the last arrival and
                 competes with all other traffic. Each link carries what the schedule sends over it.
 *Stepped*       Every transfer of the schedule is a flow of its own; a rank begins with its own arrival
-                and enters a round when its transfers of the round before have ended.
+                and enters a round when its transfers of the round before have ended. A transfer starts
+                when its sender enters the round, and counts for the receiver's round even if the receiver
+                has not entered that one yet. The core runs this by itself and tells when a rank is done.
 
 The all-reduces of a group run one after another, as on one communication stream.
 """
@@ -16,6 +18,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from simulator.engine.clock import Clock
+from simulator.engine.fairshare import Step
 from simulator.engine.network import Network
 from simulator.patterns import PATTERNS, Schedule, Transfer, depth, traffic
 from simulator.transports import Fixed, Transport
@@ -51,6 +55,7 @@ class Communicator:
         self._traffic = traffic(self._schedule)
         self._links, self._demand, self._busiest = self._loads()
         self._latency = self._pipelined_latency()
+        self._pattern = -1  # in the core
         self.sent = self._sent_fractions()
 
     def _sent_fractions(self) -> tuple[float, ...]:
@@ -91,17 +96,45 @@ class Communicator:
         """Note that a member has called; the collective starts as its transport says."""
         pending.arrived += 1
         if isinstance(self._transport, Transport) and not self._transport.pipelined:
-            if pending.steps is None:
-                pending.steps = Steps(self._network, self._transport, self.ranks, self._schedule, pending)
+            if pending.collective < 0:
+                pending.collective = self._open(self._transport, pending)
             previous = pending.previous
             if previous is not None and position not in previous.finished:
                 previous.followers[position] = pending
             else:
-                pending.steps.enter(position)
+                self._network.clock.enter(pending.collective, position)
         elif pending.arrived == len(self.ranks):
             self._waiting.append(pending)
             if len(self._waiting) == 1:
                 self._start()
+
+    def _open(self, transport: Transport, pending: Pending) -> int:
+        """Open a stepped all-reduce in the core, which learns the pattern at the first one."""
+        clock = self._network.clock
+        if self._pattern < 0:
+            self._pattern = clock.core.add_pattern(
+                len(self.ranks),
+                [
+                    (phase.repeat, [self._step(transfer) for transfer in phase.transfers])
+                    for phase in self._schedule
+                ],
+                complete=True,
+            )
+        return clock.collective(
+            self._pattern,
+            pending.nbytes,
+            lambda position: pending.done(position, clock),
+            payload_share=transport.payload_share,
+            segment_size=transport.segment_size,
+            least_segments=transport.least_segments,
+            latency_factor=transport.latency_factor,
+        )
+
+    def _step(self, transfer: Transfer) -> Step:
+        pair = self.ranks[transfer.source], self.ranks[transfer.destination]
+        route = self._network.message_route(*pair)
+        latency = self._network.path(*pair).latency
+        return Step(transfer.source, transfer.destination, transfer.fraction, route, latency)
 
     def _start(self) -> None:
         pending = self._waiting[0]
@@ -110,7 +143,7 @@ class Communicator:
         def end() -> None:
             self._waiting.popleft()
             for position in range(len(self.ranks)):
-                pending.done(position)
+                pending.done(position, clock)
             if self._waiting:
                 self._start()
 
@@ -137,7 +170,7 @@ class Pending:
         The group's all-reduce before this one, which a member finishes first.
     """
 
-    __slots__ = ("_done", "arrived", "began", "finished", "followers", "nbytes", "previous", "steps")
+    __slots__ = ("_done", "arrived", "began", "collective", "finished", "followers", "nbytes", "previous")
 
     def __init__(self, nbytes: float, done: RankDone, previous: Pending | None) -> None:
         self.nbytes = nbytes
@@ -146,93 +179,14 @@ class Pending:
         self.finished: set[int] = set()
         self.followers: dict[int, Pending] = {}
         self.previous = previous
-        self.steps: Steps | None = None
+        self.collective = -1  # the number of a stepped one in the core
         self._done = done
 
-    def done(self, position: int) -> None:
+    def done(self, position: int, clock: Clock) -> None:
         """End a member's part, and let it enter the next collective if it has called already."""
         self.finished.add(position)
         self._done(position)
         follower = self.followers.pop(position, None)
         if follower is not None:
-            assert follower.steps is not None
-            follower.steps.enter(position)
+            clock.enter(follower.collective, position)
         self.previous = None
-
-
-class Steps:
-    """A schedule under way, transfer by transfer.
-
-    A transfer starts when its sender enters the round; the receiver's buffer is there already. It counts
-    for the receiver's round even when the receiver has not entered that round yet.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        transport: Transport,
-        ranks: Sequence[int],
-        schedule: Schedule,
-        pending: Pending,
-    ) -> None:
-        self._network = network
-        self._transport = transport
-        self._ranks = ranks
-        self._pending = pending
-        self._rounds = [phase.transfers for phase in schedule for _ in range(phase.repeat)]
-        self._round = [-1] * len(ranks)
-        self._open = [0] * len(ranks)
-        self._early: dict[tuple[int, int], int] = {}
-        self._sends = {id(phase.transfers): _by_source(phase.transfers) for phase in schedule}
-        self._receives = {id(phase.transfers): _count_received(phase.transfers) for phase in schedule}
-
-    def enter(self, position: int) -> None:
-        """Let a member begin, or go on with, its rounds until it has to wait."""
-        while True:
-            self._round[position] += 1
-            number = self._round[position]
-            if number == len(self._rounds):
-                self._pending.done(position)
-                return
-            transfers = self._rounds[number]
-            sends = self._sends[id(transfers)].get(position, ())
-            receives = self._receives[id(transfers)].get(position, 0)
-            self._open[position] = len(sends) + receives - self._early.pop((position, number), 0)
-            for destination, fraction in sends:
-                self._send(position, destination, fraction, number)
-            if self._open[position]:
-                return
-
-    def _send(self, source: int, destination: int, fraction: float, number: int) -> None:
-        def arrived() -> None:
-            self._received(destination, number)
-            self._ended(source)
-
-        size = fraction * self._pending.nbytes
-        messages = self._transport.segments(size)
-        self._network.send(self._ranks[source], self._ranks[destination], size, arrived, messages)
-
-    def _received(self, position: int, number: int) -> None:
-        if self._round[position] == number:
-            self._ended(position)
-        else:
-            self._early[position, number] = self._early.get((position, number), 0) + 1
-
-    def _ended(self, position: int) -> None:
-        self._open[position] -= 1
-        if self._open[position] == 0:
-            self.enter(position)
-
-
-def _by_source(transfers: Sequence[Transfer]) -> dict[int, list[tuple[int, float]]]:
-    sends: dict[int, list[tuple[int, float]]] = {}
-    for transfer in transfers:
-        sends.setdefault(transfer.source, []).append((transfer.destination, transfer.fraction))
-    return sends
-
-
-def _count_received(transfers: Sequence[Transfer]) -> dict[int, int]:
-    received: dict[int, int] = {}
-    for transfer in transfers:
-        received[transfer.destination] = received.get(transfer.destination, 0) + 1
-    return received

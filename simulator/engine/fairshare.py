@@ -25,28 +25,76 @@ Between two changes rates are constant, so a flow is described by its remaining 
 *own* rate, the time of that change, and the rate; its end is ``time of the change + remaining / rate``. A
 flow whose rate comes out the same is not touched, hence no rounding accumulates. Whatever happens at one
 instant (ends, starts, new capacities) only marks links as dirty; the rates are solved once, when time is
-about to pass, for the connected components that hold a dirty link. Only exactly equal times are simultaneous.
+about to pass, and only as far as the change reaches. Only exactly equal times are simultaneous.
 
 Rates do not depend on how links are numbered: sums run in the order in which the flows came, links that
 saturate at the same level are handled together, and ends at one instant are ordered by flow number.
 
+Where what lies
+---------------
 Links and flows are integers here. Flow numbers are given in sequence and never used twice; the state of a
-flow lies in lists, at a slot that is reused.
+flow lies at a slot that is reused. This module checks what it is told and keeps the books; the functions
+that do the work are in :mod:`simulator.engine.kernel`. They run as plain Python or compiled, on the
+containers of :mod:`simulator.engine.storage`, and give the same results, bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heapify, heappop, heappush, heapreplace
+from dataclasses import dataclass, field
 from math import fsum, inf
 from operator import index
 from typing import Annotated, Literal
 
-__all__ = ["Core", "Fairness"]
+from simulator.engine import kernel
+from simulator.engine.storage import CompiledStorage, CoreName, PlainStorage, compiled_wanted
+
+__all__ = ["RANKS", "Core", "CoreName", "Fairness", "Step"]
+
+RANKS = kernel.RANKS
+"""How the parts of collectives are told apart, see :meth:`Core.advance`."""
 
 Fairness = Literal["maxmin", "rtt"]
 
-_UNIT = (1.0,)
+ROUNDS = 12
+"""Rounds of local repair before a component is solved as a whole."""
+
+CLOCK_FROM = 8
+"""A link that alone limits so many flows gives them a virtual clock, until they are fewer than half."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A transfer of a pattern.
+
+    Attributes
+    ----------
+    source, destination
+        Ranks.
+    fraction
+        Of the collective's message.
+    route
+        Links.
+    latency
+        Seconds that it pays, times what the collective says.
+    """
+
+    source: int
+    destination: int
+    fraction: float
+    route: tuple[int, ...]
+    latency: float
+
+
+@dataclass
+class _Pattern:
+    """A pattern's size, the flows and hops that can be under way at once, and its closed collectives."""
+
+    ranks: int
+    transfers: int
+    flows: int
+    hops: int
+    closed: list[int] = field(default_factory=list)
 
 
 class Core:
@@ -61,20 +109,24 @@ class Core:
         Watch every link from its addition on, as :meth:`watch` does.
     now
         The time at which the clock starts, in seconds.
+    core
+        ``"plain"`` Python, ``"compiled"`` by numba, or ``"auto"``: compiled if numba is installed and there
+        are enough links at the start of the first flow; the environment variable ``PACELINE_CORE`` replaces
+        ``"auto"``.
+    rounds, clock_from
+        Rounds of local repair before a component is solved as a whole; how many flows on a common bottleneck
+        get a virtual clock. Both are a matter of speed, and of rounding.
+    max_plus
+        Whether collectives may take the short way (see :meth:`add_pattern`).
 
     Attributes
     ----------
     now : float
         The time in seconds. A run loop that knows that nothing is due may set it forward, never backward.
-    solves : int
-        How often rates were solved.
-    live : int
-        The number of flows of finite size that have not ended.
-    agenda : list of (time, flow number, slot)
-        A heap of ends and of ends of latencies; entries may be out of date, but none is missing, so that
-        its first time is a lower bound while `dirty` is empty. For a run loop to read.
-    dirty : dict of links
-        The links whose flows or capacity changed since the last solve. For a run loop to read.
+    first : float
+        No end of a flow or of a latency comes before this time, unless the core is dirty.
+    dirty : bool
+        Whether rates may have to be solved before time passes.
 
     Raises
     ------
@@ -83,89 +135,75 @@ class Core:
     """
 
     __slots__ = (
-        "_active",
-        "_cap",
         "_capacity",
-        "_carried",
-        "_count",
-        "_demand",
-        "_due",
-        "_flow_stamp",
-        "_free",
-        "_fresh",
+        "_choice",
+        "_collectives",
+        "_functions",
         "_history",
         "_latency",
-        "_left",
-        "_link_stamp",
-        "_load",
-        "_members",
         "_monitor",
         "_next_number",
-        "_number",
-        "_pending",
-        "_rate",
-        "_residual",
-        "_route",
+        "_paths",
+        "_patterns",
         "_rtt",
-        "_since",
-        "_size",
         "_slot_of",
-        "_stamp",
-        "_touched",
-        "_weight",
-        "agenda",
+        "_storage",
+        "_table",
         "dirty",
-        "live",
+        "first",
         "now",
-        "solves",
     )
 
     def __init__(
-        self, fairness: Fairness = "maxmin", *, monitor: bool = False, now: Annotated[float, "s"] = 0.0
+        self,
+        fairness: Fairness = "maxmin",
+        *,
+        monitor: bool = False,
+        now: Annotated[float, "s"] = 0.0,
+        core: CoreName = "auto",
+        rounds: int = ROUNDS,
+        clock_from: int = CLOCK_FROM,
+        max_plus: bool = True,
     ) -> None:
         if fairness not in ("maxmin", "rtt"):
             raise ValueError(f"fairness is 'maxmin' or 'rtt', not {fairness!r}")
         if not -inf < now < inf:
             raise ValueError(f"the time at the start must be a finite number, not {now}")
+        compiled_wanted(core, 0)
         self.now = float(now)
-        self.solves = 0
-        self.live = 0
-        self.agenda: list[tuple[float, int, int]] = []
-        self.dirty: dict[int, None] = {}
+        self.first = inf
+        self.dirty = False
+        self._choice: CoreName | None = core
         self._rtt = fairness == "rtt"
         self._monitor = monitor
         self._history: dict[int, tuple[list[float], list[float]]] = {}
-        # Links, by number: the description, the flows that use the link now (slot -> demand, in the order of
-        # their coming), and what ended or cancelled flows carried.
         self._capacity: list[float] = []
         self._latency: list[float] = []
-        self._members: list[dict[int, float]] = []
-        self._carried: list[float] = []
-        # Links: working space of the solver.
-        self._residual: list[float] = []
-        self._load: list[float] = []
-        self._fresh: list[float] = []
-        self._count: list[int] = []
-        self._touched: list[bool] = []
-        self._link_stamp: list[int] = []
-        # Flows, by slot.
+        self._paths: dict[object, tuple[int, int, float]] = {}
+        self._patterns: list[_Pattern] = []
+        self._collectives: list[int | None] = []  # the pattern of each that is open
         self._slot_of: dict[int, int] = {}
-        self._free: list[int] = []
         self._next_number = 0
-        self._number: list[int] = []
-        self._route: list[tuple[int, ...]] = []
-        self._demand: list[tuple[float, ...]] = []
-        self._weight: list[float] = []
-        self._cap: list[float] = []
-        self._size: list[float] = []
-        self._left: list[float] = []
-        self._rate: list[float] = []
-        self._since: list[float] = []
-        self._due: list[float] = []
-        self._active: list[bool] = []
-        self._pending: list[bool] = []
-        self._flow_stamp: list[int] = []
-        self._stamp = 0
+        self._storage = PlainStorage()
+        self._storage.state.rounds = rounds
+        self._storage.state.clock_from = clock_from
+        self._storage.state.max_plus = int(max_plus)
+        self._functions, self._table = self._storage.functions, self._storage.table
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the core runs compiled; ``auto`` is decided when the first flow starts."""
+        return isinstance(self._storage, CompiledStorage)
+
+    @property
+    def solves(self) -> int:
+        """How often rates were solved."""
+        return int(self._storage.state.solves)
+
+    @property
+    def live(self) -> int:
+        """The number of flows of finite size that have not ended, those of collectives included."""
+        return int(self._storage.state.live)
 
     # ------------------------------------------------------------------------------------------- links
 
@@ -182,16 +220,12 @@ class Core:
         _check_capacity(capacity)
         if not 0.0 <= latency < inf:
             raise ValueError(f"the latency of a link must be a finite number of at least 0, not {latency}")
+        record = self._storage.add_link()
+        record.capacity = float(capacity)
+        record.latency = float(latency)
         link = len(self._capacity)
         self._capacity.append(float(capacity))
         self._latency.append(float(latency))
-        self._members.append({})
-        self._carried.append(0.0)
-        for space in (self._residual, self._load, self._fresh):
-            space.append(0.0)
-        self._count.append(0)
-        self._touched.append(False)
-        self._link_stamp.append(0)
         if self._monitor:
             self.watch(link)
         return link
@@ -218,13 +252,23 @@ class Core:
     def carried(self, link: int) -> float:
         """Return what a link has carried so far, up to now: demand times progress, over all its flows."""
         self._known_link(link)
-        under_way = [use * self._moved(slot) for slot, use in self._members[link].items()]
-        return fsum([self._carried[link], *under_way])
+        links = self._storage.records("links")
+        record = links[link]
+        flows, hops = self._storage.records("flows"), self._storage.records("hops")
+        parts = [float(record.carried)]
+        here = record.head
+        while here >= 0:
+            parts.append(float(hops[here].use) * kernel.moved(self.now, links, flows[hops[here].flow]))
+            here = hops[here].behind
+        return fsum(parts)
 
     def watch(self, link: int) -> None:
         """Record from now on how the total rate of a link changes (see :meth:`history`)."""
         self._known_link(link)
         if link not in self._history:
+            self._storage.records("links")[link].watched = 1
+            self._storage.state.watching = 1
+            self._storage.reserve_log()
             self._history[link] = ([self.now], [self._total_rate(link)])
 
     def history(self, link: int) -> tuple[list[float], list[float]]:
@@ -238,6 +282,7 @@ class Core:
         if link not in self._history:
             raise ValueError(f"link {link} is not watched: call watch({link}) before the run")
         self.settle()
+        self._read_log()
         return self._history[link]
 
     # ------------------------------------------------------------------------------------------- flows
@@ -281,18 +326,19 @@ class Core:
             raise ValueError(f"the weight of a flow must be a positive, finite number, not {weight}")
         if not cap > 0.0:
             raise ValueError(f"the cap of a flow must be a positive number, not {cap}")
-        if len(route) == 1 and type(route[0]) is int and 0 <= route[0] < len(self._capacity):
-            path: tuple[int, ...] = (route[0],)
-            path_latency = self._latency[route[0]]
+        if size == cap == inf and len(route) == 0:
+            raise ValueError("a flow of infinite size needs a link or a cap that limits its rate")
+        if demand is None:
+            key: object = route if type(route) is tuple else tuple(route)
         else:
-            path = self._checked_route(route)
-            path_latency = fsum([self._latency[link] for link in path])
-            if not path and size == cap == inf:
-                raise ValueError("a flow of infinite size needs a link or a cap that limits its rate")
-        if demand is not None:
-            uses = _checked_demand(demand, len(path))
-        else:
-            uses = _UNIT if len(path) == 1 else (1.0,) * len(path)
+            key = tuple(route), tuple(demand)
+        try:
+            path = self._paths.get(key)
+        except TypeError:
+            path = None
+        if path is None:
+            path = self._add_path(key, route, demand)
+        first, legs, path_latency = path
         begin = self.now
         if at is not None:
             if not begin <= at < inf:
@@ -306,13 +352,30 @@ class Core:
             raise ValueError(f"the latency of a flow must be a finite number of at least 0, not {latency}")
         if self._rtt and path_latency > 0.0:
             weight = weight / path_latency
-        return self._admit(path, uses, float(size), float(weight), float(cap), begin)
+        if not (type(size) is type(weight) is type(cap) is float):
+            size, weight, cap = float(size), float(weight), float(cap)
+        now = self.now
+        slot = self._functions.start(self._table, now, first, legs, size, weight, cap, begin)
+        if slot < 0:
+            self._storage.reserve(flows=len(self._slot_of) + 16, hops=3 * len(self._slot_of) + legs + 16)
+            slot = self._functions.start(self._table, now, first, legs, size, weight, cap, begin)
+        number = self._next_number
+        self._next_number = number + 1
+        self._slot_of[number] = slot
+        if begin > now or size == 0.0 or legs == 0:
+            if begin < self.first:
+                self.first = begin
+        else:
+            self.dirty = True
+        return number
 
     def cancel(self, flow: int) -> float:
         """End a flow now, without completion, and return its remaining size."""
         slot = self._known_flow(flow)
         remaining = self.remaining(flow)
-        self._release(slot)
+        self._functions.cancel(self._table, self.now, slot)
+        del self._slot_of[flow]
+        self.dirty = True
         return remaining
 
     def running(self, flow: int) -> bool:
@@ -323,21 +386,26 @@ class Core:
         """Return the rate of a flow from now on (0.0 during its latency); changes are settled first."""
         slot = self._known_flow(flow)
         self.settle()
-        return self._rate[slot]
+        return kernel.rate_now(self._storage.records("links"), self._storage.records("flows")[slot])
 
     def remaining(self, flow: int) -> float:
         """Return the size of a flow that is still to be done, now."""
-        slot = self._known_flow(flow)
-        size = self._size[slot]
-        if size == inf or not self._active[slot]:
-            return size
-        if self._due[slot] <= self.now:
+        record = self._storage.records("flows")[self._known_flow(flow)]
+        if record.volume == inf or not record.active:
+            return float(record.volume)
+        if record.due <= self.now:
             return 0.0
-        return self._left_now(slot)
+        return float(kernel.left_now(self.now, self._storage.records("links"), record))
 
     def route(self, flow: int) -> tuple[int, ...]:
         """Return the links that a running flow uses."""
-        return self._route[self._known_flow(flow)]
+        hops = self._storage.records("hops")
+        here = self._storage.records("flows")[self._known_flow(flow)].hop
+        links = []
+        while here >= 0:
+            links.append(int(hops[here].link))
+            here = hops[here].after
+        return tuple(links)
 
     def stalled(self) -> list[int]:
         """Return the flows of finite size that will not end unless something changes, by number.
@@ -345,11 +413,156 @@ class Core:
         Such a flow has paid its latency and has the rate 0, since a link of its route has failed.
         """
         self.settle()
-        return [
-            number
-            for number, slot in self._slot_of.items()
-            if self._active[slot] and self._due[slot] == inf and self._size[slot] < inf
-        ]
+        flows = self._storage.records("flows")
+        return sorted(
+            int(flow.number)
+            for flow in (flows[slot] for slot in range(self._storage.lengths["flows"]))
+            if flow.number >= 0 and flow.active and flow.clock < 0 and flow.due == inf and flow.volume < inf
+        )
+
+    # -------------------------------------------------------------------------------------- collectives
+
+    def add_pattern(
+        self, ranks: int, phases: Sequence[tuple[int, Sequence[Step]]], *, complete: bool = False
+    ) -> int:
+        """Keep a pattern of transfers between ranks for :meth:`collective`; return its number.
+
+        Parameters
+        ----------
+        ranks
+            How many take part; they are numbered from 0.
+        phases
+            For each: how often it is repeated, and its transfers. A rank enters a round when its transfers
+            of the rounds before have ended.
+        complete
+            Whether no rank can end before all have entered, as in an all-reduce. Only then, and if no two
+            transfers ever use a link at once, can a collective take the short way: while no other flow comes
+            on its links, the ends of all ranks are computed as soon as the last has entered.
+        """
+        self._choose()
+        paths = [[self._checked_step(step, ranks) for step in steps] for _, steps in phases]
+        storage = self._storage
+        pattern = len(self._patterns)
+        begin = storage.extend("patterns", 1)
+        transfers = storage.extend("transfers", sum(len(steps) for _, steps in phases))
+        heads = storage.extend("heads", 2 * ranks * len(phases))
+        first_phase = storage.extend("phases", len(phases))
+        storage.containers["heads"][heads : heads + 2 * ranks * len(phases)] = [-1] * (
+            2 * ranks * len(phases)
+        )
+        record = storage.records("patterns")[begin]
+        record.ranks, record.phase, record.phases = ranks, first_phase, len(phases)
+        record.transfer, record.transfers, record.head = transfers, sum(len(s) for _, s in phases), heads
+        flows, hops = [0] * ranks, [0] * ranks
+        place = transfers
+        for phase, (repeat, steps) in enumerate(phases):
+            head_of_phase = storage.records("phases")[first_phase + phase]
+            head_of_phase.repeat, head_of_phase.transfer, head_of_phase.transfers = repeat, place, len(steps)
+            sends, legs = [0] * ranks, [0] * ranks
+            tails: dict[int, int] = {}
+            for step, path in zip(steps, paths[phase], strict=True):
+                entry = storage.records("transfers")[place]
+                entry.source, entry.destination, entry.phase = step.source, step.destination, phase
+                entry.fraction, entry.latency = step.fraction, step.latency
+                entry.leg, entry.legs = path[0], path[1]
+                entry.after_out = entry.after_in = -1
+                for side, rank in enumerate((step.source, step.destination)):
+                    head = heads + 2 * (phase * ranks + rank) + side
+                    if head not in tails:
+                        storage.containers["heads"][head] = place
+                    elif side == 0:
+                        storage.records("transfers")[tails[head]].after_out = place
+                    else:
+                        storage.records("transfers")[tails[head]].after_in = place
+                    tails[head] = place
+                sends[step.source] += 1
+                legs[step.source] += path[1]
+                place += 1
+            flows = list(map(max, flows, sends))
+            hops = list(map(max, hops, legs))
+        record.uncontended = complete and _never_shares_a_link(phases)
+        self._patterns.append(_Pattern(ranks, place - transfers, max(ranks, sum(flows)), sum(hops)))
+        return pattern
+
+    def _checked_step(self, step: Step, ranks: int) -> tuple[int, int, float]:
+        """Return the path of a transfer."""
+        for rank in (step.source, step.destination):
+            if not 0 <= rank < ranks:
+                raise ValueError(f"a pattern of {ranks} ranks has no rank {rank}")
+        for name, value in (("fraction", step.fraction), ("latency", step.latency)):
+            if not 0.0 <= value < inf:
+                raise ValueError(
+                    f"the {name} of a transfer must be a finite number of at least 0, not {value}"
+                )
+        return self._paths.get(step.route) or self._add_path(step.route, step.route, None)
+
+    def ranks(self, pattern: int) -> int:
+        """Return how many ranks take part in a pattern."""
+        return self._patterns[pattern].ranks
+
+    def collective(
+        self,
+        pattern: int,
+        nbytes: Annotated[float, "B"],
+        *,
+        payload_share: float = 1.0,
+        segment_size: Annotated[float, "B"] = inf,
+        least_segments: int = 1,
+        latency_factor: float = 1.0,
+    ) -> int:
+        """Open a collective and return its number, which is used again when it is closed.
+
+        A transfer moves its fraction of `nbytes` over `payload_share`, and pays `latency_factor` times its
+        latency for each segment.
+        """
+        if not 0.0 <= nbytes < inf:
+            raise ValueError(f"the size of a collective must be a finite number of at least 0, not {nbytes}")
+        if not 0 <= pattern < len(self._patterns):
+            raise ValueError(f"there is no pattern {pattern}")
+        kept = self._patterns[pattern]
+        storage = self._storage
+        if kept.closed:
+            index = kept.closed.pop()
+        else:
+            index = storage.extend("collectives", 1)
+            self._collectives.append(None)
+            storage.state.collectives += 1
+            record = storage.records("collectives")[index]
+            record.pattern = pattern
+            record.part = storage.extend("parts", kept.ranks)
+            record.arrived = storage.extend("arrived", kept.transfers)
+            storage.extend("ends", kept.ranks)
+        self._collectives[index] = pattern
+        record = storage.records("collectives")[index]
+        record.nbytes, record.payload_share = float(nbytes), float(payload_share)
+        record.segment_size, record.latency_factor = float(segment_size), float(latency_factor)
+        record.least_segments = float(least_segments)
+        state = storage.state
+        short = (
+            kept.flows + state.flows_kept - state.flows_left,
+            kept.hops + state.hops_kept - state.hops_left,
+        )
+        storage.reserve(flows=max(0, int(short[0])), hops=max(0, int(short[1])))
+        self._functions.open_collective(self._table, index, kept.flows, kept.hops)
+        return index
+
+    def enter(self, collective: int, rank: int) -> bool:
+        """Let a rank begin its part of a collective; return whether it has ended already.
+
+        Otherwise :meth:`advance` tells its end.
+        """
+        self.dirty = True
+        self.first = self.now  # for it may have started flows that wait out their latency
+        return bool(self._functions.enter(self._table, self.now, collective, rank))
+
+    def close(self, collective: int) -> None:
+        """Let go of a collective whose parts have all ended."""
+        pattern = self._collectives[collective]
+        assert pattern is not None
+        kept = self._patterns[pattern]
+        self._collectives[collective] = None
+        kept.closed.append(collective)
+        self._functions.close_collective(self._table, kept.flows, kept.hops)
 
     # -------------------------------------------------------------------------------------------- time
 
@@ -365,390 +578,108 @@ class Core:
         Returns
         -------
         list of int
-            The flows that complete at exactly the new `now`, by number; empty if `limit` was reached.
+            The flows that complete at exactly the new `now`, by number, then the parts of collectives that
+            end, as -1 - (collective * RANKS + rank); empty if `limit` was reached.
         """
         if not limit >= self.now:
             raise ValueError(f"cannot advance to {limit}: the time is already {self.now}")
+        return self.advance_to(float(limit))
+
+    def advance_to(self, limit: Annotated[float, "s"]) -> list[int]:
+        """Do as :meth:`advance`, for a run loop that knows that the limit is not in the past."""
         while True:
-            time = self.next_due()
-            # What is due at this very instant comes before the solve, since it may change more.
-            if self.dirty and time > self.now and limit > self.now:
-                self.settle()
-                time = self.next_due()
-            if time > limit or time == inf:
-                if limit < inf:
-                    self.now = float(limit)
+            count, number, self.now, self.first, self.dirty = self._functions.advance(
+                self._table, self.now, limit
+            )
+            if count == 0:
                 return []
-            self.now = time
-            completed = self._happen(time)
-            if completed:
+            if count == 1:
+                if number >= 0:
+                    del self._slot_of[number]
+                return [number]
+            if count > 0:
+                completed = self._storage.finished(count)
+                for number in completed:
+                    if number >= 0:
+                        del self._slot_of[number]
                 return completed
+            self._read_log()
 
     def next_due(self) -> float:
         """Return the first time on the agenda: the next end of a flow or latency, if nothing is dirty."""
-        agenda = self.agenda
-        while agenda:
-            time, number, slot = agenda[0]
-            if self._due[slot] == time and self._number[slot] == number:
-                return time
-            heappop(agenda)
-        return inf
+        return self.first
 
     def next_time(self) -> float:
         """Return when a flow or a latency ends next if nothing else happens; changes are settled first."""
-        if self.dirty and self.next_due() > self.now:
+        if self.dirty and self.first > self.now:
             self.settle()
-        return self.next_due()
+        return self.first
 
     def settle(self) -> None:
-        """Solve the rates of the components that changed, now.
+        """Solve the rates that changes up to now have changed.
 
         Time does this by itself when it is about to pass. To ask in the middle of an instant costs one more
         solve, and a rate that is different only for a moment may move an end by a rounding error.
         """
-        if not self.dirty:
+        self._read_log()
+        self.first = self._functions.settle_now(self._table, self.now)
+        self.dirty = False
+
+    # ------------------------------------------------------------------------------------- the books
+
+    def _add_path(
+        self, key: object, route: Sequence[int], demand: Sequence[float] | None
+    ) -> tuple[int, int, float]:
+        """Check a route and keep it: the place of its first leg, their number, and the sum of latencies."""
+        path = self._checked_route(route)
+        uses = _checked_demand(demand, len(path)) if demand is not None else (1.0,) * len(path)
+        self._choose()
+        first = self._storage.add_legs(list(zip(path, uses, strict=True)))
+        found = (first, len(path), fsum([self._latency[link] for link in path]))
+        self._paths[key] = found
+        return found
+
+    def _choose(self) -> None:
+        """Compile now, or never."""
+        if self._choice is not None:
+            if compiled_wanted(self._choice, len(self._capacity)):
+                self._storage = CompiledStorage(self._storage)
+                self._functions, self._table = self._storage.functions, self._storage.table
+            self._choice = None
+
+    def _read_log(self) -> None:
+        """Add what the core has written down to the histories: one entry an instant at most."""
+        state = self._storage.state
+        if not state.log_count:
             return
-        self.solves += 1
-        self._stamp += 1
-        members, route, capacity = self._members, self._route, self._capacity
-        for link in self.dirty:
-            here = members[link]
-            if len(here) == 1:
-                # Mostly a computation that has its device for itself.
-                ((slot, use),) = here.items()
-                if len(route[slot]) == 1:
-                    rate = capacity[link] / use
-                    if rate > self._cap[slot]:
-                        rate = self._cap[slot]
-                    if rate != self._rate[slot]:
-                        self._set_rate(slot, rate)
-                    if self._history:
-                        self._record((link,))
-                elif self._flow_stamp[slot] != self._stamp:
-                    self._solve_from(link, slot)
-            elif here:
-                if self._link_stamp[link] != self._stamp:
-                    self._solve_component(link)
-            elif self._history:
-                self._record((link,))
-        self.dirty.clear()
+        log = self._storage.records("log")
+        for place in range(state.log_count):
+            entry = log[place]
+            self._record(int(entry.link), float(entry.time), float(entry.total))
+        state.log_count = 0
 
-    # ---------------------------------------------------------------------------- the life of one flow
-
-    def _admit(
-        self,
-        route: tuple[int, ...],
-        demand: tuple[float, ...],
-        size: float,
-        weight: float,
-        cap: float,
-        begin: float,
-    ) -> int:
-        number = self._next_number
-        self._next_number = number + 1
-        if self._free:
-            slot = self._free.pop()
-        else:
-            slot = self._new_slot()
-        self._slot_of[number] = slot
-        self._number[slot] = number
-        self._route[slot] = route
-        self._demand[slot] = demand
-        self._weight[slot] = weight
-        self._cap[slot] = cap
-        self._size[slot] = size
-        if size < inf:
-            self._left[slot] = size
-            self.live += 1
-        else:
-            self._left[slot] = 0.0  # an endless flow counts downward from zero
-        self._rate[slot] = 0.0
-        if begin > self.now or size == 0.0 or not route:
-            self._active[slot] = False
-            self._due[slot] = begin
-            heappush(self.agenda, (begin, number, slot))
-        else:
-            self._activate(slot)
-        return number
-
-    def _new_slot(self) -> int:
-        for state in (self._number, self._flow_stamp):
-            state.append(-1)
-        for values in (self._weight, self._cap, self._size, self._left, self._rate, self._since, self._due):
-            values.append(0.0)
-        for pairs in (self._active, self._pending):
-            pairs.append(False)
-        self._route.append(())
-        self._demand.append(())
-        return len(self._number) - 1
-
-    def _activate(self, slot: int) -> None:
-        """Let a flow that has paid its latency compete for its links."""
-        self._active[slot] = True
-        self._since[slot] = self.now
-        self._due[slot] = inf
-        members, dirty = self._members, self.dirty
-        for link, use in zip(self._route[slot], self._demand[slot], strict=True):
-            members[link][slot] = use
-            dirty[link] = None
-        if not self._route[slot]:
-            self._set_rate(slot, self._cap[slot])
-
-    def _happen(self, time: float) -> list[int]:
-        """Do all that is due at `time` (which is now) and return the flows that completed, by number."""
-        agenda = self.agenda
-        completed: list[int] = []
-        while agenda and agenda[0][0] == time:
-            _, number, slot = heappop(agenda)
-            if self._due[slot] != time or self._number[slot] != number:
-                continue
-            unlimited = not self._route[slot] and self._cap[slot] == inf
-            if self._active[slot] or self._size[slot] == 0.0 or unlimited:
-                self._left[slot] = 0.0
-                self._rate[slot] = 0.0
-                self._release(slot)
-                completed.append(number)
-            else:
-                self._activate(slot)
-        return completed
-
-    def _release(self, slot: int) -> None:
-        """Take a flow off its links and free its slot."""
-        if self._active[slot]:
-            moved = self._moved(slot)
-            members, carried, dirty = self._members, self._carried, self.dirty
-            for link in self._route[slot]:
-                carried[link] += members[link].pop(slot) * moved
-                dirty[link] = None
-        if self._size[slot] < inf:
-            self.live -= 1
-        del self._slot_of[self._number[slot]]
-        self._number[slot] = -1
-        self._due[slot] = inf
-        self._free.append(slot)
-
-    def _set_rate(self, slot: int, rate: float) -> None:
-        """Fix the work done so far, change the rate, and put the new end on the agenda."""
-        left = self._left[slot]
-        if self._rate[slot] > 0.0:
-            left = self._left_now(slot)
-        self._left[slot] = left
-        self._since[slot] = now = self.now
-        self._rate[slot] = rate
-        if rate > 0.0 and self._size[slot] < inf:
-            due = now + left / rate
-            self._due[slot] = due
-            if due < inf:
-                agenda = self.agenda
-                heappush(agenda, (due, self._number[slot], slot))
-                if len(agenda) > 64 + 4 * len(self._slot_of):
-                    self._clean_agenda()
-        else:
-            self._due[slot] = inf
-
-    def _left_now(self, slot: int) -> float:
-        """Return the remaining work of an active flow now (of an endless one: minus its progress)."""
-        left = self._left[slot] - self._rate[slot] * (self.now - self._since[slot])
-        return left if left > 0.0 or self._size[slot] == inf else 0.0
-
-    def _moved(self, slot: int) -> float:
-        """Return the progress of an active flow up to now."""
-        size = self._size[slot]
-        return (size if size < inf else 0.0) - self._left_now(slot)
-
-    def _clean_agenda(self) -> None:
-        """Drop the entries that are out of date, in place."""
-        current = {
-            entry: None
-            for entry in self.agenda
-            if self._due[entry[2]] == entry[0] and self._number[entry[2]] == entry[1]
-        }
-        self.agenda[:] = current
-        heapify(self.agenda)
-
-    # ------------------------------------------------------------------------------------------ solver
-
-    def _solve_from(self, link: int, slot: int) -> None:
-        """Solve the component of a flow over several links: at once if it is alone on all of them."""
-        members, capacity = self._members, self._capacity
-        route = self._route[slot]
-        rate = self._cap[slot]
-        for there, use in zip(route, self._demand[slot], strict=True):
-            if len(members[there]) != 1:
-                self._solve_component(link)
-                return
-            if capacity[there] / use < rate:
-                rate = capacity[there] / use
-        self._flow_stamp[slot] = self._stamp
-        if rate != self._rate[slot]:
-            self._set_rate(slot, rate)
-        if self._history:
-            self._record(route)
-
-    def _solve_component(self, link: int) -> None:
-        links, slots = self._component(link)
-        rates = self._progressive_filling(links, slots)
-        current = self._rate
-        for slot, rate in rates.items():
-            if rate != current[slot]:
-                self._set_rate(slot, rate)
-        if self._history:
-            self._record(links)
-
-    def _component(self, link: int) -> tuple[list[int], list[int]]:
-        """Return the links and the flows (slots) that are connected to a link through flows."""
-        stamp = self._stamp
-        link_stamp, flow_stamp = self._link_stamp, self._flow_stamp
-        links = [link]
-        slots: list[int] = []
-        link_stamp[link] = stamp
-        for here in links:  # grows while it is read
-            for slot in self._members[here]:
-                if flow_stamp[slot] != stamp:
-                    flow_stamp[slot] = stamp
-                    slots.append(slot)
-                    for there in self._route[slot]:
-                        if link_stamp[there] != stamp:
-                            link_stamp[there] = stamp
-                            links.append(there)
-        return links, slots
-
-    def _progressive_filling(self, links: list[int], slots: list[int]) -> dict[int, float]:
-        """Return the max-min fair rate of each flow of one component.
-
-        The level at which a link saturates only rises while flows are fixed elsewhere (they take less of it
-        than their share). So a heap of lower bounds suffices: an entry is made exact when it comes to the
-        top.
-        """
-        weight, cap, pending, number = self._weight, self._cap, self._pending, self._number
-        heap = self._initial_levels(links)
-        caps: list[tuple[float, int, int]] = []
-        for slot in slots:
-            pending[slot] = True
-            if cap[slot] < inf:
-                caps.append((cap[slot] / weight[slot], number[slot], slot))
-        caps.sort(reverse=True)
-        rates: dict[int, float] = {}
-        while len(rates) < len(slots):
-            while caps and not pending[caps[-1][2]]:
-                caps.pop()
-            level, saturated = self._lowest_level(heap, caps[-1][0] if caps else inf)
-            fixed: dict[int, float] = {}
-            while caps and caps[-1][0] <= level:
-                slot = caps.pop()[2]
-                if pending[slot]:
-                    fixed[slot] = cap[slot]
-            for link in saturated:
-                self._fix_on(link, level, fixed)
-            rates.update(fixed)
-            if len(rates) < len(slots):
-                self._take_out(sorted(fixed, key=number.__getitem__), fixed)
-        return rates
-
-    def _initial_levels(self, links: list[int]) -> list[tuple[float, int]]:
-        """Prepare the working space of the links; return the heap of (level of saturation, link)."""
-        weight, members, capacity = self._weight, self._members, self._capacity
-        heap: list[tuple[float, int]] = []
-        for link in links:
-            here = members[link]
-            load = 0.0
-            for slot, use in here.items():
-                load += use * weight[slot]
-            self._residual[link] = capacity[link]
-            self._load[link] = self._fresh[link] = load
-            self._count[link] = len(here)
-            self._touched[link] = False
-            heap.append((capacity[link] / load, link))
-        heapify(heap)
-        return heap
-
-    def _lowest_level(self, heap: list[tuple[float, int]], level: float) -> tuple[float, list[int]]:
-        """Return the level at which links saturate next, at most `level`, and those links (off the heap)."""
-        saturated: list[int] = []
-        while heap and heap[0][0] <= level:
-            bound, link = heap[0]
-            if not self._count[link]:
-                heappop(heap)
-                continue
-            exact = self._exact_level(link, bound) if self._touched[link] else bound
-            if exact > bound:
-                heapreplace(heap, (exact, link))
-            else:
-                heappop(heap)
-                saturated.append(link)
-                level = bound
-        return level, saturated
-
-    def _exact_level(self, link: int, bound: float) -> float:
-        """Return the level at which a link saturates with the flows that are still pending."""
-        load = self._load[link]
-        # Subtraction leaves rounding errors of the flows that are gone; they matter once those dominated.
-        if self._count[link] == 1 or load < 0.5 * self._fresh[link]:
-            weight, pending = self._weight, self._pending
-            load = 0.0
-            for slot, use in self._members[link].items():
-                if pending[slot]:
-                    load += use * weight[slot]
-            self._load[link] = self._fresh[link] = load
-        self._touched[link] = False
-        level = self._residual[link] / load
-        if level < bound:  # by rounding only: levels never fall
-            self._residual[link] = bound * load
-            return bound
-        return level
-
-    def _fix_on(self, link: int, level: float, fixed: dict[int, float]) -> None:
-        """Give the pending flows of a saturated link their rates, in `fixed`; the smallest offer counts."""
-        weight, pending = self._weight, self._pending
-        last = self._count[link] == 1
-        for slot, use in self._members[link].items():
-            if pending[slot]:
-                # The last flow gets what is left, without the detour (and the rounding) over the level.
-                rate = self._residual[link] / use if last else weight[slot] * level
-                if rate < fixed.get(slot, inf):
-                    fixed[slot] = rate
-
-    def _take_out(self, order: list[int], fixed: dict[int, float]) -> None:
-        """Subtract fixed flows from the residual capacity and the load of their links."""
-        residual, load, count, touched = self._residual, self._load, self._count, self._touched
-        for slot in order:
-            rate, weight = fixed[slot], self._weight[slot]
-            self._pending[slot] = False
-            for link, use in zip(self._route[slot], self._demand[slot], strict=True):
-                residual[link] -= use * rate
-                load[link] -= use * weight
-                count[link] -= 1
-                touched[link] = True
-
-    # -------------------------------------------------------------------------------------- monitoring
+    def _record(self, link: int, time: float, total: float) -> None:
+        times, totals = self._history[link]
+        if times[-1] == time:
+            totals[-1] = total
+            if len(totals) > 1 and totals[-2] == total:
+                times.pop()
+                totals.pop()
+        elif totals[-1] != total:
+            times.append(time)
+            totals.append(total)
 
     def _total_rate(self, link: int) -> float:
-        rate = self._rate
-        return fsum([use * rate[slot] for slot, use in self._members[link].items()])
-
-    def _record(self, links: Sequence[int]) -> None:
-        """Write down the total rates of those of `links` that are watched: one entry an instant at most."""
-        for link in links:
-            if link not in self._history:
-                continue
-            times, totals = self._history[link]
-            total = self._total_rate(link)
-            if times[-1] == self.now:
-                totals[-1] = total
-                if len(totals) > 1 and totals[-2] == total:
-                    times.pop()
-                    totals.pop()
-            elif totals[-1] != total:
-                times.append(self.now)
-                totals.append(total)
+        records = self._storage.records
+        return float(kernel.total_rate(records("links"), records("flows"), records("hops"), link))
 
     # ------------------------------------------------------------------------------------------ checks
 
     def _change_capacity(self, link: int, capacity: float) -> None:
         if self._capacity[link] != capacity:
             self._capacity[link] = capacity
-            if self._members[link]:
-                self.dirty[link] = None
+            self._functions.change_capacity(self._table, self.now, link, capacity)
+            self.dirty = True
 
     def _known_link(self, link: int) -> int:
         if not _is_index(link, len(self._capacity)):
@@ -757,6 +688,10 @@ class Core:
 
     def _known_flow(self, flow: int) -> int:
         slot = self._slot_of.get(flow)
+        if slot is None and type(flow) is int and flow >= kernel.FIRST_INNER:
+            flows = self._storage.records("flows")
+            found = (s for s in range(self._storage.lengths["flows"]) if flows[s].number == flow)
+            slot = next(found, None)
         if slot is None:
             past = _is_index(flow, self._next_number)
             raise ValueError(f"flow {flow} has already ended" if past else f"there is no flow {flow}")
@@ -772,6 +707,19 @@ class Core:
             twice = next(link for position, link in enumerate(path) if link in path[:position])
             raise ValueError(f"a route uses a link only once, but link {twice} is in it twice")
         return path
+
+
+def _never_shares_a_link(phases: Sequence[tuple[int, Sequence[Step]]]) -> bool:
+    """Return whether each link serves one sender only, and one transfer of it at a time."""
+    sender: dict[int, int] = {}
+    for _, steps in phases:
+        busy: set[int] = set()
+        for step in steps:
+            for link in step.route:
+                if link in busy or sender.setdefault(link, step.source) != step.source:
+                    return False
+                busy.add(link)
+    return True
 
 
 def _is_index(value: object, length: int) -> bool:

@@ -3,7 +3,7 @@
 Every directed edge of the topology is a link (a half-duplex edge is one link for both directions). Every
 GPU is a link of capacity 1, on which a computation is a flow of seconds of work, so that slow-downs and
 two workers on one GPU are the sharing that links already have. A message between two ranks is a flow over
-its route; it pays the part of the path's latency that the transport says, once per segment.
+its route; it pays the part of the path's latency that the transport says.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from simulator.engine.clock import Clock
 from simulator.run import LinkUse
 from simulator.scenario import Background, Scenario
 from simulator.stragglers import Bursts, SlowLink
-from simulator.transports import Fixed
+from simulator.transports import Fixed, Transport
 
 Done = Callable[[], object]
 
@@ -94,25 +94,27 @@ class Network:
         links = tuple(dict.fromkeys(self._table.index[edge] for edge in route))
         return Path(links, math.fsum(self._table.latency[link] for link in links))
 
-    def send(self, source: int, destination: int, nbytes: float, done: Done, messages: int = 1) -> None:
-        """Start a transfer; ``done`` is called when its last byte has arrived.
-
-        ``messages`` is the number of pieces that each pay latency, one after another.
-        """
+    def send(self, source: int, destination: int, nbytes: float, done: Done) -> None:
+        """Start a message; ``done`` is called when its last byte has arrived."""
         transport = self.transport
         if isinstance(transport, Fixed):
             self.clock.at(self.clock.now + transport.exchange, done)
             return
         path = self.path(source, destination)
-        links = path.links
-        if transport.half_duplex_pairs and links:
-            links = (*links, self._pair_link(source, destination))
         self.clock.flow(
-            links,
+            self.message_route(source, destination),
             nbytes / transport.payload_share,
             done,
-            latency=messages * transport.latency_factor * path.latency,
+            latency=transport.latency_factor * path.latency,
         )
+
+    def message_route(self, source: int, destination: int) -> tuple[int, ...]:
+        """Return the links of a message: those of the path, and the connection where that is one link."""
+        links = self.path(source, destination).links
+        transport = self.transport
+        if isinstance(transport, Transport) and transport.half_duplex_pairs and links:
+            links = (*links, self._pair_link(source, destination))
+        return links
 
     def _pair_link(self, source: int, destination: int) -> int:
         """Return the link that both directions between a pair of ranks share: their connection.

@@ -5,7 +5,7 @@ They reach the tests as fixtures: `network` holds the functions of this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from types import SimpleNamespace
@@ -306,6 +306,16 @@ def scenarios(draw: st.DrawFn, disturbed: bool = True) -> Scenario:
         actions += [(40.0123, Cancel(flow)) for flow in range(flows) if endless[flow]]
     actions.sort(key=lambda pair: pair[0])
     return Scenario(links, actions, draw(st.sampled_from(["maxmin", "maxmin", "rtt"])))
+
+
+@pytest.fixture(scope="module", params=["plain", "compiled"])
+def each_core(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Let the module's tests run on both cores."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACELINE_CORE", request.param)
+        yield request.param
 
 
 @pytest.fixture(scope="session")

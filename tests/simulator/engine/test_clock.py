@@ -13,6 +13,8 @@ from simpy.events import Event
 
 from simulator.engine.clock import Clock, StalledFlow
 
+pytestmark = pytest.mark.usefixtures("each_core")
+
 Log = list[tuple[str, float]]
 Process = Generator[Event, Any, Any]
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from simulator.engine.fairshare import Core
 
+pytestmark = pytest.mark.usefixtures("each_core")
+
 GOLDENS = Path(__file__).parents[2] / "goldens"
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SOME = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -328,31 +330,6 @@ def test_the_rate_of_an_unaffected_flow_is_not_touched() -> None:
     assert [ends[flow] for flow in (0, 1, 2)] == [0.71 / (1.0 / 3.0)] * 3
 
 
-def test_a_component_is_solved_once_however_many_of_its_links_changed() -> None:
-    class Counting(Core):
-        solved = 0
-
-        def _solve_component(self, link: int) -> None:
-            Counting.solved += 1
-            super()._solve_component(link)
-
-        def _solve_from(self, link: int, slot: int) -> None:
-            Counting.solved += 1
-            super()._solve_from(link, slot)
-
-    core = Counting()
-    links = [core.add_link(1.0) for _ in range(9)]
-    core.start(links[6:], 1.0)
-    core.settle()
-    assert Counting.solved == 1
-    Counting.solved = 0
-    for route in ((0, 1), (1, 2), (2, 3), (4, 5), (4,)):
-        core.start([links[link] for link in route], 1.0)
-    core.settle()
-    # Two components; the first is met at a link with a single flow, which takes a look before.
-    assert Counting.solved == 3
-
-
 def test_the_agenda_stays_short_when_many_flows_change_often() -> None:
     core = Core()
     link, other = core.add_link(1.0), core.add_link(1.0)
@@ -363,17 +340,18 @@ def test_the_agenda_stays_short_when_many_flows_change_often() -> None:
         core.start([link], 0.001)
         core.advance(inf)
         core.advance(core.now + 0.1)
-        assert len(core.agenda) <= 64 + 4 * 52
+        agenda = core._storage.containers["agenda"]
+        assert len(agenda) <= 64 + 4 * core._storage.lengths["flows"]
     assert core.live == 51
 
 
 def test_slots_are_reused_but_numbers_are_not() -> None:
     core = Core()
     link = core.add_link(1.0)
-    for number in range(5):
+    for number in range(50):
         assert core.start([link], 1.0) == number
         assert core.advance(inf) == [number]
-    assert len(core._number) == 1
+    assert core._storage.lengths["flows"] == 16
     with pytest.raises(ValueError) as error:
         core.remaining(3)
     assert str(error.value) == "flow 3 has already ended"
@@ -443,10 +421,20 @@ def test_flow_sets_of_simgrid(fairness: Any, count: int) -> None:
 # ---------------------------------------------------------------------------------------- properties
 
 
+# Components as a whole, local repair, virtual clocks wherever they can be.
+WAYS: list[dict[str, Any]] = [
+    {"rounds": 0, "clock_from": 1000},
+    {"rounds": 12, "clock_from": 1000},
+    {"rounds": 1, "clock_from": 1000},
+    {"rounds": 12, "clock_from": 2},
+]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=["component", "repair", "short repair", "clocks"])
 @MANY
 @given(data=st.data())
-def test_agrees_with_plain_progressive_filling_and_every_allocation_is_fair(
-    data: st.DataObject, network: SimpleNamespace
+def test_agrees_with_progressive_filling_and_every_allocation_is_fair(
+    way: dict[str, Any], data: st.DataObject, network: SimpleNamespace
 ) -> None:
     scenario = data.draw(network.scenarios())
     starts = scenario.starts()
@@ -464,10 +452,56 @@ def test_agrees_with_plain_progressive_filling_and_every_allocation_is_fair(
                 assert any(capacity[link] == 0.0 for link in start.route)
         network.check_allocation(capacity, flows)
 
-    plain = network.run_core(scenario, Core(scenario.fairness))
+    plain = network.run_core(scenario, Core(scenario.fairness, **way))
     network.assert_agree(scenario, plain, network.Oracle(scenario).run())
-    checked = network.run_core(scenario, Core(scenario.fairness), check=check)
+    checked = network.run_core(scenario, Core(scenario.fairness, **way), check=check)
     network.assert_agree(scenario, checked, plain)
+
+
+@MANY
+@given(data=st.data())
+def test_both_cores_give_the_same_bits(data: st.DataObject, network: SimpleNamespace) -> None:
+    pytest.importorskip("numba")
+    scenario = data.draw(network.scenarios())
+    way = data.draw(st.sampled_from(WAYS))
+    results = []
+    for name in ("plain", "compiled"):
+        core = Core(scenario.fairness, monitor=True, core=name, **way)  # type: ignore[arg-type]
+        outcomes = network.run_core(scenario, core)
+        links = range(len(scenario.links))
+        results.append((outcomes, core.solves, [(core.carried(link), core.history(link)) for link in links]))
+    assert results[0] == results[1]
+
+
+def crowd(network: SimpleNamespace, seed: int) -> Any:
+    """Hundreds of flows on tens of links, or on one of a few that limit them: too many for hypothesis."""
+    random = np.random.default_rng(seed)
+    hubs, others = int(random.integers(1, 4)), int(random.integers(5, 50))
+    links = [(float(random.choice([1.0, 2.0, 0.7])), 0.0) for _ in range(hubs + others)]
+    actions: list[tuple[float, Any]] = []
+    flows = int(random.integers(60, 200))
+    for _ in range(flows):
+        if seed % 2:
+            route = random.choice(hubs + others, int(random.integers(1, 5)), replace=False)
+        else:
+            route = np.array([random.integers(hubs), hubs + random.integers(others)])
+        cap = float(random.choice([inf, inf, inf, 0.03]))
+        weight = float(random.choice([1.0, 1.0, 2.0]))
+        start = network.Start(tuple(route.tolist()), float(random.uniform(0.1, 3.0)), weight=weight, cap=cap)
+        actions.append((float(random.uniform(0.0, 10.0)), start))
+    for _ in range(flows // 20):
+        link = int(random.integers(hubs + others))
+        change = network.Capacity(link, float(random.choice([0.3, 2.5])))
+        actions.append((float(random.uniform(0.0, 10.0)), change))
+    return network.Scenario(links, sorted(actions, key=lambda pair: pair[0]))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_all_ways_agree_on_larger_networks(seed: int, network: SimpleNamespace) -> None:
+    scenario = crowd(network, seed)
+    first, *others = (network.run_core(scenario, Core(**way)) for way in WAYS)
+    for other in others:
+        network.assert_agree(scenario, other, first)
 
 
 @SOME
@@ -477,9 +511,10 @@ def test_numbering_of_links_and_monitoring_do_not_change_a_bit(
 ) -> None:
     scenario = data.draw(network.scenarios())
     order = data.draw(st.permutations(range(len(scenario.links))))
-    plain = network.run_core(scenario, Core(scenario.fairness))
-    assert network.run_core(scenario, Core(scenario.fairness), order=order) == plain
-    assert network.run_core(scenario, Core(scenario.fairness, monitor=True)) == plain
+    way = data.draw(st.sampled_from(WAYS))
+    plain = network.run_core(scenario, Core(scenario.fairness, **way))
+    assert network.run_core(scenario, Core(scenario.fairness, **way), order=order) == plain
+    assert network.run_core(scenario, Core(scenario.fairness, **way, monitor=True)) == plain
 
 
 @SOME
@@ -488,7 +523,7 @@ def test_links_carry_what_their_flows_moved_and_what_was_recorded(
     data: st.DataObject, network: SimpleNamespace
 ) -> None:
     scenario = data.draw(network.scenarios(disturbed=False))
-    core = Core(scenario.fairness, monitor=True)
+    core = Core(scenario.fairness, monitor=True, **data.draw(st.sampled_from(WAYS)))
     network.run_core(scenario, core)
     expected = [0.0] * len(scenario.links)
     for start in scenario.starts():

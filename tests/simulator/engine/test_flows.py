@@ -10,6 +10,8 @@ import pytest
 
 from simulator.engine.flows import completion_times, read_cases
 
+pytestmark = pytest.mark.usefixtures("each_core")
+
 GOLDENS = Path(__file__).parents[2] / "goldens"
 
 CASE: dict[str, Any] = {

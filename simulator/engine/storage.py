@@ -1,0 +1,291 @@
+"""Where the core's records lie: lists of objects under CPython, arrays under numba.
+
+The compiled functions take one array of addresses and lengths instead of some twenty arrays, since unpacking
+those costs more than most calls do. The addresses are made, kept and turned into arrays here and nowhere
+else: :class:`CompiledStorage` owns the arrays, and refreshes the addresses whenever one of them is replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import sys
+from types import FunctionType, ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from simulator.engine import kernel
+
+__all__ = ["CompiledStorage", "CoreName", "PlainStorage", "compiled_wanted"]
+
+CoreName = Literal["auto", "plain", "compiled"]
+
+COMPILED_FROM = 1000
+"""With ``auto``, the number of links from which on the compiled core is taken.
+
+Loading numba and the compiled functions from their cache takes most of a second, in which the plain core does
+some twenty thousand flows.
+"""
+
+# Containers in the order of a table: name, record or number type, what its length follows.
+_LAYOUT: tuple[tuple[str, Any, str], ...] = (
+    ("state", kernel.STATE, "one"),
+    ("links", kernel.LINK, "links"),
+    ("flows", kernel.FLOW, "flows"),
+    ("hops", kernel.HOP, "hops"),
+    ("legs", kernel.LEG, "legs"),
+    ("agenda", np.dtype("i4"), "flows"),
+    ("queue", kernel.LEVEL, "both"),
+    ("dirty", np.dtype("i4"), "links"),
+    ("touched", np.dtype("i4"), "links"),
+    ("free", np.dtype("i4"), "flows"),
+    ("saturated", np.dtype("i4"), "links"),
+    ("fixed", np.dtype("i4"), "flows"),
+    ("marked", np.dtype("i4"), "links"),
+    ("done", np.dtype("i8"), "ends"),
+    ("log", kernel.LOG, "log"),
+    ("patterns", kernel.PATTERN, "patterns"),
+    ("phases", kernel.PHASE, "phases"),
+    ("transfers", kernel.TRANSFER, "transfers"),
+    ("heads", np.dtype("i4"), "heads"),
+    ("collectives", kernel.COLLECTIVE, "collectives"),
+    ("parts", kernel.PART, "parts"),
+    ("arrived", np.dtype("i4"), "arrived"),
+)
+_FIRST_FLOWS = 16
+
+
+def compiled_wanted(name: CoreName, links: int) -> bool:
+    """Return whether a core with so many links is to be compiled.
+
+    The environment variable ``PACELINE_CORE`` replaces ``auto``.
+
+    Raises
+    ------
+    ValueError
+        The setting or the environment variable is not a core; or numba is asked for and not installed.
+    """
+    where = "the core"
+    if name == "auto" and os.environ.get("PACELINE_CORE"):
+        name = os.environ["PACELINE_CORE"]  # type: ignore[assignment]
+        where = "PACELINE_CORE"
+    if name not in ("auto", "plain", "compiled"):
+        raise ValueError(f"{where} is 'auto', 'plain' or 'compiled', not {name!r}")
+    if name == "plain" or (name == "auto" and links < COMPILED_FROM):
+        return False
+    if importlib.util.find_spec("numba") is None:
+        if name == "compiled":
+            raise ValueError("the compiled core needs numba: install paceline[fast]")
+        return False
+    return True
+
+
+class _Record:
+    """A record as an object: fields that start at zero."""
+
+    __slots__: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+    def __repr__(self) -> str:
+        return repr({name: getattr(self, name) for name in self.__slots__})
+
+
+def _record_class(name: str, fields: np.dtype[Any]) -> type[_Record]:
+    return type(name, (_Record,), {"__slots__": fields.names})
+
+
+_RECORDS = {
+    name: _record_class(name, kind) for name, kind, _ in _LAYOUT if kind.names and name not in ("queue",)
+}
+
+
+class PlainStorage:
+    """Containers as lists, for the functions as they are.
+
+    Attributes
+    ----------
+    functions : module
+        The functions that run on `table`.
+    table : object
+        What they take as their first argument.
+    """
+
+    functions: Any = kernel
+
+    def __init__(self) -> None:
+        self.lengths = dict.fromkeys([follows for _, _, follows in _LAYOUT if follows != "both"], 0)
+        self.containers: dict[str, Any] = {name: [] for name, _, _ in _LAYOUT}
+        self.table: Any = tuple(self.containers.values())
+        self._extend("one", 1)
+        self.state.free_flow = self.state.free_hop = -1
+
+    def __repr__(self) -> str:
+        return repr(self.containers)
+
+    # Records that can be read and written by attribute, outside the compiled functions.
+
+    @property
+    def state(self) -> Any:
+        """The one record about the core as a whole."""
+        return self.containers["state"][0]
+
+    def records(self, name: str) -> Any:
+        """Return a container of records."""
+        return self.containers[name]
+
+    def finished(self, count: int) -> list[int]:
+        """Return the first numbers of `done`."""
+        return list(self.containers["done"][:count])
+
+    # Growth.
+
+    def _extend(self, group: str, count: int) -> None:
+        self.lengths[group] += count
+        for name, _, follows in _LAYOUT:
+            if follows == group and name not in ("agenda", "queue"):
+                container = self.containers[name]
+                record = _RECORDS.get(name)
+                container.extend([record() for _ in range(count)] if record else [0] * count)
+
+    def extend(self, name: str, count: int) -> int:
+        """Lengthen a container that nothing else follows; return its old length."""
+        begin = self.lengths[name]
+        self._extend(name, count)
+        return begin
+
+    def add_link(self) -> Any:
+        """Add a link and return its record."""
+        self._extend("links", 1)
+        self.reserve_log()
+        link = self.records("links")[self.state.links]
+        link.head = link.tail = -1
+        self.state.links += 1
+        return link
+
+    def add_legs(self, legs: list[tuple[int, float]]) -> int:
+        """Add the legs of a path and return the place of the first."""
+        first = self.lengths["legs"]
+        self._extend("legs", len(legs))
+        for place, (link, use) in enumerate(legs, first):
+            self.functions.set_leg(self.table, place, link, use)
+        return first
+
+    def reserve(self, flows: int, hops: int) -> None:
+        """Make slots for so many more flows, and for so many hops."""
+        old = self.lengths["flows"], self.lengths["hops"]
+        self._extend("flows", flows)
+        self._extend("ends", flows)
+        self._extend("hops", hops)
+        new = self.lengths["flows"], self.lengths["hops"]
+        self.functions.make_free(self.table, old[0], new[0], old[1], new[1])
+
+    def reserve_log(self) -> None:
+        """Make the log long enough for all links at one instant."""
+        state = self.state
+        if state.watching and state.log_size < 2 * self.lengths["links"] + 64:
+            self._extend("log", 4 * self.lengths["links"] + 128)
+            state.log_size = self.lengths["log"]
+
+
+class CompiledStorage(PlainStorage):
+    """Containers as arrays of records, for the compiled functions; takes over from a plain one.
+
+    Only links may be there already.
+    """
+
+    def __init__(self, plain: PlainStorage) -> None:
+        self.functions = _compiled_functions()
+        self._room = dict.fromkeys(plain.lengths, 0)
+        self._views: dict[str, Any] = {}
+        self.table = np.zeros(2 * len(_LAYOUT), np.int64)
+        self.lengths = dict.fromkeys(plain.lengths, 0)
+        self.containers = {name: np.zeros(0, kind) for name, kind, _ in _LAYOUT}
+        for group, length in plain.lengths.items():
+            self._extend(group, length)
+        for name in ("state", "links"):
+            for place, record in enumerate(plain.containers[name]):
+                self.containers[name][place] = tuple(getattr(record, field) for field in record.__slots__)
+
+    @property
+    def state(self) -> Any:
+        """The one record about the core as a whole."""
+        return self._views["state"][0]
+
+    def records(self, name: str) -> Any:
+        """Return a container of records."""
+        return self._views[name]
+
+    def finished(self, count: int) -> list[int]:
+        """Return the first numbers of `done`."""
+        finished: list[int] = self.containers["done"][:count].tolist()
+        return finished
+
+    def _extend(self, group: str, count: int) -> None:
+        self.lengths[group] += count
+        if self.lengths[group] <= self._room[group]:
+            return
+        self._room[group] = max(self.lengths[group], 2 * self._room[group])
+        room = {**self._room, "both": self._room["links"] + self._room["flows"]}
+        for place, (name, kind, follows) in enumerate(_LAYOUT):
+            old = self.containers[name]
+            if room[follows] > len(old) - 1:
+                # One more than needed: the queues keep their length at 0.
+                new = np.zeros(room[follows] + 1, kind)
+                new[: len(old)] = old
+                self.containers[name] = new
+                if kind.names:
+                    self._views[name] = new.view(np.recarray)
+                self.table[2 * place] = new.ctypes.data
+                self.table[2 * place + 1] = len(new)
+
+
+@functools.cache
+def _compiled_functions() -> ModuleType:
+    """Load the source of the core once more, with every function compiled when it is first called."""
+    import numba
+
+    name = f"{kernel.__name__}_compiled"
+    spec = importlib.util.spec_from_file_location(name, kernel.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    for name, function in list(vars(module).items()):
+        if isinstance(function, FunctionType) and function.__module__ == module.__name__:
+            setattr(module, name, numba.njit(cache=True)(function))
+    for name in list(vars(module)):
+        if name.startswith("array_"):
+            plain = name.removeprefix("array_")
+            if hasattr(module, plain):
+                setattr(module, plain, getattr(module, name))
+    module.views = _compiled_views()  # type: ignore[attr-defined]
+    return module
+
+
+def _compiled_views() -> Any:
+    """Return the compiled function that makes arrays of the addresses in a table."""
+    from numba import carray, njit, types  # type: ignore[attr-defined]
+    from numba.extending import intrinsic
+
+    @intrinsic
+    def pointer(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return types.voidptr(address), generate
+
+    # One array for each container, written out since a compiled function takes no list of different types.
+    arrays = ", ".join(
+        f"carray(pointer(table[{2 * place}]), table[{2 * place + 1}], kinds_{place})"
+        for place in range(len(_LAYOUT))
+    )
+    names: dict[str, Any] = {f"kinds_{place}": kind for place, (_, kind, _) in enumerate(_LAYOUT)}
+    names |= {"carray": carray, "pointer": pointer}
+    exec(f"def views(table):\n    return ({arrays})", names)
+    return njit(names["views"])
