@@ -74,3 +74,9 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Return the public names."""
     return sorted(__all__)
+
+
+if __name__ == "__main__":
+    from analysis.cli import main
+
+    main()

@@ -29,6 +29,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__
 """What the command line's parser raises for arguments that it cannot use."""
 
 
+_INTERRUPTION = "interrupted; the same command goes on after its last finished run"
 _INTERRUPTED = 130
 """What the parser returns when Ctrl-C ended a command."""
 
@@ -39,6 +40,9 @@ class _Group(TyperGroup):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command line and exit with its code."""
         command = super().main
+        given = extra.get("args") or (args[0] if args else None) or sys.argv[1:]
+        if not given:
+            extra["args"] = ["--help"]
         sys.exit(_exit_code(lambda: command(*args, **{**extra, "standalone_mode": False})))
 
 
@@ -51,16 +55,17 @@ def _exit_code(command: Callable[[], Any]) -> int:
     except ValueError as error:
         return _refused(str(error), 2)
     except typer.Abort:
-        return _refused("interrupted", 1)
+        return _refused(_INTERRUPTION, 1)
     except RuntimeError as error:
         # Ours say who failed and why; what Python itself or a library raises shows where.
         if type(error) is RuntimeError or not type(error).__module__.startswith(
             ("simulator", "analysis", "algorithms")
         ):
             raise
-        return _refused(str(error), 1)
+        # An algorithm that breaks a rule or fails is an input that cannot be used.
+        return _refused(str(error), 2)
     if code == _INTERRUPTED:
-        return _refused("interrupted", 1)
+        return _refused(_INTERRUPTION, 1)
     return code if isinstance(code, int) else 0
 
 

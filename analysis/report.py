@@ -255,9 +255,11 @@ def warnings(experiment: Experiment) -> list[str]:
             if target is not None and run.reached() is None:
                 budget = experiment.scenario.sections.budget.iterations
                 last = f"; the last loss was {run.samples.loss[-1]:.4g}" if run.samples.loss else ""
+                plural = "s" if target.holds > 1 else ""
+                stay = f" and stay there for {target.holds} more report{plural}" if target.holds else ""
                 found.append(
-                    f"{name} did not reach the target ({target.text()}) within {budget:,} iterations{last}. "
-                    "It has no speedup."
+                    f"{name} did not reach the target ({target.text()}){stay} within {budget:,} "
+                    f"iterations{last}. It has no speedup."
                 )
             found += [f"{name}: {text}" for text in memory_warnings(run)]
     return found + edge_warnings(experiment)

@@ -124,7 +124,7 @@ class Row:
             return NO_TARGET
         if self.iterations is None:
             return NOT_REACHED
-        return "not reached by 1 worker" if self.reference_iterations is None else None
+        return "1 worker: not" if self.reference_iterations is None else None
 
 
 def measure(run: Run, reference: Run, grid: Sequence[float] = ()) -> Row:

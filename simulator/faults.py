@@ -7,8 +7,10 @@ and the first cause.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 MOST_QUESTIONS = 1000
@@ -44,9 +46,18 @@ class WorkerFailed(RuntimeError):
 
 
 def cause_of(error: BaseException) -> str:
-    """Return an error's type and text in one line, as :class:`WorkerFailed` shows them."""
+    """Return an error's type and text in one line, and the line of the algorithm or task that led to it."""
     text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    theirs = [(path, line) for path, line in frames if not _is_machinery(path)]
+    return f"{said} (at {theirs[-1][0].name}:{theirs[-1][1]})" if theirs else said
+
+
+def _is_machinery(path: Path) -> bool:
+    """Return whether a file is neither an algorithm's nor a user's own."""
+    library = "site-packages" in path.parts or Path(traceback.__file__).parent in path.parents
+    return library or Path(__file__).parent in path.parents or path.name == "phantom.py"
 
 
 def not_a_coroutine(algorithm: str, found: object) -> AlgorithmError:
@@ -73,6 +84,19 @@ def not_awaited(rank: int, operation: str, iteration: int) -> AlgorithmError:
     return AlgorithmError(
         f"worker {rank} ended, but nobody awaited the {operation} that it started in iteration {iteration}"
     )
+
+
+def beyond_budget(rank: int, iterations: int, budget: int) -> AlgorithmError:
+    """Return the error of an algorithm that goes on computing and never asks whether it may."""
+    return AlgorithmError(
+        f"worker {rank} has computed {iterations} gradients of a budget of {budget} without asking whether "
+        "it is running"
+    )
+
+
+def overdone(iterations: int, budget: int) -> bool:
+    """Return whether a worker has gone on so far beyond its budget that no round explains it."""
+    return iterations > 2 * budget + 10_000
 
 
 def no_gradient(rank: int) -> AlgorithmError:

@@ -75,6 +75,17 @@ class Section(pydantic.BaseModel):
         strict=False,
     )
 
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: object, info: pydantic.ValidationInfo) -> object:
+        """Refuse true and false where a number is meant; YAML reads 'yes' and 'on' as true."""
+        if isinstance(value, bool) and info.field_name is not None:
+            annotation = cls.model_fields[info.field_name].annotation
+            kinds = (annotation, *get_args(annotation))
+            if bool not in kinds and (int in kinds or float in kinds):
+                raise ValueError(f"expected a number, got {value}")
+        return value
+
 
 def _read(dimension: str) -> pydantic.BeforeValidator:
     return pydantic.BeforeValidator(lambda value: parse_quantity(value, dimension))
@@ -307,12 +318,15 @@ class Catalogue:
         Returns the target of a known name.
     names
         All known names.
+    base
+        What a class of the user's own must derive from, where there is such a class.
     """
 
     what: str
     tag: str
     find: Callable[[str], Callable[..., Any]]
     names: tuple[str, ...]
+    base: type | None = None
 
     def read(self, value: object, folder: Path | None = None) -> Part:
         """Read a part from a bare name, from keys and values, or from an object made in Python.
@@ -339,6 +353,11 @@ class Catalogue:
             values = pydantic.create_model(MADE, __base__=Section, **fields)()
             return Part(str(name), _lost(str(name)), values, self.tag)
         target = self._target(name, folder)
+        if self.base is not None and not issubclass(
+            target if isinstance(target, type) else type(target), self.base
+        ):
+            problem = f"'{name}' is no {self.what}; it must derive from {self.base.__name__}"
+            raise BadInput(self.tag, problem)
         if not callable(target):
             return dataclasses.replace(self._made(target), name=str(name), imported=True)
         rest = {key: entry for key, entry in settings.items() if key != self.tag}

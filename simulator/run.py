@@ -55,7 +55,7 @@ class LinkUse:
     change_rate: list[float]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
     """One algorithm on one cluster with one step size.
 
@@ -93,6 +93,14 @@ class Run:
     pace: Pace = dataclasses.field(default_factory=Pace)
     links: LinkUse | None = None
     models: np.ndarray[Any, Any] | None = None
+
+    def __repr__(self) -> str:
+        reached = self.reached()
+        where = f", target at {reached.iterations:g} iterations, {reached.time:.6g} s" if reached else ""
+        return (
+            f"Run({self.algorithm} on {self.workers} workers, {self.clock} clock, "
+            f"{max(self.iterations)} iterations in {self.duration:.6g} s{where})"
+        )
 
     @property
     def workers(self) -> int:
@@ -268,8 +276,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not (folder / "summary.json").is_file() and not _is_empty_folder(folder):
         raise BadInput(str(folder), "exists and is not a saved run; it is not replaced")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise BadInput(str(folder), f"cannot be written: {error.strerror}") from None
     try:
         yield draft
         draft.chmod(0o755)

@@ -30,6 +30,7 @@ from algorithms import ALGORITHMS, Algorithm, algorithm
 from simulator.cluster import Cluster, find_node, place
 from simulator.devices import DEVICES, Device
 from simulator.parts import (
+    MADE,
     PART_WRITER,
     BadInput,
     Bytes,
@@ -67,7 +68,7 @@ def _catalogue(what: str, tag: str, known: Mapping[str, Any], find: Any = None) 
 
 
 TOPOLOGY = _catalogue("topology builder", "builder", topologies.BUILDERS)
-ALGORITHM = _catalogue("algorithm", "name", ALGORITHMS, algorithm)
+ALGORITHM = dataclasses.replace(_catalogue("algorithm", "name", ALGORITHMS, algorithm), base=Algorithm)
 STRAGGLER = _catalogue("straggler", "kind", STRAGGLERS)
 TRANSPORT = _catalogue("transport", "name", TRANSPORTS)
 COST = _catalogue("cost", "kind", COSTS)
@@ -170,7 +171,13 @@ def _read_stragglers(value: object, folder: Path | None) -> tuple[Part, ...]:
 def _read_algorithms(value: object, folder: Path | None) -> tuple[Part, ...]:
     if not isinstance(value, (list, tuple)):
         raise BadInput("", f"expected a list of algorithms, got {value!r}")
-    return tuple(ALGORITHM.read(entry, folder) for entry in value)
+    parts = []
+    for index, entry in enumerate(value):
+        try:
+            parts.append(ALGORITHM.read(entry, folder))
+        except BadInput as error:
+            raise BadInput(f"{index}.{error.key}".rstrip("."), error.problem) from None
+    return tuple(parts)
 
 
 _PARTS_WRITER = pydantic.PlainSerializer(lambda parts: [entry.data() for entry in parts])
@@ -224,23 +231,14 @@ class GossipSection(Section):
     mixing: str = "uniform"
 
 
-def _no_truth(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError(f"expected a number, got {value}")
-    return value
-
-
-_StepSize = Annotated[float, pydantic.BeforeValidator(_no_truth)]
-
-
 class StepSizeGrid(Section):
     """Step sizes of which each algorithm and worker count takes the one that reaches the target first."""
 
-    grid: tuple[_StepSize, ...] = pydantic.Field(min_length=1)
+    grid: tuple[float, ...] = pydantic.Field(min_length=1)
 
 
 class Budget(Section):
-    """How long a run may go on.
+    """How long a run may go on, in iterations of each worker; a round that has begun is finished.
 
     ``stop: target`` ends a simulation as soon as its target has been reached and held.
     """
@@ -259,7 +257,7 @@ class Sections(Section):
     budget: Budget
     compare: Annotated[tuple[Part, ...], reader(_read_algorithms), _PARTS_WRITER] = ()
     gossip: GossipSection | None = None
-    step_size: _StepSize | StepSizeGrid | None = None
+    step_size: float | StepSizeGrid | None = None
     target: Target | None = None
     seed: int = pydantic.Field(default=0, ge=0)
 
@@ -360,7 +358,7 @@ class Scenario:
             _assign(data, _home(key), value)
         for key, value in (changes or {}).items():
             _assign(data, tuple(key.split(".")), value)
-        if named.get("workers") is not None:
+        if isinstance(named.get("workers"), int):
             _keep_workers(data, range(named["workers"]))
         return Scenario(data, self._source, self._folder)
 
@@ -381,6 +379,11 @@ class Scenario:
         _keep_workers(data, [fastest])
         return Scenario(data, self._source, self._folder)
 
+    def __repr__(self) -> str:
+        sections = self.sections
+        algorithms = ", ".join(entry.name for entry in (sections.algorithm, *sections.compare))
+        return f"Scenario({self.name!r}: {algorithms} on {self.workers} workers)"
+
     # What the scenario is, as data.
 
     @property
@@ -395,6 +398,7 @@ class Scenario:
         parts = [topology, sections.workload.cost, objective, sections.algorithm, *sections.compare]
         parts += [sections.cluster.transport, *sections.cluster.stragglers]
         named = [entry.name.partition(":")[0] for entry in parts if isinstance(entry, Part)]
+        named.append(str(getattr(sections.workload.cost.values, "model", "")).partition(":")[0])
         found = [name for name in named if name.endswith(".py")]
         if isinstance(topology, TopologyFile):
             found.append(topology.file)
@@ -496,6 +500,8 @@ class Scenario:
     def cost(self) -> Cost:
         """What a gradient costs."""
         built: Cost = self.sections.workload.cost.build()
+        if isinstance(built, ModelCost) and ".py:" in built.model:
+            built = dataclasses.replace(built, model=str(self.folder.resolve() / built.model))
         return built
 
     @functools.cached_property
@@ -525,7 +531,8 @@ class Scenario:
             takes_nodes = "nodes" in inspect.signature(topologies.BUILDERS[builder]).parameters
             if takes_nodes:
                 settings.setdefault("nodes", self.workers)
-        graph: nx.Graph[int] = TOPOLOGY.read(settings, self._folder).build()
+        with _under("graph"):
+            graph: nx.Graph[int] = TOPOLOGY.read(settings, self._folder).build()
         if sorted(graph.nodes, key=str) != sorted(range(self.workers), key=str):
             raise BadInput("", f"the graph has {len(graph)} nodes, but there are {self.workers} workers")
         return graph
@@ -631,11 +638,19 @@ class Scenario:
                 entry.build()
         with _under("workload.cost"):
             _ = self.cost
+        if sections.workload.objective is not None and sections.workload.objective.instance is None:
+            with _under("workload.objective"):
+                self._check_objective(sections.workload.objective)
         self._check_machines()
         self._check_stragglers()
         self._check_background()
         self._check_gossip()
         self._check_training()
+
+    def _check_objective(self, entry: Part) -> None:
+        """Let the objective's own checks speak, unless it is one that a file can only name."""
+        if MADE not in type(entry.values).model_fields:
+            entry.build()
 
     def _check_machines(self) -> None:
         """Refuse settings of the machines that this workload or group of workers cannot use."""

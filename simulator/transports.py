@@ -5,7 +5,7 @@ latency of the path is paid, which part of the line rate arrives as payload, whe
 its receiver, and whether the two directions between a pair of ranks share one connection.
 
 Sources of the defaults: TCP's payload share of 0.992 and Gloo's ring with segments of at most 1 MiB, of
-which each pays about 0.75 of the path's latency, its rendezvous and its half-duplex pairs, were measured
+which each pays about 0.75 of the path's latency, and its rendezvous were measured
 with torch 2.13; NCCL pipelines its rings and trees, so that latency is paid on the way up and down a
 tree of depth log2(n) and not on each of the 2(n-1) steps of a ring.
 """
@@ -91,7 +91,11 @@ class Nccl(Transport):
 
 @dataclass(frozen=True)
 class Gloo(Transport):
-    """Gloo: a ring, step by step, in segments of at most 1 MiB; rendezvous and half-duplex pairs."""
+    """Gloo: a ring, step by step, in segments of at most 1 MiB; a message waits for its receiver.
+
+    One process group has one connection a pair, which is half-duplex for large messages; the wall clock's
+    worker uses a group for each direction, so its exchanges are not.
+    """
 
     pipelined: bool = False
     latency_factor: float = 0.75
@@ -99,7 +103,6 @@ class Gloo(Transport):
     segment_size: Annotated[float, "B"] = float(2**20)
     least_segments: int = 2
     rendezvous: bool = True
-    half_duplex_pairs: bool = True
 
 
 @dataclass(frozen=True)

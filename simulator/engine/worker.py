@@ -155,6 +155,8 @@ class VirtualWorker:
 
     def _begin_iteration(self) -> float:
         self.iterations += 1
+        if faults.overdone(self.iterations, self._simulation.limit):
+            raise faults.beyond_budget(self.rank, self.iterations, self._simulation.limit)
         self.promised = max(self.promised, self.iterations)
         self._checks = 0
         return self._seconds_factor()

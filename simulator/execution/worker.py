@@ -204,6 +204,8 @@ class WallWorker:
     def _count_iteration(self) -> None:
         self._iteration += 1
         self._questions = 0
+        if faults.overdone(self._iteration, self._budget):
+            raise faults.beyond_budget(self._rank, self._iteration, self._budget)
 
     def _compute(self, operation: str, work: Callable[[], Tensor]) -> WallHandle[Tensor]:
         handle: WallHandle[Tensor] = self._handle(Call(operation, self._iteration))

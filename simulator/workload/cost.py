@@ -26,13 +26,13 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
-import importlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from simulator.devices import PRECISIONS, Device, Precision
+from simulator.parts import import_object
 
 if TYPE_CHECKING:
     import torch
@@ -426,17 +426,7 @@ def _catalogue_profile(name: str) -> CostProfile:
 
 def _imported(place: str) -> object:
     """The object that `package.module:Object` names."""
-    module_name, _, attribute = place.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"model {place!r}: cannot import module {module_name!r} ({error})") from error
-    if not hasattr(module, attribute):
-        public = tuple(name for name in vars(module) if not name.startswith("_"))
-        raise ValueError(
-            f"model {place!r}: {module_name!r} has no {attribute!r}{_nearest(attribute, public)}"
-        )
-    found: object = getattr(module, attribute)
+    found: object = import_object(place)
     return found
 
 

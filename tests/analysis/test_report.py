@@ -139,8 +139,8 @@ def test_slow_links_in_words(timing_scenario: Scene) -> None:
 def test_warnings_name_what_was_not_reached(loss_scenario: Scene, make_run: Make) -> None:
     done = _by_hand(loss_scenario(), make_run, [0.9, 0.8])
     assert warnings(done) == [
-        "local-sgd on 2 workers did not reach the target (loss <= 0.5) within 8 iterations; "
-        "the last loss was 0.8. It has no speedup."
+        "local-sgd on 2 workers did not reach the target (loss <= 0.5) and stay there for 1 more report "
+        "within 8 iterations; the last loss was 0.8. It has no speedup."
     ]
     text = report(done)
     assert '<td class="figure missing">not reached</td>' in text

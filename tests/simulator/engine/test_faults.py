@@ -86,7 +86,8 @@ class OneRankRaises(Algorithm):
 
 def test_the_first_cause_is_shown_when_one_rank_raises() -> None:
     assert failure(OneRankRaises(), WorkerFailed) == (
-        "worker 1 failed in iteration 1: ZeroDivisionError: the second worker divides by zero"
+        "worker 1 failed in iteration 1: ZeroDivisionError: the second worker divides by zero "
+        f"(at test_faults.py:{OneRankRaises.run.__code__.co_firstlineno + 5})"
     )
 
 
@@ -268,7 +269,22 @@ class ReadsValues(Algorithm):
 def test_control_flow_on_values_is_refused_without_numerics() -> None:
     assert failure(ReadsValues(), WorkerFailed) == (
         "worker 0 failed in iteration 1: TimingOnly: this algorithm's control flow depends on the value of a "
-        "tensor, which a timing-only run does not have; give the scenario an objective"
+        "tensor, which a timing-only run does not have; give the scenario an objective "
+        f"(at test_faults.py:{ReadsValues.run.__code__.co_firstlineno + 4})"
+    )
+
+
+@dataclass(frozen=True)
+class NeverAsks(Algorithm):
+    async def run(self, worker: Worker) -> None:
+        x = worker.initial_model()
+        while True:
+            await worker.gradient(x)
+
+
+def test_an_algorithm_that_never_asks_whether_to_go_on() -> None:
+    assert failure(NeverAsks()) == (
+        "worker 0 has computed 10007 gradients of a budget of 3 without asking whether it is running"
     )
 
 

@@ -168,7 +168,7 @@ def test_user_models_by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert ModelCost("own_models:Net", batch=4).parameters == 18
     assert ModelCost("own_models:make", batch=4).profile.forward_flops == 32
     for model, message in [
-        ("own_models:Nett", "model 'own_models:Nett': 'own_models' has no 'Nett'; did you mean 'Net'?"),
+        ("own_models:Nett", "'own_models' has no 'Nett'; the nearest is 'Net'"),
         (
             "own_models:number",
             "model 'own_models:number' must be a ModelEntry, a CostProfile or a function "
@@ -176,8 +176,7 @@ def test_user_models_by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ),
         (
             "no_such_module:Net",
-            "model 'no_such_module:Net': cannot import module 'no_such_module' "
-            "(No module named 'no_such_module')",
+            "cannot import 'no_such_module:Net': No module named 'no_such_module'",
         ),
     ]:
         with pytest.raises(ValueError) as e:
