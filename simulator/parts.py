@@ -137,8 +137,12 @@ def check(model: type[Section], data: object, folder: Path | None = None) -> Any
 
 
 def _first_fault(report: pydantic.ValidationError, model: type[Section]) -> BadInput:
-    """Turn pydantic's report into one sentence; unknown keys come first, they explain missing ones."""
-    fault = min(report.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    """Turn pydantic's report into one sentence.
+
+    Unknown keys come first, because they explain missing ones; of a value's several possible types the one
+    that it went furthest with speaks.
+    """
+    fault = min(report.errors(), key=lambda fault: (fault["type"] != "extra_forbidden", -len(fault["loc"])))
     # Alternatives of a key's type are part of pydantic's location, but nothing that an author wrote.
     alternatives = _type_names()
     location = [str(step) for step in fault["loc"] if "[" not in str(step) and step not in alternatives]
@@ -178,6 +182,8 @@ def _model_at(model: type[Section], location: tuple[int | str, ...]) -> type[Sec
 def _problem(fault: ErrorDetails) -> str:
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"])
+    if fault["type"] in ("model_type", "dict_type"):
+        return f"expected keys and values, got {fault['input']!r}"
     message = fault["msg"][0].lower() + fault["msg"][1:]
     return f"{message}, got {fault['input']!r}"
 
