@@ -8,7 +8,7 @@ SELECT ?= not large
 PAGE ?= simulator/engine/COSTS.md
 PACKAGES := algorithms analysis simulator topologies traces
 
-.PHONY: setup demo test lint bench bench-simgrid clean
+.PHONY: setup demo test lint cases bench bench-simgrid clean
 
 setup: $(INSTALLED)
 
@@ -28,6 +28,11 @@ lint: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 -q
+
+# The random cases of the network core, 300 times as many as in `make test`: about 300,000.
+cases: $(INSTALLED)
+	PACELINE_CASES=300 $(BIN)/python -m pytest -n 2 -q tests/simulator/engine/test_fairshare.py \
+	  tests/simulator/engine/test_core_collectives.py tests/simulator/engine/test_clock.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q -p no:xdist -m "$(SELECT)"

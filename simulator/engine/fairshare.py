@@ -652,10 +652,14 @@ class Core:
         state = self._storage.state
         if not state.log_count:
             return
-        log = self._storage.records("log")
-        for place in range(state.log_count):
-            entry = log[place]
-            self._record(int(entry.link), float(entry.time), float(entry.total))
+        log = self._storage.records("log")[: state.log_count]
+        if isinstance(log, list):
+            for entry in log:
+                self._record(entry.link, entry.time, entry.total)
+        else:
+            # Column by column: asking an array for one record at a time costs as much as the simulation.
+            for entry in zip(log.link.tolist(), log.time.tolist(), log.total.tolist(), strict=True):
+                self._record(*entry)
         state.log_count = 0
 
     def _record(self, link: int, time: float, total: float) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from math import inf, nan
 from types import SimpleNamespace
@@ -17,6 +18,9 @@ pytestmark = pytest.mark.usefixtures("each_core")
 
 Log = list[tuple[str, float]]
 Process = Generator[Event, Any, Any]
+
+CASES = int(os.environ.get("PACELINE_CASES", "1"))
+"""How many times the usual number of random cases is tried; see `make cases`."""
 
 
 def noting(log: Log, clock: Clock, name: str) -> Any:
@@ -460,7 +464,7 @@ def test_peek_in_the_middle_of_an_instant_does_not_solve() -> None:
     assert (clock.peek(), clock.core.solves) == (1.0, 1)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100 * CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_run_step_and_the_bare_core_agree(data: st.DataObject, network: SimpleNamespace) -> None:
     scenario = data.draw(network.scenarios())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf
@@ -16,7 +17,10 @@ from simulator.engine.fairshare import Core, Step
 from simulator.patterns import PATTERNS
 
 pytestmark = pytest.mark.usefixtures("each_core")
-MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+CASES = int(os.environ.get("PACELINE_CASES", "1"))
+"""How many times the usual number of random cases is tried; see `make cases`."""
+
+MANY = settings(max_examples=150 * CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 Phases = list[tuple[int, list[Step]]]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from math import inf, nan
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,11 @@ from simulator.engine.fairshare import Core
 pytestmark = pytest.mark.usefixtures("each_core")
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
-MANY = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-SOME = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+CASES = int(os.environ.get("PACELINE_CASES", "1"))
+"""How many times the usual number of random cases is tried; see `make cases`."""
+
+MANY = settings(max_examples=300 * CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SOME = settings(max_examples=120 * CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def log(core: Core, limit: float = inf) -> list[tuple[float, list[int]]]:
