@@ -200,7 +200,7 @@ STRAGGLERS: dict[str, type] = {
 """Straggler models by the name that a scenario uses."""
 
 
-def _blocks(draw: Callable[[int], np.ndarray[tuple[int], np.dtype[np.float64]]], size: int = 256) -> Draw:
+def _blocks(draw: Callable[[int], np.ndarray[tuple[int], np.dtype[np.float64]]], size: int = 32) -> Draw:
     """Return single draws of a vectorised generator, which is much faster than asking one by one."""
     block: list[float] = []
 

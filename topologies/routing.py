@@ -28,6 +28,9 @@ from topologies.attributes import Graph, Node, check_simple, edge_name, kind_of,
 
 POLICIES = ("shortest", "ecmp")
 
+REMEMBERED_NODES = 500_000
+"""About how many nodes the searches that a router keeps may hold in all; routes once found are always kept."""
+
 Route: TypeAlias = tuple[tuple[Node, Node], ...]
 
 
@@ -177,6 +180,8 @@ class Router:
             numbers = [source, target] if source != target else [source]
         else:
             if target not in self._destinations:
+                if len(self._destinations) * len(self._nodes) > REMEMBERED_NODES:
+                    self._destinations.clear()
                 self._destinations[target] = _Destination(target, self._predecessors, self._is_gpu)
             destination = self._destinations[target]
             if not destination.reaches(source):
