@@ -18,7 +18,8 @@ import topologies
 from algorithms import ALGORITHMS
 from simulator.devices import DEVICES, device
 from simulator.parts import BadInput, nearest
-from simulator.scenario import TOPOLOGY, Scenario
+from simulator.scenario import Scenario
+from simulator.sections import TOPOLOGY
 from simulator.workload.cost import MODEL_NAMES, CostProfile, resolve
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from analysis.compare import Comparison, difference_text
 from analysis.experiment import Entry, Experiment, Trial
 from analysis.speedup import count_text, html_table, part_label
 from simulator.run import Run
-from simulator.scenario import GossipSection, Scenario
+from simulator.scenario import Scenario
+from simulator.sections import GossipSection
 from simulator.units import format_quantity
 
 if TYPE_CHECKING:

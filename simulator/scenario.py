@@ -19,36 +19,21 @@ import sys
 import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import pydantic
 import yaml
 from pydantic_core import PydanticSerializationError
 
 import topologies
-from algorithms import ALGORITHMS, Algorithm, algorithm
+from algorithms import Algorithm
 from simulator.cluster import Cluster, find_node, place
-from simulator.devices import DEVICES, Device
-from simulator.parts import (
-    MADE,
-    PART_WRITER,
-    BadInput,
-    Bytes,
-    BytesPerSecond,
-    Catalogue,
-    FlopPerSecond,
-    Part,
-    Seconds,
-    Section,
-    check,
-    nearest,
-    reader,
-)
+from simulator.parts import MADE, BadInput, Part, check, nearest
 from simulator.patterns import PATTERNS
-from simulator.stragglers import STRAGGLERS, SlowLink, Straggler
-from simulator.target import Target
-from simulator.transports import TRANSPORTS, Fixed, Transport
-from simulator.workload import OBJECTIVES, Cost, GivenCost, ModelCost
+from simulator.sections import TOPOLOGY, ClusterSection, GossipSection, Sections, StepSizeGrid, TopologyFile
+from simulator.stragglers import SlowLink, Straggler
+from simulator.transports import Fixed, Transport
+from simulator.variation import assign, home, hyphenated, keep_workers
+from simulator.workload import Cost, GivenCost, ModelCost
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -58,208 +43,6 @@ if TYPE_CHECKING:
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 """The folder of the scenarios that ship."""
-
-COSTS = {"model": ModelCost, "given": GivenCost}
-"""What a gradient costs: the layers of a model, or given seconds."""
-
-
-def _catalogue(what: str, tag: str, known: Mapping[str, Any], find: Any = None) -> Catalogue:
-    return Catalogue(what, tag, find or known.__getitem__, tuple(known))
-
-
-TOPOLOGY = _catalogue("topology builder", "builder", topologies.BUILDERS)
-ALGORITHM = dataclasses.replace(_catalogue("algorithm", "name", ALGORITHMS, algorithm), base=Algorithm)
-STRAGGLER = _catalogue("straggler", "kind", STRAGGLERS)
-TRANSPORT = _catalogue("transport", "name", TRANSPORTS)
-COST = _catalogue("cost", "kind", COSTS)
-OBJECTIVE = _catalogue("objective", "kind", OBJECTIVES)
-
-
-class TopologyFile(Section):
-    """A topology that is read from a file, relative to the scenario's folder."""
-
-    file: str
-
-    def data(self) -> dict[str, Any]:
-        """Return the choice as a file would hold it."""
-        return {"file": self.file}
-
-
-class DeviceChoice(Section):
-    """A device of the catalogue, with figures that replace its own."""
-
-    name: str
-    efficiency: float | None = None
-    peak_flops: FlopPerSecond | None = None
-    memory_bandwidth: BytesPerSecond | None = None
-    memory: Bytes | None = None
-    launch_overhead: Seconds | None = None
-
-    def device(self) -> Device:
-        """Return the device with its replaced figures."""
-        changes = {
-            key: getattr(self, key) for key in type(self).model_fields if getattr(self, key) is not None
-        }
-        return dataclasses.replace(DEVICES[self.name], **changes)
-
-
-class Background(Section):
-    """Traffic that is not ours: at most ``rate`` from one node to another, while it lasts."""
-
-    source: str | int
-    destination: str | int
-    rate: BytesPerSecond
-    start: Seconds = 0.0
-    end: Seconds = float("inf")
-
-    def model_post_init(self, _: object) -> None:
-        """Check the ranges."""
-        if not self.rate > 0:
-            raise ValueError(f"rate must be above 0 B/s, got {self.rate!r}")
-        if not 0 <= self.start < self.end:
-            raise ValueError(f"start must be 0 s or later and before end, got {self.start!r}")
-
-
-def _read_topology(value: object, folder: Path | None) -> Part | TopologyFile:
-    if isinstance(value, TopologyFile):
-        return value
-    if isinstance(value, Mapping) and "file" in value:
-        chosen: TopologyFile = check(TopologyFile, value)
-        return chosen
-    return TOPOLOGY.read(value, folder)
-
-
-def _read_device(value: object) -> DeviceChoice:
-    if isinstance(value, DeviceChoice):
-        return value
-    chosen: DeviceChoice = check(DeviceChoice, {"name": value} if isinstance(value, str) else value)
-    if chosen.name not in DEVICES:
-        raise BadInput(
-            "", f"unknown device '{chosen.name}'; the nearest known one is '{nearest(chosen.name, DEVICES)}'"
-        )
-    try:
-        chosen.device()
-    except ValueError as error:
-        raise BadInput("", str(error)) from None
-    return chosen
-
-
-def _read_devices(value: object, folder: Path | None) -> tuple[DeviceChoice, ...]:
-    return tuple(map(_read_device, value)) if isinstance(value, (list, tuple)) else (_read_device(value),)
-
-
-def _read_cost(value: object, folder: Path | None) -> Part:
-    """Read a cost; its kind follows from its keys where it is not named."""
-    if isinstance(value, Mapping) and "kind" not in value:
-        value = {"kind": "model" if "model" in value else "given", **value}
-    return COST.read(value, folder)
-
-
-def _read_stragglers(value: object, folder: Path | None) -> tuple[Part, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise BadInput("", f"expected a list of stragglers, got {value!r}")
-    parts = []
-    for index, entry in enumerate(value):
-        try:
-            parts.append(STRAGGLER.read(entry, folder))
-            parts[-1].build()
-        except BadInput as error:
-            raise BadInput(f"{index}.{error.key}".rstrip("."), error.problem) from None
-    return tuple(parts)
-
-
-def _read_algorithms(value: object, folder: Path | None) -> tuple[Part, ...]:
-    if not isinstance(value, (list, tuple)):
-        raise BadInput("", f"expected a list of algorithms, got {value!r}")
-    parts = []
-    for index, entry in enumerate(value):
-        try:
-            parts.append(ALGORITHM.read(entry, folder))
-        except BadInput as error:
-            raise BadInput(f"{index}.{error.key}".rstrip("."), error.problem) from None
-    return tuple(parts)
-
-
-_PARTS_WRITER = pydantic.PlainSerializer(lambda parts: [entry.data() for entry in parts])
-
-
-_DEVICES_WRITER = pydantic.PlainSerializer(
-    lambda chosen: [device.model_dump(by_alias=True, mode="json", exclude_none=True) for device in chosen]
-)
-
-
-class ClusterSection(Section):
-    """The machines: topology, devices, workers, and what disturbs them."""
-
-    topology: Annotated[Part | TopologyFile, reader(_read_topology), PART_WRITER]
-    device: Annotated[tuple[DeviceChoice, ...], reader(_read_devices), _DEVICES_WRITER]
-    workers: int | None = pydantic.Field(default=None, ge=1)
-    placement: Literal["linear", "round-robin"] | tuple[int, ...] = "linear"
-    routing: Literal["shortest", "ecmp"] = "shortest"
-    transport: Annotated[Part, reader(TRANSPORT.read), PART_WRITER] = pydantic.Field(
-        default="nccl", validate_default=True
-    )
-    stragglers: Annotated[tuple[Part, ...], reader(_read_stragglers), _PARTS_WRITER] = ()
-    background: tuple[Background, ...] = ()
-
-
-class WorkloadSection(Section):
-    """What is trained: its cost, and, where numerics are wanted, what is really optimised.
-
-    ``objective_batch`` is the number of samples per worker that a gradient of the objective really takes;
-    without it, the batch that the cost charges. A small problem stands for one whose gradients are as
-    noisy at the cost's batch only with a smaller batch of its own. ``evaluation: batched`` lets a simulation
-    evaluate the gradients of several workers at once, which is faster and gives up bit-identity.
-    """
-
-    cost: Annotated[Part, reader(_read_cost), PART_WRITER]
-    objective: Annotated[
-        Part | None,
-        reader(lambda value, folder: value and OBJECTIVE.read(value, folder)),
-        pydantic.PlainSerializer(lambda value: value and value.data()),
-    ] = None
-    objective_batch: int | None = pydantic.Field(default=None, ge=1)
-    evaluation: Literal["separate", "batched"] = "separate"
-    batches: Literal["equal", "proportional"] = "equal"
-    scaling: Literal["weak", "strong"] = "weak"
-
-
-class GossipSection(Section):
-    """Who averages with whom in decentralised algorithms, and with which weights."""
-
-    graph: str | dict[str, Any] = "ring"
-    mixing: str = "uniform"
-
-
-class StepSizeGrid(Section):
-    """Step sizes of which each algorithm and worker count takes the one that reaches the target first."""
-
-    grid: tuple[float, ...] = pydantic.Field(min_length=1)
-
-
-class Budget(Section):
-    """How long a run may go on, in iterations of each worker; a round that has begun is finished.
-
-    ``stop: target`` ends a simulation as soon as its target has been reached and held.
-    """
-
-    iterations: int = pydantic.Field(ge=1)
-    stop: Literal["end", "target"] = "end"
-
-
-class Sections(Section):
-    """All keys of a scenario file."""
-
-    name: str
-    cluster: ClusterSection
-    workload: WorkloadSection
-    algorithm: Annotated[Part, reader(ALGORITHM.read), PART_WRITER]
-    budget: Budget
-    compare: Annotated[tuple[Part, ...], reader(_read_algorithms), _PARTS_WRITER] = ()
-    gossip: GossipSection | None = None
-    step_size: float | StepSizeGrid | None = None
-    target: Target | None = None
-    seed: int = pydantic.Field(default=0, ge=0)
 
 
 class Scenario:
@@ -281,7 +64,7 @@ class Scenario:
     """
 
     def __init__(self, data: Mapping[str, Any], source: str = "", folder: Path | None = None) -> None:
-        self._data = _hyphenated(data)
+        self._data = hyphenated(data)
         self._source = source
         self._folder = folder
         try:
@@ -355,11 +138,11 @@ class Scenario:
         """
         data = copy.copy(self._data)
         for key, value in named.items():
-            _assign(data, _home(key), value)
+            assign(data, home(key), value)
         for key, value in (changes or {}).items():
-            _assign(data, tuple(key.split(".")), value)
+            assign(data, tuple(key.split(".")), value)
         if isinstance(named.get("workers"), int):
-            _keep_workers(data, range(named["workers"]))
+            keep_workers(data, range(named["workers"]))
         return Scenario(data, self._source, self._folder)
 
     def reference(self) -> Scenario:
@@ -371,12 +154,12 @@ class Scenario:
         fastest = max(range(self.workers), key=lambda rank: (self.speeds[rank], -rank))
         data = copy.copy(self._data)
         gpus = topologies.gpus(self.cluster.graph)
-        _assign(data, ("cluster", "placement"), [gpus.index(self.cluster.nodes[fastest])])
-        _assign(data, ("cluster", "workers"), 1)
+        assign(data, ("cluster", "placement"), [gpus.index(self.cluster.nodes[fastest])])
+        assign(data, ("cluster", "workers"), 1)
         devices = self.sections.cluster.device
-        _assign(data, ("cluster", "device"), devices[fastest % len(devices)])
-        _assign(data, ("workload", "batches"), "equal")
-        _keep_workers(data, [fastest])
+        assign(data, ("cluster", "device"), devices[fastest % len(devices)])
+        assign(data, ("workload", "batches"), "equal")
+        keep_workers(data, [fastest])
         return Scenario(data, self._source, self._folder)
 
     def __repr__(self) -> str:
@@ -769,74 +552,3 @@ def apportion(total: int, parts: Sequence[float]) -> tuple[int, ...]:
         above = [i for i in range(len(dealt)) if dealt[i] > 1]
         dealt[max(above, key=lambda i: (dealt[i] - exact[i], -i))] -= 1
     return tuple(dealt)
-
-
-def _home(key: str) -> tuple[str, ...]:
-    """Return where a key named in Python lives: at the top, or in ``cluster`` or ``workload``."""
-    homes: dict[str, tuple[str, ...]] = {name: (name.replace("_", "-"),) for name in Sections.model_fields}
-    for section, model in (("cluster", ClusterSection), ("workload", WorkloadSection)):
-        for name in model.model_fields:
-            homes.setdefault(name, (section, name.replace("_", "-")))
-    if key not in homes:
-        raise BadInput("", f"a scenario has no key '{key}'; the nearest is '{nearest(key, homes)}'")
-    return homes[key]
-
-
-def _assign(data: dict[str, Any], path: tuple[str, ...], value: object) -> None:
-    """Set a nested key, copying the mappings on the way, so that the original stays as it was."""
-    *parents, last = path
-    holder: Any = data
-    for step in parents:
-        place = _place(holder, step, path)
-        inner = holder[place] if isinstance(holder, list) else holder.get(place, {})
-        if isinstance(inner, (Part, TopologyFile)):
-            inner = inner.data()
-        elif isinstance(inner, Section):
-            inner = inner.model_dump(by_alias=True, mode="json", exclude_none=True)
-        if isinstance(inner, (list, tuple)):
-            holder[place] = list(inner)
-        elif isinstance(inner, Mapping):
-            holder[place] = dict(inner)
-        else:
-            raise BadInput(".".join(path), f"'{step}' is only {inner!r} here; give it keys and values first")
-        holder = holder[place]
-    holder[_place(holder, last, path)] = value
-
-
-def _place(holder: Any, step: str, path: tuple[str, ...]) -> Any:
-    """Return a step of a dotted key as the key of a mapping or the position in a list."""
-    if not isinstance(holder, list):
-        return step
-    if not step.isdigit() or int(step) >= len(holder):
-        raise BadInput(".".join(path), f"there is no entry '{step}'; the list has {len(holder)}")
-    return int(step)
-
-
-def _hyphenated(data: Any) -> Any:
-    """Return keys and values with the keys as files write them, so that either spelling means the same."""
-    if isinstance(data, Mapping):
-        return {
-            key.replace("_", "-") if isinstance(key, str) else key: _hyphenated(value)
-            for key, value in data.items()
-        }
-    return [_hyphenated(entry) for entry in data] if isinstance(data, list) else data
-
-
-def _keep_workers(data: dict[str, Any], kept: Sequence[int]) -> None:
-    """Renumber the workers that stragglers name to their new ranks, and drop those that are gone."""
-    new_rank = {old: new for new, old in enumerate(kept)}
-    stragglers = []
-    for entry in data.get("cluster", {}).get("stragglers", ()):
-        if isinstance(entry, Mapping) and entry.get("workers") is not None:
-            remaining = [new_rank[rank] for rank in entry["workers"] if rank in new_rank]
-            entry = {**entry, "workers": remaining}
-            if not remaining:
-                continue
-        elif isinstance(entry, Straggler) and entry.workers is not None:
-            remaining = [new_rank[rank] for rank in entry.workers if rank in new_rank]
-            entry = dataclasses.replace(entry, workers=tuple(remaining))
-            if not remaining:
-                continue
-        stragglers.append(entry)
-    if stragglers or "stragglers" in data.get("cluster", {}):
-        _assign(data, ("cluster", "stragglers"), stragglers)

@@ -29,7 +29,7 @@ from topologies.attributes import Graph, Node, check_simple, edge_name, kind_of,
 POLICIES = ("shortest", "ecmp")
 
 REMEMBERED_NODES = 500_000
-"""About how many nodes the searches that a router keeps may hold in all; routes once found are always kept."""
+"""About how many nodes the searches that a router keeps may hold in all; routes, once found, are kept."""
 
 Route: TypeAlias = tuple[tuple[Node, Node], ...]
 

@@ -18,7 +18,8 @@ import topologies
 from simulator.cluster import Cluster
 from simulator.engine.clock import Clock
 from simulator.run import LinkUse
-from simulator.scenario import Background, Scenario
+from simulator.scenario import Scenario
+from simulator.sections import Background
 from simulator.stragglers import Bursts, SlowLink
 from simulator.transports import Fixed, Transport
 
