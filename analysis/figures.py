@@ -19,7 +19,7 @@ from analysis.attribution import KINDS
 from analysis.speedup import Row, label
 from simulator.run import LinkUse, Run
 from simulator.scenario import Scenario
-from simulator.stragglers import SlowLink
+from simulator.stragglers import LinkFailure, SlowLink
 from simulator.units import format_quantity
 from traces import COMPUTE, TRANSFER, WAIT, Span
 
@@ -475,7 +475,11 @@ def _layered(graph: nx.Graph[Hashable], layers: dict[Hashable, int]) -> Place:
 
 def _add_links(figure: go.Figure, graph: nx.Graph[Hashable], place: Place, scenario: Scenario) -> None:
     """Draw the links in groups of equal effective bandwidth, thicker where it is higher."""
-    slow = {frozenset(entry.between) for entry in scenario.stragglers if isinstance(entry, SlowLink)}
+    slow = {
+        frozenset(entry.between)
+        for entry in scenario.stragglers
+        if isinstance(entry, (SlowLink, LinkFailure))
+    }
     specs = {(u, v): topologies.link_spec(graph, u, v) for u, v in graph.edges()}
     speeds = sorted({spec.capacity for spec in specs.values()}, reverse=True)
     low, high = (math.log(speeds[-1]), math.log(speeds[0])) if speeds else (0.0, 0.0)

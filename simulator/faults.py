@@ -201,3 +201,11 @@ def unequal_exchange(worker: int, own: int, neighbour: int, other: int) -> Algor
     return AlgorithmError(
         f"an exchange differs: worker {worker} sent {own} elements, worker {neighbour} sent it {other}"
     )
+
+
+def stalled(route: str, failed: str, now: float) -> AlgorithmError:
+    """Return the report of a transfer that waits for ever for a link that has failed."""
+    why = f"{failed} failed and does not come back" if failed else "its rate is too small"
+    return AlgorithmError(
+        f"the run cannot go on after {now:g} s: a transfer over {route} can never finish; {why}"
+    )

@@ -30,7 +30,7 @@ from simulator.cluster import Cluster, find_node, place
 from simulator.parts import MADE, BadInput, Part, check, nearest
 from simulator.patterns import PATTERNS
 from simulator.sections import TOPOLOGY, ClusterSection, GossipSection, Sections, StepSizeGrid, TopologyFile
-from simulator.stragglers import SlowLink, Straggler
+from simulator.stragglers import LinkFailure, SlowLink, Straggler
 from simulator.transports import Fixed, Transport
 from simulator.variation import assign, home, hyphenated, keep_workers
 from simulator.workload import Cost, GivenCost, ModelCost
@@ -269,7 +269,7 @@ class Scenario:
         return built
 
     @functools.cached_property
-    def stragglers(self) -> tuple[Straggler | SlowLink, ...]:
+    def stragglers(self) -> tuple[Straggler | SlowLink | LinkFailure, ...]:
         """What slows workers and links."""
         return tuple(entry.build() for entry in self.sections.cluster.stragglers)
 
@@ -453,7 +453,11 @@ class Scenario:
     def _check_stragglers(self) -> None:
         for index, straggler in enumerate(self.stragglers):
             key = f"cluster.stragglers.{index}"
-            if isinstance(straggler, SlowLink):
+            if isinstance(straggler, (SlowLink, LinkFailure)):
+                self._check_links_matter(key)
+                if getattr(straggler, "transfers", "stall") == "reroute" and not self.transport.pipelined:  # type: ignore[union-attr]
+                    problem = "needs a pipelined transport; a stepped all-reduce keeps its ways"
+                    raise BadInput(f"{key}.transfers", f"'reroute' {problem}")
                 with _under(f"{key}.between"):
                     u, v = (find_node(self.graph, name) for name in straggler.between)
                     if not self.graph.has_edge(u, v):
@@ -464,7 +468,15 @@ class Scenario:
                         f"{key}.workers", f"there is no worker {rank}; the last is {self.workers - 1}"
                     )
 
+    def _check_links_matter(self, key: str) -> None:
+        if isinstance(self.transport, Fixed):
+            raise BadInput(key, "has no effect; the transport 'fixed' uses no links")
+
     def _check_background(self) -> None:
+        if self.sections.cluster.background:
+            self._check_links_matter("cluster.background")
+        if self.sections.cluster.fairness != "maxmin":
+            self._check_links_matter("cluster.fairness")
         for index, flow in enumerate(self.sections.cluster.background):
             for key in ("source", "destination"):
                 with _under(f"cluster.background.{index}.{key}"):

@@ -165,13 +165,17 @@ _DEVICES_WRITER = pydantic.PlainSerializer(
 
 
 class ClusterSection(Section):
-    """The machines: topology, devices, workers, and what disturbs them."""
+    """The machines: topology, devices, workers, and what disturbs them.
+
+    ``fairness`` is how flows share a link: equally, or as TCP tends to, in proportion to 1 / path latency.
+    """
 
     topology: Annotated[Part | TopologyFile, reader(_read_topology), PART_WRITER]
     device: Annotated[tuple[DeviceChoice, ...], reader(_read_devices), _DEVICES_WRITER]
     workers: int | None = pydantic.Field(default=None, ge=1)
     placement: Literal["linear", "round-robin"] | tuple[int, ...] = "linear"
     routing: Literal["shortest", "ecmp"] = "shortest"
+    fairness: Literal["maxmin", "rtt"] = "maxmin"
     transport: Annotated[Part, reader(TRANSPORT.read), PART_WRITER] = pydantic.Field(
         default="nccl", validate_default=True
     )

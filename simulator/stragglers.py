@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,6 +188,28 @@ class SlowLink:
         _require(0 <= self.start < self.end, f"start must be 0 or later and before end, got {self.start!r}")
 
 
+@dataclass(frozen=True)
+class LinkFailure:
+    """A link that carries nothing, from ``start`` to ``end``, both ways.
+
+    Attributes
+    ----------
+    between
+        The two nodes of the edge.
+    transfers
+        ``stall``: those on the link wait until it is back. ``reroute``: they go on by a way around it, where
+        there is one, and so do later ones until it is back.
+    """
+
+    between: tuple[str | int, str | int]
+    start: Annotated[float, "s"] = 0.0
+    end: Annotated[float, "s"] = math.inf
+    transfers: Literal["stall", "reroute"] = "stall"
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.start < self.end, f"start must be 0 or later and before end, got {self.start!r}")
+
+
 STRAGGLERS: dict[str, type] = {
     "persistent": Persistent,
     "lognormal": LognormalJitter,
@@ -196,6 +218,7 @@ STRAGGLERS: dict[str, type] = {
     "pareto": ParetoJitter,
     "bursts": Bursts,
     "slow-link": SlowLink,
+    "link-failure": LinkFailure,
 }
 """Straggler models by the name that a scenario uses."""
 

@@ -55,6 +55,8 @@ class Communicator:
         self._traffic = traffic(self._schedule)
         self._links, self._demand, self._busiest = self._loads()
         self._latency = self._pipelined_latency()
+        self._flow: int | None = None
+        network.rerouted.append(self._reroute)
         self._pattern = -1  # in the core
         self.sent = self._sent_fractions()
 
@@ -141,6 +143,7 @@ class Communicator:
         clock = self._network.clock
 
         def end() -> None:
+            self._flow = None
             self._waiting.popleft()
             for position in range(len(self.ranks)):
                 pending.done(position, clock)
@@ -153,8 +156,19 @@ class Communicator:
         elif len(self.ranks) == 1:
             clock.at(clock.now, end)
         else:
+            self._end = end
             size = self._busiest * pending.nbytes / self._transport.payload_share
-            clock.flow(self._links, size, end, demand=self._demand, latency=self._latency)
+            self._flow = clock.flow(self._links, size, end, demand=self._demand, latency=self._latency)
+
+    def _reroute(self) -> None:
+        """Take the present ways between the members, for what is left of an all-reduce under way too."""
+        links, busiest = self._links, self._busiest
+        self._links, self._demand, self._busiest = self._loads()
+        self._latency = self._pipelined_latency()
+        clock = self._network.clock
+        if self._flow is not None and links != self._links:
+            size = clock.cancel(self._flow) * self._busiest / busiest
+            self._flow = clock.flow(self._links, size, self._end, demand=self._demand, latency=self._latency)
 
 
 class Pending:

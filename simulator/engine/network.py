@@ -9,9 +9,10 @@ its route; it pays the part of the path's latency that the transport says.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
+import networkx as nx
 import numpy as np
 
 import topologies
@@ -20,7 +21,7 @@ from simulator.engine.clock import Clock
 from simulator.run import LinkUse
 from simulator.scenario import Scenario
 from simulator.sections import Background
-from simulator.stragglers import Bursts, SlowLink
+from simulator.stragglers import Bursts, LinkFailure, SlowLink
 from simulator.transports import Fixed, Transport
 
 Done = Callable[[], object]
@@ -32,6 +33,27 @@ class Path:
 
     links: tuple[int, ...]
     latency: float
+
+
+@dataclass
+class Message:
+    """A message under way.
+
+    Attributes
+    ----------
+    source, destination
+        Ranks.
+    done
+        Called when its last byte has arrived.
+    flow, route
+        What carries it at present.
+    """
+
+    source: int
+    destination: int
+    done: Done
+    flow: int = -1
+    route: tuple[int, ...] = ()
 
 
 class Network:
@@ -59,6 +81,11 @@ class Network:
             if monitor:
                 clock.core.watch(link)
         self._paths: dict[tuple[int, int], Path] = {}
+        self._router = self._cluster.router
+        self._around: list[tuple[Hashable, Hashable]] = []
+        self._reroutes = any(getattr(s, "transfers", "") == "reroute" for s in scenario.stragglers)
+        self._under_way: dict[int, Message] = {}
+        self.rerouted: list[Done] = []
         self._pair_links: dict[tuple[int, int], int] = {}
         self._devices: dict[Hashable, int] = {}
         for node in self._cluster.nodes:
@@ -70,6 +97,8 @@ class Network:
         for straggler, stream in zip(scenario.stragglers, scenario.streams, strict=True):
             if isinstance(straggler, SlowLink):
                 self._add_slow_link(straggler)
+            elif isinstance(straggler, LinkFailure):
+                self._add_failure(straggler)
             elif isinstance(straggler, Bursts):
                 self._add_bursts(straggler, [scenario.seed, *stream])
 
@@ -91,7 +120,11 @@ class Network:
         return self._path_between(nodes[source], nodes[destination])
 
     def _path_between(self, source: Hashable, destination: Hashable) -> Path:
-        route = self._cluster.router.route(source, destination)
+        try:
+            route = self._router.route(source, destination)
+        except ValueError:
+            # There is no way around what failed: the transfer waits for it.
+            route = self._cluster.router.route(source, destination)
         links = tuple(dict.fromkeys(self._table.index[edge] for edge in route))
         return Path(links, math.fsum(self._table.latency[link] for link in links))
 
@@ -101,13 +134,24 @@ class Network:
         if isinstance(transport, Fixed):
             self.clock.at(self.clock.now + transport.exchange, done)
             return
-        path = self.path(source, destination)
-        self.clock.flow(
-            self.message_route(source, destination),
-            nbytes / transport.payload_share,
-            done,
-            latency=transport.latency_factor * path.latency,
-        )
+        self._start(Message(source, destination, done), nbytes / transport.payload_share)
+
+    def _start(self, message: Message, size: float) -> None:
+        """Start a message, or what is left of it, over its present way."""
+        ranks = (message.source, message.destination)
+        done = message.done
+        if self._reroutes:
+            key = id(message)
+            self._under_way[key] = message
+
+            def done() -> None:
+                del self._under_way[key]
+                message.done()
+
+        assert isinstance(self.transport, Transport)
+        latency = self.transport.latency_factor * self.path(*ranks).latency
+        message.route = self.message_route(*ranks)
+        message.flow = self.clock.flow(message.route, size, done, latency=latency)
 
     def message_route(self, source: int, destination: int) -> tuple[int, ...]:
         """Return the links of a message: those of the path, and the connection where that is one link."""
@@ -154,6 +198,46 @@ class Network:
         self.clock.at(straggler.start, lambda: scale(straggler.factor))
         if straggler.end < math.inf:
             self.clock.at(straggler.end, lambda: scale(1 / straggler.factor))
+
+    def _add_failure(self, failure: LinkFailure) -> None:
+        u, v = (self._cluster.node(name) for name in failure.between)
+        edges = [edge for edge in ((u, v), (v, u)) if edge in self._table.index]
+        links = sorted({self._table.index[edge] for edge in edges})
+
+        def fail() -> None:
+            for link in links:
+                self.clock.core.fail(link)
+            if failure.transfers == "reroute":
+                self._around += edges
+                self._find_ways()
+
+        def restore() -> None:
+            for link in links:
+                self.clock.core.set_capacity(link, self._capacity[link])
+            if failure.transfers == "reroute":
+                for edge in edges:
+                    self._around.remove(edge)
+                self._find_ways()
+
+        self.clock.at(failure.start, fail)
+        if failure.end < math.inf:
+            self.clock.at(failure.end, restore)
+
+    def _find_ways(self) -> None:
+        """Route anew around what has failed, what is under way included."""
+        view = nx.restricted_view(self._cluster.graph, [], self._around)
+        self._router = topologies.Router(view, self._cluster.router.policy)
+        self._paths.clear()
+        for message in list(self._under_way.values()):
+            if self.message_route(message.source, message.destination) != message.route:
+                self._start(message, self.clock.cancel(message.flow))
+        for communicator in self.rerouted:
+            communicator()
+
+    def names(self, links: Iterable[int]) -> str:
+        """Return links as the topology names them; what is no link of it is a device or a connection."""
+        known = self._table.names
+        return ", ".join(known[link] if link < len(known) else f"link {link}" for link in links)
 
     def _add_bursts(self, straggler: Bursts, stream: list[int]) -> None:
         """Switch the devices of the concerned workers between full and reduced capacity."""

@@ -22,6 +22,7 @@ from simulator.engine.collectives import Communicator
 from simulator.engine.evaluation import GradientPool
 from simulator.engine.groups import Group, Mailbox
 from simulator.engine.network import Network
+from simulator.engine.storage import CoreName
 from simulator.engine.worker import Driven, VirtualWorker
 from simulator.observation import Observer
 from simulator.parts import BadInput
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
     from simulator.workload.objective import Oracle
 
 
-def simulate(scenario: Scenario, progress: Progress | None = None, monitor: bool = True) -> Run:
+def simulate(
+    scenario: Scenario, progress: Progress | None = None, monitor: bool = True, core: CoreName = "auto"
+) -> Run:
     """Simulate a scenario's algorithm; with a grid of step sizes, each of them, and return the best.
 
     Parameters
@@ -49,6 +52,8 @@ def simulate(scenario: Scenario, progress: Progress | None = None, monitor: bool
         Told the part that is done, from 0 to 1.
     monitor
         Whether the load of every link over time is recorded.
+    core
+        ``plain`` or ``compiled`` forces how the network core runs; the results are the same.
 
     Raises
     ------
@@ -64,7 +69,7 @@ def simulate(scenario: Scenario, progress: Progress | None = None, monitor: bool
     for number, single in enumerate(scenarios):
         part = _part_of(progress, number, len(scenarios))
         with _one_thread(single), _no_garbage_collection():
-            runs.append(Simulation(single, part, monitor).run())
+            runs.append(Simulation(single, part, monitor, core).run())
     return best_of(runs)
 
 
@@ -108,10 +113,12 @@ def _no_garbage_collection() -> Iterator[None]:
 class Simulation:
     """One run on the virtual clock: its clock, network, workers, and what is recorded of them."""
 
-    def __init__(self, scenario: Scenario, progress: Progress | None, monitor: bool) -> None:
+    def __init__(
+        self, scenario: Scenario, progress: Progress | None, monitor: bool, core: CoreName = "auto"
+    ) -> None:
         self.scenario = scenario
         self.algorithm_class = type(scenario.algorithm).__name__
-        self.clock = Clock()
+        self.clock = Clock(fairness=scenario.sections.cluster.fairness, core=core)
         self.network = Network(self.clock, scenario, monitor)
         self.limit = scenario.sections.budget.iterations
         self.spans: list[Span] = []
@@ -259,7 +266,9 @@ class Simulation:
         try:
             self.clock.run(until=self._all_done)
         except StalledFlow as stalled:
-            raise faults.AlgorithmError(str(stalled)) from None
+            failed = [link for link in stalled.route if self.clock.core.capacity(link) == 0.0]
+            names = self.network.names
+            raise faults.stalled(names(stalled.route), names(failed), self.clock.now) from None
         except NothingLeft:
             raise self._deadlock() from None
         finally:

@@ -426,3 +426,47 @@ def test_batched_evaluation_is_one_evaluation_of_many(monkeypatch: pytest.Monkey
     data["workload"] = {"cost": SMALL["workload"]["cost"], "objective": {"kind": "mlp"}}
     simulate(Scenario(data).vary(evaluation="batched"))
     assert sizes == [4] * 10
+
+
+@pytest.mark.parametrize("algorithm", ["cocod-sgd", "allreduce-sgd", "d-psgd"])
+@pytest.mark.parametrize("transport", ["nccl", "gloo"])
+def test_both_cores_give_the_same_run(algorithm: str, transport: str) -> None:
+    scenario = Scenario(SMALL).vary(algorithm=algorithm, transport=transport)
+    plain, compiled = simulate(scenario, core="plain"), simulate(scenario, core="compiled")
+    assert plain.timeline.spans == compiled.timeline.spans
+    assert plain.links == compiled.links
+    assert plain.summary() == compiled.summary()
+
+
+def test_flows_may_share_by_the_latency_of_their_paths() -> None:
+    """Two flows into one link; the one with a third of the latency gets three quarters of it."""
+    topology = {
+        "builder": "two-level",
+        "hosts": 3,
+        "gpus-per-host": 1,
+        "inside": {"bandwidth": "1 GB/s", "latency": "0 s"},
+        "network": {"bandwidth": "1 GB/s", "latency": "1 ms"},
+    }
+    background = {"source": "host1", "destination": "host2", "rate": "10 GB/s"}
+    data = {
+        "name": "rtt",
+        "cluster": {
+            "topology": topology,
+            "device": "ideal",
+            "workers": 2,
+            "placement": [0, 2],
+            "transport": {"name": "ideal", "latency-factor": 0.0},
+            "background": [background],
+        },
+        "workload": {"cost": {"parameters": 25_000_000, "batch": 1, "gradient": "0 s"}},
+        "algorithm": {"name": "d-psgd", "order": "adapt-then-combine"},
+        "budget": {"iterations": 1},
+    }
+    # The background comes after its latency of 2 ms. Equal latencies, equal shares: 98 MB at 0.5 GB/s.
+    assert simulate(Scenario(data)).duration == pytest.approx(0.198)
+    fair = Scenario(data).vary({"cluster.fairness": "rtt"})
+    assert simulate(fair).duration == pytest.approx(0.198)
+    data["cluster"]["topology"] = {**topology, "inside": {"bandwidth": "1 GB/s", "latency": "2 ms"}}  # type: ignore[index]
+    # The message crosses two hosts' insides besides: 6 ms against the background's 2 ms.
+    slower = Scenario(data).vary({"cluster.fairness": "rtt"})
+    assert simulate(slower).duration == pytest.approx(0.002 + 0.098 / 0.25)

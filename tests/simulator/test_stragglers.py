@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from simulator.engine.simulate import simulate
+from simulator.faults import AlgorithmError
+from simulator.parts import BadInput
 from simulator.scenario import Scenario
 from simulator.stragglers import (
     GammaJitter,
@@ -184,3 +186,77 @@ def test_rendezvous_waits_for_the_receiver() -> None:
     # Eager, worker 2 goes on at 1.5 s, and what it sends at 3.0 s takes 0.1 s. With rendezvous it receives
     # until 1.6 s, so all of that is 0.1 s later.
     assert times == {False: pytest.approx(3.1), True: pytest.approx(3.2)}
+
+
+def failing(transfers: str, end: str | None, algorithm: object, transport: object = "ideal") -> Scenario:
+    """Two neighbours on a ring of four GPUs, whose edge fails when half of 100 MB have passed it."""
+    failure = {"kind": "link-failure", "between": [0, 1], "start": "1.05 s", "transfers": transfers}
+    return Scenario(
+        {
+            "name": "failing",
+            "cluster": {
+                "topology": {
+                    "builder": "ring",
+                    "nodes": 4,
+                    "link": {"bandwidth": "1 GB/s", "latency": "0 s"},
+                },
+                "device": "ideal",
+                "workers": 2,
+                "transport": transport,
+                "stragglers": [{**failure, "end": end} if end else failure],
+            },
+            "workload": {
+                "cost": {"parameters": 25_000_000, "batch": 1, "gradient": "1 s", "forward-share": 0}
+            },
+            "algorithm": algorithm,
+            "budget": {"iterations": 1},
+        }
+    )
+
+
+WHOLE = {"name": "allreduce-sgd", "overlap": False}
+
+
+@pytest.mark.parametrize("algorithm", [WHOLE, ADAPT_FIRST])
+def test_a_failed_link_stalls_its_transfers_until_it_is_back(algorithm: object) -> None:
+    assert simulate(failing("stall", "2.05 s", algorithm)).duration == pytest.approx(2.1)
+
+
+@pytest.mark.parametrize("algorithm", [WHOLE, ADAPT_FIRST])
+def test_transfers_are_rerouted_around_a_failed_link(algorithm: object) -> None:
+    """The other way round the ring is as fast, so that nothing is lost but the way."""
+    run = simulate(failing("reroute", None, algorithm))
+    assert run.duration == pytest.approx(1.1)
+    assert run.links is not None
+    carried = dict(zip(run.links.name, run.links.carried, strict=True))
+    assert carried["0->1"] == pytest.approx(50e6)
+    assert carried["0->3"] == carried["3->2"] == carried["2->1"] == pytest.approx(50e6)
+
+
+def test_a_link_that_is_back_is_used_again() -> None:
+    scenario = failing("reroute", "1.08 s", WHOLE)
+    run = simulate(scenario)
+    assert run.links is not None
+    carried = dict(zip(run.links.name, run.links.carried, strict=True))
+    assert (carried["0->1"], carried["0->3"]) == (pytest.approx(70e6), pytest.approx(30e6))
+
+
+def test_a_transfer_that_waits_for_ever_is_reported_with_its_route() -> None:
+    with pytest.raises(AlgorithmError) as caught:
+        simulate(failing("stall", None, ADAPT_FIRST))
+    assert str(caught.value) == (
+        "the run cannot go on after 1.05 s: a transfer over 0->1 can never finish; "
+        "0->1 failed and does not come back"
+    )
+
+
+def test_rerouting_needs_a_transport_that_can() -> None:
+    with pytest.raises(BadInput) as caught:
+        failing("reroute", None, WHOLE, "gloo")
+    assert str(caught.value) == (
+        "cluster.stragglers.0.transfers: 'reroute' needs a pipelined transport; "
+        "a stepped all-reduce keeps its ways"
+    )
+    with pytest.raises(BadInput) as caught:
+        failing("stall", None, WHOLE, "fixed")
+    assert str(caught.value) == "cluster.stragglers.0: has no effect; the transport 'fixed' uses no links"
