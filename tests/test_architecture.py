@@ -144,7 +144,7 @@ def test_every_public_name_has_a_docstring() -> None:
     assert bare == []
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
 def test_every_folder_says_what_lives_in_it(package: str) -> None:
     assert (ROOT / package / "README.md").read_text(encoding="utf-8").startswith("# ")
 
