@@ -281,6 +281,15 @@ _COLUMNS = (
 )
 
 
+_UNITS = {
+    "time": "time_s",
+    "reference_time": "reference_time_s",
+    "time_per_iteration": "time_per_iteration_s",
+    "bytes_per_iteration": "sent_per_iteration_bytes",
+}
+"""Keys of plain data that carry a unit, by the field of a row."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Table:
     """Speedups of several runs; prints as aligned text, and as HTML in a notebook.
@@ -318,11 +327,17 @@ class Table:
         return notes
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return the rows as plain data, SI units, None where a target was not reached."""
-        return [{**dataclasses.asdict(row), "missing": row.missing} for row in self.rows]
+        """Return the rows as plain data, None where a target was not reached; keys carry the units."""
+        return [
+            {
+                **{_UNITS.get(key, key): value for key, value in dataclasses.asdict(row).items()},
+                "missing": row.missing,
+            }
+            for row in self.rows
+        ]
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the rows as a data frame, SI units."""
+        """Return the rows as a data frame; the columns' names carry the units."""
         import pandas as pd
 
         return pd.DataFrame(self.to_dicts())

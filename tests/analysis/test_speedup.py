@@ -148,7 +148,7 @@ def test_table_as_text_html_and_data_frame(loss_scenario: Scene, make_run: Make)
     assert "<td>local-sgd</td>" in table._repr_html_()
     frame = table.to_pandas()
     assert list(frame["workers"]) == [1, 2]
-    assert frame["time"].isna().tolist() == [False, True]
+    assert frame["time_s"].isna().tolist() == [False, True]
 
 
 def test_text_table_aligns() -> None:
