@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import sys
@@ -172,10 +171,11 @@ def _run(scenario: Scenario, out: Path | None, jobs: int | None, quiet: bool) ->
     import shutil
 
     from analysis.experiment import experiment, file_name, parts_folder
+    from simulator.run import check_replaceable
 
     started = time.perf_counter()
     folder = out or Path("runs") / f"{file_name(scenario.name)}-{scenario.digest()}"
-    _check_replaceable(folder)
+    check_replaceable(folder)
     if not quiet:
         typer.echo(_heading(scenario))
     store = parts_folder(folder, scenario)
@@ -205,16 +205,6 @@ def _heading(scenario: Scenario) -> str:
     return "\n".join(lines)
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace anything that is not a saved run."""
-    from simulator.parts import BadInput
-
-    if folder.is_dir() and (not any(folder.iterdir()) or (folder / "provenance.json").is_file()):
-        return
-    if folder.exists():
-        raise BadInput(str(folder), "exists and is no saved run; name another folder")
-
-
 def _execute(
     scenario: Scenario,
     workers: int | None,
@@ -229,6 +219,7 @@ def _execute(
     """
     from analysis.experiment import file_name
     from simulator.execution.execute import execute as execute_scenario
+    from simulator.run import check_replaceable
 
     started = time.perf_counter()
     if "RANK" in os.environ:
@@ -236,7 +227,7 @@ def _execute(
         workers = workers or int(os.environ.get("WORLD_SIZE", "1"))
     single, settled = _executable(scenario, workers, step_size)
     folder = out or Path("runs") / f"{file_name(single.name)}-{single.digest()}-executed"
-    _check_replaceable(folder)
+    check_replaceable(folder)
     taken = taken_from_the_machine(single)
     if not quiet:
         count = single.workers
@@ -645,9 +636,7 @@ def flows(
         for entry in cases
     ]
     single = isinstance(json.loads(case.read_text(encoding="utf-8")), dict)
-    text = json.dumps(
-        _plain(completed[0] if single else completed), indent=1, ensure_ascii=False, allow_nan=False
-    )
+    text = _json_text(completed[0] if single else completed)
     if out is not None:
         _write_text(out, text + "\n")
     typer.echo(text)
@@ -656,19 +645,14 @@ def flows(
 # Printing.
 
 
+def _json_text(value: object) -> str:
+    from simulator.run import plain
+
+    return json.dumps(plain(value, infinity="inf"), indent=1, ensure_ascii=False, allow_nan=False)
+
+
 def _print_json(value: object) -> None:
-    typer.echo(json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """Return data that JSON can hold: what is infinite is written as the text "inf", no number as null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+    typer.echo(_json_text(value))
 
 
 def _print_table(

@@ -15,7 +15,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -274,8 +274,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     BadInput
         There is something else than a saved run in its place.
     """
-    if folder.exists() and not (folder / "summary.json").is_file() and not _is_empty_folder(folder):
-        raise BadInput(str(folder), "exists and is not a saved run; it is not replaced")
+    check_replaceable(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -292,8 +291,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _is_empty_folder(folder: Path) -> bool:
-    return folder.is_dir() and not any(folder.iterdir())
+def check_replaceable(folder: Path) -> None:
+    """Refuse to write where something else than a saved run or an empty folder is.
+
+    Raises
+    ------
+    BadInput
+        The message names the folder.
+    """
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / "provenance.json").is_file():
+        raise BadInput(str(folder), "exists and is no saved run; name another folder")
 
 
 def write_scenario(scenario: Scenario, folder: Path) -> None:
@@ -313,14 +321,14 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
+def plain(value: Any, infinity: str | None = None) -> Any:
+    """Return a value as JSON can hold it: what is no number becomes null, what is infinite ``infinity``."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry, infinity) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
+        return [plain(entry, infinity) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return None if math.isnan(value) else infinity
     return value
 
 

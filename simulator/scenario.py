@@ -455,18 +455,22 @@ class Scenario:
             key = f"cluster.stragglers.{index}"
             if isinstance(straggler, (SlowLink, LinkFailure)):
                 self._check_links_matter(key)
-                if getattr(straggler, "transfers", "stall") == "reroute" and not self.transport.pipelined:  # type: ignore[union-attr]
-                    problem = "needs a pipelined transport; a stepped all-reduce keeps its ways"
-                    raise BadInput(f"{key}.transfers", f"'reroute' {problem}")
                 with _under(f"{key}.between"):
                     u, v = (find_node(self.graph, name) for name in straggler.between)
                     if not self.graph.has_edge(u, v):
                         raise BadInput("", f"the topology has no edge between {u!r} and {v!r}")
-            for rank in getattr(straggler, "workers", None) or ():
+            if isinstance(straggler, LinkFailure) and straggler.transfers == "reroute":
+                self._check_rerouting(f"{key}.transfers")
+            workers = straggler.workers if isinstance(straggler, Straggler) else None
+            for rank in workers or ():
                 if not 0 <= rank < self.workers:
                     raise BadInput(
                         f"{key}.workers", f"there is no worker {rank}; the last is {self.workers - 1}"
                     )
+
+    def _check_rerouting(self, key: str) -> None:
+        if isinstance(self.transport, Transport) and not self.transport.pipelined:
+            raise BadInput(key, "'reroute' needs a pipelined transport; a stepped all-reduce keeps its ways")
 
     def _check_links_matter(self, key: str) -> None:
         if isinstance(self.transport, Fixed):

@@ -321,7 +321,7 @@ class Clock(Environment):
         time, _, _, event = heappop(self._queue)
         self.core.now = self._now = time
         callbacks = event.callbacks
-        event.callbacks = None  # type: ignore[assignment]
+        event.callbacks = None  # type: ignore[assignment]  # SimPy's own mark of a processed event
         try:
             for callback in callbacks:
                 callback(event)

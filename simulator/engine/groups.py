@@ -13,7 +13,7 @@ from algorithms.worker import Reduction, Tensor
 from simulator import faults
 from simulator.engine.collectives import Communicator, Pending
 from simulator.engine.network import Network
-from simulator.transports import Fixed
+from simulator.transports import Fixed, Transport
 from traces import TRANSFER, WAIT
 
 if TYPE_CHECKING:
@@ -146,7 +146,8 @@ class Mailbox:
         self.source = source
         self.destination = destination
         self._network = network
-        self.rendezvous = getattr(network.transport, "rendezvous", False)
+        transport = network.transport
+        self.rendezvous = isinstance(transport, Transport) and transport.rendezvous
         self._queue: deque[Message] = deque()
         self._receivers: deque[Delivered] = deque()
         self._arrived: deque[tuple[Tensor, float]] = deque()

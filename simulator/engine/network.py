@@ -83,7 +83,8 @@ class Network:
         self._paths: dict[tuple[int, int], Path] = {}
         self._router = self._cluster.router
         self._around: list[tuple[Hashable, Hashable]] = []
-        self._reroutes = any(getattr(s, "transfers", "") == "reroute" for s in scenario.stragglers)
+        failures = [entry for entry in scenario.stragglers if isinstance(entry, LinkFailure)]
+        self._reroutes = any(failure.transfers == "reroute" for failure in failures)
         self._under_way: dict[int, Message] = {}
         self.rerouted: list[Done] = []
         self._pair_links: dict[tuple[int, int], int] = {}

@@ -67,16 +67,15 @@ def compiled_wanted(name: CoreName, links: int) -> bool:
     ValueError
         The setting or the environment variable is not a core; or numba is asked for and not installed.
     """
-    where = "the core"
-    if name == "auto" and os.environ.get("PACELINE_CORE"):
-        name = os.environ["PACELINE_CORE"]  # type: ignore[assignment]
-        where = "PACELINE_CORE"
-    if name not in ("auto", "plain", "compiled"):
-        raise ValueError(f"{where} is 'auto', 'plain' or 'compiled', not {name!r}")
-    if name == "plain" or (name == "auto" and links < COMPILED_FROM):
+    where, wanted = "the core", str(name)
+    if wanted == "auto" and os.environ.get("PACELINE_CORE"):
+        where, wanted = "PACELINE_CORE", os.environ["PACELINE_CORE"]
+    if wanted not in ("auto", "plain", "compiled"):
+        raise ValueError(f"{where} is 'auto', 'plain' or 'compiled', not {wanted!r}")
+    if wanted == "plain" or (wanted == "auto" and links < COMPILED_FROM):
         return False
     if importlib.util.find_spec("numba") is None:
-        if name == "compiled":
+        if wanted == "compiled":
             raise ValueError("the compiled core needs numba: install paceline[fast]")
         return False
     return True
@@ -264,13 +263,13 @@ def _compiled_functions() -> ModuleType:
             plain = name.removeprefix("array_")
             if hasattr(module, plain):
                 setattr(module, plain, getattr(module, name))
-    module.views = _compiled_views()  # type: ignore[attr-defined]
+    setattr(module, "views", _compiled_views())  # noqa: B010 - the copy of the module is made here
     return module
 
 
 def _compiled_views() -> Any:
     """Return the compiled function that makes arrays of the addresses in a table."""
-    from numba import carray, njit, types  # type: ignore[attr-defined]
+    from numba import carray, njit, types  # type: ignore[attr-defined]  # numba does not say what it exports
     from numba.extending import intrinsic
 
     @intrinsic

@@ -499,6 +499,7 @@ def profile(
             recorder = _Recorder(twin)
             recorder.run(inputs)
         except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            # torch raises any of these for an operation that has no meta form.
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ValueError(f"model {name!r} cannot be profiled on the meta device: {reason}") from error
     return CostProfile(name, tuple(recorder.layers()))
@@ -583,7 +584,8 @@ class _Recorder:
             self.direction = "backward"
             roots = [t for t in _tensors(outputs) if t.requires_grad and t.is_floating_point()]
             if roots:
-                functools.reduce(lambda a, b: a + b, [root.sum() for root in roots]).backward()  # type: ignore[no-untyped-call]
+                total = functools.reduce(lambda a, b: a + b, [root.sum() for root in roots])
+                total.backward()  # type: ignore[no-untyped-call]  # torch does not type it
             self._take_over(0)
 
     def layers(self) -> Iterator[LayerCost]:

@@ -834,6 +834,7 @@ class ModuleObjective(SampledObjective):
             plan = _BucketPlan(self._check_bounds(key), self._spans)
             if not self._plans:
                 for index, parameter in enumerate(self._trainable):
+                    # torch does not type the next call, nor backward.
                     parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                         functools.partial(self._took_gradient, index)
                     )
@@ -881,7 +882,7 @@ class ModuleObjective(SampledObjective):
         with torch.enable_grad():
             value = self._value(samples)
         if value.requires_grad:
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()  # type: ignore[no-untyped-call]  # torch does not type it
 
     def _forget_gradients(self) -> None:
         """Take the gradients off the parameters."""

@@ -131,7 +131,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _stacked(name: str, dataset: TorchDataset[Any]) -> Samples:
     """All items of a dataset, stacked."""
-    count = len(dataset)  # type: ignore[arg-type]
+    count = len(dataset)  # type: ignore[arg-type]  # torch leaves the length to the subclasses
     if count == 0:
         raise ValueError(f"{name}: data holds no sample")
     rows = [dataset[index] for index in range(count)]

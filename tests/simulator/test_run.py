@@ -303,7 +303,7 @@ def test_nothing_half_written_stays(tmp_path: Path) -> None:
 def test_nothing_but_a_saved_run_is_replaced(run: Run, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
-    with pytest.raises(BadInput, match="exists and is not a saved run; it is not replaced"):
+    with pytest.raises(BadInput, match="exists and is no saved run; name another folder"):
         run.save(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
