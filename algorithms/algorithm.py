@@ -10,12 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from algorithms.worker import WORLD, Worker
 
 if TYPE_CHECKING:
     import networkx as nx
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Matrix: TypeAlias = NDArray[np.float64]
+
+REQUIREMENTS = {
+    "graph": "a communication graph with a doubly stochastic mixing matrix",
+    "symmetric": "an undirected communication graph",
+    "bipartite": "a communication graph whose workers fall into two sets with edges between the sets only",
+    "finite-sum": "an objective over samples or other summands, with numerics",
+    "compositional": "an objective that is a mean of functions of a mean of functions, with numerics",
+    "shared-memory": "all workers on one machine",
+}
+"""What an algorithm may require of a run, and what it means."""
 
 Channel = tuple[int, int, str]
 """(source rank, destination rank, name): messages on it are first in, first out."""
@@ -62,16 +76,24 @@ class Algorithm:
     Class attributes
     ----------------
     requires
-        What a run must offer: ``graph`` (a communication graph with a doubly stochastic mixing matrix).
+        What a run must offer, in the words of :data:`REQUIREMENTS`.
     model_copies
         Model-sized buffers beside parameters and gradient, for the memory check.
     deterministic
         Whether the models do not depend on timing, so that both clocks give the same bits.
+    compresses
+        What the algorithm's all-reduces and exchanges carry, so that a codec may stand before them:
+        ``gradients``, ``models``, or nothing ("") where what is sent must stay exact.
+    momentum
+        How the algorithm takes an update rule with a state: ``covered`` by its theory, ``uncovered`` (a
+        warning), or ``refused`` because its own rule is built on plain steps.
     """
 
     requires: ClassVar[frozenset[str]] = frozenset()
     model_copies: ClassVar[int] = 0
     deterministic: ClassVar[bool] = True
+    compresses: ClassVar[Literal["gradients", "models", ""]] = ""
+    momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "uncovered"
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -96,6 +118,20 @@ class Algorithm:
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the groups and channels of a run; by default the group of all workers."""
         return Plan(groups={WORLD: tuple(range(world_size))})
+
+    def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
+        """Refuse a run that this algorithm cannot do, beyond what ``requires`` says.
+
+        Parameters
+        ----------
+        graph, mixing
+            The communication graph and its mixing matrix, [workers, workers], where one is required.
+
+        Raises
+        ------
+        ValueError
+            One sentence that gives the reason.
+        """
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker; every worker executes this coroutine."""

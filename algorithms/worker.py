@@ -11,6 +11,7 @@ the wall clock of ``torch.distributed``, and both keep these promises:
 - The operations of a group match by their order; the messages of a channel are first in, first out.
 - Every pass over a model-sized tensor is charged, because it goes through an operation.
 - A handle that nobody awaited is an error at the end of the run.
+- Random numbers come from the worker, one stream per rank and purpose.
 
 Models, gradients and messages are flat, one-dimensional tensors. In a timing-only run they are
 :class:`~algorithms.phantom.Phantom` objects, which have a shape and a size but no values.
@@ -18,13 +19,16 @@ Models, gradients and messages are flat, one-dimensional tensors. In a timing-on
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from algorithms.phantom import Phantom
+    from algorithms.problem import Problem
 
     Tensor: TypeAlias = torch.Tensor | Phantom
 else:
@@ -36,6 +40,10 @@ Reduction = Literal["sum", "mean", "max"]
 WORLD = "world"
 """The name of the group of all workers, in rank order; every run has it."""
 
+MESSAGE = "message"
+"""The name of a channel where an algorithm needs one per pair of workers only."""
+
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -44,6 +52,27 @@ class Handle(Protocol[T_co]):
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         """Wait for the operation's end and return its value."""
+        ...
+
+
+class SharedTensor(Protocol):
+    """A vector in the memory of one machine that all its workers read and change without a lock.
+
+    Reading and adding go element by element in ascending order, so a read may mix the states before and
+    after another worker's addition. No addition to an element that nobody else touches meanwhile is lost.
+    """
+
+    @property
+    def writes(self) -> int:
+        """Additions finished so far, by all workers."""
+        ...
+
+    def read(self) -> Handle[Tensor]:
+        """Start reading all elements, one after another."""
+        ...
+
+    def add(self, values: Tensor, at: Tensor | None = None) -> Handle[None]:
+        """Start adding ``values`` to the elements numbered ``at`` (int64, ascending), or to all."""
         ...
 
 
@@ -59,6 +88,12 @@ class Worker(Protocol):
     weights
         Row of the mixing matrix: rank -> weight that this worker gives to that rank's model, itself
         included, in ascending order of ranks. Empty unless the algorithm requires a graph.
+    batch
+        Samples of one of this worker's gradients.
+    step_size
+        Of this worker's next update, by the schedule of the run; 0 in a timing-only run.
+    problem
+        What is optimised, where the algorithm evaluates it itself; None in a timing-only run.
     """
 
     @property
@@ -82,6 +117,21 @@ class Worker(Protocol):
         ...
 
     @property
+    def batch(self) -> int:
+        """Samples of one of this worker's gradients."""
+        ...
+
+    @property
+    def step_size(self) -> float:
+        """The step size of this worker's next update."""
+        ...
+
+    @property
+    def problem(self) -> Problem | None:
+        """This worker's view of what is optimised; see :mod:`algorithms.problem`."""
+        ...
+
+    @property
     def running(self) -> bool:
         """Whether this worker has iterations left; depends on its own iteration count alone."""
         ...
@@ -89,6 +139,13 @@ class Worker(Protocol):
     @property
     def now(self) -> float:
         """The time on this run's clock, in seconds from the start of the run."""
+        ...
+
+    def random(self, purpose: str, shared: bool = False) -> np.random.Generator:
+        """Return the random numbers of a purpose, the same object whenever it is asked for.
+
+        ``shared`` ones are equal on all workers, as long as all draw the same from them.
+        """
         ...
 
     def initial_model(self) -> Tensor:
@@ -108,16 +165,43 @@ class Worker(Protocol):
         """
         ...
 
+    def evaluate(
+        self, function: Callable[..., Any], *tensors: Tensor, gradients: float = 1.0, iterations: int = 1
+    ) -> Handle[Any]:
+        """Start ``function(*tensors)``, which evaluates :attr:`problem` in the algorithm's own way.
+
+        It takes as long as ``gradients`` gradients of this worker and counts ``iterations``. In a
+        timing-only run the first tensor stands for the result.
+        """
+        ...
+
     def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Handle[Tensor]:
-        """Start the local step x - step size * gradient.
+        """Start the local step; x - step size * gradient unless the run has another update rule.
 
         ``gradient`` is a whole gradient or the slices of one, in the order of
-        :meth:`gradient_buckets`.
+        :meth:`gradient_buckets`. A rule with a state (momentum) keeps it from step to step.
         """
+        ...
+
+    @property
+    def rule_state(self) -> Tensor | None:
+        """A copy of the update rule's state as one vector; None where the rule has none (plain SGD)."""
+        ...
+
+    def set_rule_state(self, state: Tensor | None) -> None:
+        """Replace the update rule's state; None sets it back to its start."""
         ...
 
     def combine(self, *terms: tuple[float, Tensor]) -> Handle[Tensor]:
         """Start the linear combination of (coefficient, tensor) terms, summed in the order written."""
+        ...
+
+    def compute(self, function: Callable[..., Any], *tensors: Tensor, nbytes: float) -> Handle[Any]:
+        """Start ``function(*tensors)``, a computation that moves ``nbytes`` bytes through memory.
+
+        The bytes are counted on the tensors in hand. The function changes none of its arguments; in a
+        timing-only run it gets phantoms and returns phantoms.
+        """
         ...
 
     def all_reduce(self, x: Tensor, op: Reduction = "mean", group: str = WORLD) -> Handle[Tensor]:
@@ -128,6 +212,30 @@ class Worker(Protocol):
         """
         ...
 
+    def all_gather(self, x: Tensor, group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
+        """Start gathering every member's tensor, all of one length, in the group's order."""
+        ...
+
+    def all_to_all(self, parts: Sequence[Tensor], group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
+        """Start sending the k-th part to the k-th member, for every k; all parts are of one length.
+
+        Returns
+        -------
+        Handle of the parts that the members have sent to this worker, in the group's order.
+        """
+        ...
+
+    def send(self, x: Tensor, to: int, channel: str = MESSAGE) -> Handle[None]:
+        """Start sending ``x`` over a declared channel; the handle ends when all of it has arrived.
+
+        An empty tensor is a message too.
+        """
+        ...
+
+    def recv(self, source: int, channel: str = MESSAGE) -> Handle[Tensor]:
+        """Start receiving the next message of a declared channel."""
+        ...
+
     def exchange(self, x: Tensor) -> Handle[Mapping[int, Tensor]]:
         """Start sending ``x`` to every out-neighbour and receiving from every in-neighbour.
 
@@ -135,6 +243,25 @@ class Worker(Protocol):
         -------
         Handle of a mapping rank -> that neighbour's tensor, in ascending order of ranks.
         """
+        ...
+
+    def shared(self, name: str, x: Tensor) -> SharedTensor:
+        """Return the shared vector of that name, which starts as ``x``, the same on all workers.
+
+        All workers are on one machine, and the algorithm requires "shared-memory".
+        """
+        ...
+
+    def spawn(self, task: Coroutine[Any, Any, T]) -> Handle[T]:
+        """Start another task of this worker, which takes turns with the others at their awaits."""
+        ...
+
+    def lock(self, name: str = "model") -> AbstractAsyncContextManager[None]:
+        """Return this worker's lock of that name: ``async with worker.lock(): …`` waits its turn for it."""
+        ...
+
+    def observe(self, name: str, value: float) -> None:
+        """Note a number for the run's record, such as ``staleness``; free on either clock."""
         ...
 
     def report(self, x: Tensor) -> None:
