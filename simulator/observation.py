@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from simulator.target import Target, first_stay
 
@@ -44,6 +44,30 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.time)
+
+
+class Observation(NamedTuple):
+    """A number that an algorithm noted: see :meth:`algorithms.worker.Worker.observe`.
+
+    Attributes
+    ----------
+    name
+        What it is, such as ``staleness``.
+    worker
+        Whose.
+    time
+        Seconds.
+    iteration
+        Iterations that the worker had begun.
+    value
+        The number.
+    """
+
+    name: str
+    worker: int
+    time: float
+    iteration: int
+    value: float
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,26 @@ def neighbours(scenario: Scenario, plan: Plan, rank: int) -> tuple[tuple[int, ..
             raise faults.undeclared_channel(rank, source, destination, EXCHANGE)
     into = tuple(source for source, destination in arcs if destination == rank)
     return into, tuple(destination for source, destination in arcs if source == rank)
+
+
+def channel(plan: Plan, rank: int, source: int, destination: int, name: str) -> int:
+    """Return the number of a declared channel.
+
+    Raises
+    ------
+    AlgorithmError
+        The plan does not declare it.
+    """
+    try:
+        return plan.channels.index((source, destination, name))
+    except ValueError:
+        raise faults.undeclared_channel(rank, source, destination, name) from None
+
+
+def random_numbers(seed: int, rank: int, purpose: str, shared: bool) -> np.random.Generator:
+    """Return a fresh stream of a purpose; shared ones are the same on every rank."""
+    owner = 0 if shared else rank + 1
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), owner])
 
 
 def oracle(scenario: Scenario, rank: int) -> Oracle:

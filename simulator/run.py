@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from simulator.observation import Pace, Samples
+from simulator.observation import Observation, Pace, Samples
 from simulator.parts import BadInput
 from simulator.scenario import Scenario
 from simulator.target import Reached, first_stay
@@ -81,6 +82,11 @@ class Run:
         Link utilisation; None on the wall clock.
     models
         Final models, of shape [workers, parameters]; None in a timing-only run.
+    evaluations
+        Gradients that each worker has evaluated, in mini-batches of its own: iterations, unless its
+        algorithm evaluates more (variance reduction) or less than one gradient in each.
+    observations
+        What the algorithm noted, in the order of time, then of workers.
     """
 
     scenario: Scenario
@@ -93,6 +99,8 @@ class Run:
     pace: Pace = dataclasses.field(default_factory=Pace)
     links: LinkUse | None = None
     models: np.ndarray[Any, Any] | None = None
+    evaluations: tuple[float, ...] = ()
+    observations: Sequence[Observation] = ()
 
     def __repr__(self) -> str:
         reached = self.reached()
@@ -163,6 +171,7 @@ class Run:
             "workers": self.workers,
             "step_size": self.step_size,
             "iterations": list(self.iterations),
+            "evaluations": list(self.evaluations),
             "duration_s": self.duration,
             "time_per_iteration_s": self.time_per_iteration,
             "bytes_sent": list(self.bytes_sent),
@@ -173,6 +182,17 @@ class Run:
             "extrapolated": reached.extrapolated if reached else None,
             "final_loss": self.samples.loss[-1] if self.samples.loss else None,
             "peak_memory_bytes": self.peak_memory(),
+            "observed": {name: self.observed(name) for name in sorted({o.name for o in self.observations})},
+        }
+
+    def observed(self, name: str) -> dict[str, float]:
+        """Return mean, median, largest value and number of what the algorithm noted under a name."""
+        values = [observation.value for observation in self.observations if observation.name == name]
+        return {
+            "mean": statistics.fmean(values),
+            "median": statistics.median(values),
+            "max": max(values),
+            "count": len(values),
         }
 
     def peak_memory(self) -> float:
@@ -196,6 +216,11 @@ class Run:
             self.timeline.write(draft / "spans.parquet")
             write_table(draft / "samples.parquet", dataclasses.asdict(self.samples))
             write_table(draft / "pace.parquet", dataclasses.asdict(self.pace))
+            if self.observations:
+                columns = zip(*self.observations, strict=True)
+                names = Observation._fields
+                table = {name: list(column) for name, column in zip(names, columns, strict=True)}
+                write_table(draft / "observations.parquet", table)
             if self.links is not None:
                 use = dataclasses.asdict(self.links)
                 write_table(
@@ -229,6 +254,10 @@ class Run:
                 use = {**read_table(folder / "links.parquet"), **read_table(folder / "link_rates.parquet")}
                 links = LinkUse(**use)
             models = folder / "models.npy"
+            observations: list[Observation] = []
+            if (folder / "observations.parquet").exists():
+                noted = read_table(folder / "observations.parquet")
+                observations = [Observation(*row) for row in zip(*noted.values(), strict=True)]
             return cls(
                 scenario=Scenario.load(folder / "scenario.yaml"),
                 clock=summary["clock"],
@@ -240,6 +269,8 @@ class Run:
                 pace=Pace(**read_table(folder / "pace.parquet")),
                 links=links,
                 models=np.load(models, allow_pickle=False) if models.exists() else None,
+                evaluations=tuple(summary["evaluations"]),
+                observations=observations,
             )
         except BadInput:
             raise

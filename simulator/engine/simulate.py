@@ -24,7 +24,7 @@ from simulator.engine.groups import Group, Mailbox
 from simulator.engine.network import Network
 from simulator.engine.storage import CoreName
 from simulator.engine.worker import Driven, VirtualWorker
-from simulator.observation import Observer
+from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
 from simulator.plan import group_share, neighbours, oracle, planned
 from simulator.run import Progress, Run
@@ -122,6 +122,7 @@ class Simulation:
         self.network = Network(self.clock, scenario, monitor)
         self.limit = scenario.sections.budget.iterations
         self.spans: list[Span] = []
+        self.observations: list[Observation] = []
         self.final: list[torch.Tensor | None] = [None] * scenario.workers
         self._objective = scenario.objective
         self.elements = self._objective.parameters if self._objective else scenario.cost.parameters
@@ -307,6 +308,8 @@ class Simulation:
             clock="virtual",
             duration=self.clock.now,
             iterations=tuple(worker.iterations for worker in self.workers),
+            evaluations=tuple(worker.evaluations for worker in self.workers),
+            observations=self.observations,
             bytes_sent=tuple(worker.bytes_sent for worker in self.workers),
             timeline=Timeline(self.spans),
             samples=self.observer.samples,

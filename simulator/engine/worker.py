@@ -104,6 +104,7 @@ class VirtualWorker:
         self.weights: Mapping[int, float] = weights(scenario, rank)
         self.clock = simulation.clock
         self.iterations = 0
+        self.evaluations = 0.0
         self.promised = 0
         self.reported = False
         self.bytes_sent = 0.0
@@ -155,6 +156,7 @@ class VirtualWorker:
 
     def _begin_iteration(self) -> float:
         self.iterations += 1
+        self.evaluations += 1
         if faults.overdone(self.iterations, self._simulation.limit):
             raise faults.beyond_budget(self.rank, self.iterations, self._simulation.limit)
         self.promised = max(self.promised, self.iterations)

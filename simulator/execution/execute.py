@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from simulator.observation import Observer
+from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
 from simulator.plan import oracle
 from simulator.run import Progress, Run
@@ -95,12 +95,18 @@ def assembled(scenario: Scenario, records: Sequence[Record]) -> Run:
         clock="wall",
         duration=max(record.end for record in records),
         iterations=tuple(record.iterations for record in records),
+        evaluations=tuple(record.evaluations for record in records),
+        observations=sorted((noted for record in records for noted in record.observations), key=_moment),
         bytes_sent=tuple(record.bytes_sent for record in records),
         timeline=Timeline(spans(records)),
         samples=observer.samples,
         pace=observer.pace,
         models=np.stack([record.reports.models[-1] for record in records]),
     )
+
+
+def _moment(noted: Observation) -> tuple[float, int]:
+    return noted.time, noted.worker
 
 
 def _observed(scenario: Scenario, records: Sequence[Record]) -> Observer:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from simulator.execution.streams import Call
+from simulator.observation import Observation
 from traces import TRANSFER, WAIT, Span
 
 if TYPE_CHECKING:
@@ -80,14 +81,20 @@ class Record:
         Its communications.
     reports
         Its models.
+    evaluations
+        Gradients evaluated, in mini-batches of its own.
+    observations
+        What its algorithm noted.
     """
 
     rank: int
     iterations: int
     end: float
     reports: Reports
+    evaluations: float = 0.0
     computations: list[Span] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
+    observations: list[Observation] = field(default_factory=list)
 
     @property
     def calls(self) -> Counter[str]:

@@ -349,6 +349,7 @@ class WallWorker:
         return Record(
             rank=self._rank,
             iterations=self._iteration,
+            evaluations=float(self._iteration),
             end=end,
             reports=self._collected_reports(),
             computations=self._computations,
