@@ -178,16 +178,26 @@ def deadlock(waiting: Sequence[Waiting]) -> AlgorithmError:
 
 
 Signature = tuple[str, int, str]
-"""What must agree in a collective: the reduction, the number of elements, the element type."""
+"""What must agree in a collective: what it does, the number of elements, the element type."""
 
 
 def mismatch(
     group: str, index: int, first: int, called: Signature, other: int, differs: Signature
 ) -> AlgorithmError:
     """Return the error of a collective that two workers called differently."""
+    kinds = {"all_reduce" if what in ("sum", "mean", "max") else what for what in (called[0], differs[0])}
+    kind = kinds.pop() if len(kinds) == 1 else "collective"
     return AlgorithmError(
-        f"all_reduce number {index} of the group '{group}' differs: worker {first} called "
+        f"{kind} number {index} of the group '{group}' differs: worker {first} called "
         f"{_call(called)}, worker {other} called {_call(differs)}"
+    )
+
+
+def unequal_parts(rank: int, group: str, lengths: Sequence[int], members: int) -> AlgorithmError:
+    """Return the error of an all-to-all whose parts are not one for each member, all equally long."""
+    return AlgorithmError(
+        f"worker {rank} called all_to_all of the group '{group}' with parts of "
+        f"{', '.join(map(str, lengths))} elements; it takes {members} parts of one length"
     )
 
 

@@ -1,8 +1,10 @@
-"""All-reduce patterns as data: which rank sends which part of the message to whom, round by round.
+"""Patterns of collectives as data: which rank sends which part of the message to whom, round by round.
 
 A schedule is a sequence of phases; a phase repeats one round of transfers. A rank enters a round when all
 its transfers of earlier rounds have ended. Ranks are positions in the group, and a transfer's size is a
-fraction of the message. Sources: Thakur, Rabenseifner and Gropp, "Optimization of collective
+fraction of the message. The message of an all-reduce is one member's vector; that of an all-gather is all
+that is gathered, and that of an all-to-all is all that a member has for the group, its own part included.
+Sources: Thakur, Rabenseifner and Gropp, "Optimization of collective
 communication operations in MPICH", 2005 (ring, halving-doubling); Sanders, Speck and Traeff, "Two-tree
 algorithms for full bandwidth broadcast, reduction and scan", 2009 (the tree pair that NCCL uses).
 """
@@ -12,6 +14,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["all_reduce", "all_gather", "all_to_all"]
+"""What a collective does."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Transfer:
     source, destination
         Positions in the group.
     fraction
-        Size as a part of the message that is reduced.
+        Size as a part of the message.
     """
 
     source: int
@@ -126,6 +132,27 @@ PATTERNS: dict[str, Callable[[Sequence[Sequence[int]]], Schedule]] = {
 """Name -> schedule of a group, given as the positions of its members host by host."""
 
 
+def gather_ring(groups: Sequence[Sequence[int]]) -> Schedule:
+    """Return the ring all-gather: n-1 rounds in which everyone passes one member's part to the next."""
+    n = sum(map(len, groups))
+    if n == 1:
+        return ()
+    return (Phase(n - 1, tuple(Transfer(i, (i + 1) % n, 1 / n) for i in range(n))),)
+
+
+def pairwise(groups: Sequence[Sequence[int]]) -> Schedule:
+    """Return the pairwise all-to-all: in round k everyone sends to the member k places on."""
+    n = sum(map(len, groups))
+    return tuple(Phase(1, tuple(Transfer(i, (i + k) % n, 1 / n) for i in range(n))) for k in range(1, n))
+
+
+OTHER_PATTERNS: dict[Kind, Callable[[Sequence[Sequence[int]]], Schedule]] = {
+    "all_gather": gather_ring,
+    "all_to_all": pairwise,
+}
+"""Kind -> schedule of the collectives that have one pattern whatever the transport."""
+
+
 def traffic(schedule: Schedule) -> dict[tuple[int, int], float]:
     """Return how much every ordered pair of ranks moves in all, as a fraction of the message."""
     total: dict[tuple[int, int], float] = {}
@@ -136,6 +163,13 @@ def traffic(schedule: Schedule) -> dict[tuple[int, int], float]:
     return total
 
 
-def depth(world_size: int) -> int:
-    """Return the latency-bearing rounds of a pipelined all-reduce: up and down a tree of n leaves."""
-    return 2 * math.ceil(math.log2(world_size)) if world_size > 1 else 0
+def depth(kind: Kind, world_size: int) -> int:
+    """Return the latency-bearing rounds of a pipelined collective.
+
+    An all-reduce goes up and down a tree of n leaves, an all-gather down; the parts of an all-to-all go all
+    at once.
+    """
+    if world_size == 1:
+        return 0
+    levels = math.ceil(math.log2(world_size))
+    return {"all_reduce": 2 * levels, "all_gather": levels, "all_to_all": 1}[kind]

@@ -1,4 +1,4 @@
-"""How an all-reduce takes time on the network.
+"""How a collective takes time on the network.
 
 ``Fixed``       It ends a given time after its last arrival.
 *Pipelined*     The pieces of the message stream through the pattern, so that all its links are busy at a
@@ -9,7 +9,7 @@
                 when its sender enters the round, and counts for the receiver's round even if the receiver
                 has not entered that one yet. The core runs this by itself and tells when a rank is done.
 
-The all-reduces of a group run one after another, as on one communication stream.
+The collectives of a group, of whatever kind, run one after another, as on one communication stream.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from simulator.engine.clock import Clock
 from simulator.engine.fairshare import Step
 from simulator.engine.network import Network
-from simulator.patterns import PATTERNS, Schedule, Transfer, depth, traffic
+from simulator.patterns import OTHER_PATTERNS, PATTERNS, Kind, Schedule, Transfer, depth, traffic
 from simulator.transports import Fixed, Transport
 
 RankDone = Callable[[int], object]
@@ -29,7 +29,7 @@ RankDone = Callable[[int], object]
 
 
 class Communicator:
-    """The all-reduces of one group.
+    """The collectives of one kind in one group.
 
     Parameters
     ----------
@@ -39,19 +39,32 @@ class Communicator:
         The members, in order.
     hosts
         The host of each member, for the hierarchical pattern.
+    kind
+        What they do.
+    waiting
+        The group's collectives that wait for their turn, where they are pipelined.
     """
 
-    def __init__(self, network: Network, ranks: Sequence[int], hosts: Sequence[object]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        ranks: Sequence[int],
+        hosts: Sequence[object],
+        kind: Kind = "all_reduce",
+        waiting: deque[Pending] | None = None,
+    ) -> None:
         self.ranks = tuple(ranks)
         self._network = network
         self._transport = network.transport
-        self._waiting: deque[Pending] = deque()
+        self._kind = kind
+        self._waiting: deque[Pending] = deque() if waiting is None else waiting
         self._schedule: Schedule = ()
         if isinstance(self._transport, Transport) and len(ranks) > 1:
             by_host: dict[object, list[int]] = {}
             for position, host in enumerate(hosts):
                 by_host.setdefault(host, []).append(position)
-            self._schedule = PATTERNS[self._transport.pattern](list(by_host.values()))
+            pattern = PATTERNS[self._transport.pattern] if kind == "all_reduce" else OTHER_PATTERNS[kind]
+            self._schedule = pattern(list(by_host.values()))
         self._traffic = traffic(self._schedule)
         self._links, self._demand, self._busiest = self._loads()
         self._latency = self._pipelined_latency()
@@ -61,10 +74,10 @@ class Communicator:
         self.sent = self._sent_fractions()
 
     def _sent_fractions(self) -> tuple[float, ...]:
-        """Return what each member sends in an all-reduce, as a fraction of the message."""
+        """Return what each member sends in a collective, as a fraction of the message."""
         n = len(self.ranks)
         if isinstance(self._transport, Fixed):
-            return (2 * (n - 1) / n,) * n
+            return ((2 if self._kind == "all_reduce" else 1) * (n - 1) / n,) * n
         sent = [0.0] * n
         for (source, _), fraction in self._traffic.items():
             sent[source] += fraction
@@ -89,7 +102,7 @@ class Communicator:
             return 0.0
         longest = max(self._network.path(self.ranks[s], self.ranks[d]).latency for s, d in self._traffic)
         if transport.rounds_of_latency == "depth":
-            rounds = depth(len(self.ranks))
+            rounds = depth(self._kind, len(self.ranks))
         else:
             rounds = sum(phase.repeat for phase in self._schedule)
         return rounds * transport.latency_factor * longest
@@ -97,6 +110,7 @@ class Communicator:
     def arrive(self, pending: Pending, position: int) -> None:
         """Note that a member has called; the collective starts as its transport says."""
         pending.arrived += 1
+        pending.communicator = self
         if isinstance(self._transport, Transport) and not self._transport.pipelined:
             if pending.collective < 0:
                 pending.collective = self._open(self._transport, pending)
@@ -148,7 +162,7 @@ class Communicator:
             for position in range(len(self.ranks)):
                 pending.done(position, clock)
             if self._waiting:
-                self._start()
+                self._waiting[0].communicator._start()
 
         pending.began = clock.now
         if isinstance(self._transport, Fixed):
@@ -172,7 +186,7 @@ class Communicator:
 
 
 class Pending:
-    """One all-reduce of a group, from its first call to its last end.
+    """One collective of a group, from its first call to its last end.
 
     Parameters
     ----------
@@ -184,7 +198,18 @@ class Pending:
         The group's all-reduce before this one, which a member finishes first.
     """
 
-    __slots__ = ("_done", "arrived", "began", "collective", "finished", "followers", "nbytes", "previous")
+    __slots__ = (
+        "_done",
+        "arrived",
+        "began",
+        "collective",
+        "communicator",
+        "finished",
+        "followers",
+        "nbytes",
+        "previous",
+    )
+    communicator: Communicator
 
     def __init__(self, nbytes: float, done: RankDone, previous: Pending | None) -> None:
         self.nbytes = nbytes

@@ -6,120 +6,171 @@ import functools
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from algorithms.phantom import Phantom
-from algorithms.worker import Reduction, Tensor
+from algorithms.worker import Tensor
 from simulator import faults
 from simulator.engine.collectives import Communicator, Pending
 from simulator.engine.network import Network
+from simulator.patterns import Kind
 from simulator.transports import Fixed, Transport
 from traces import TRANSFER, WAIT
 
 if TYPE_CHECKING:
     from simulator.engine.worker import Operation, VirtualWorker
 
-Delivered = Callable[[Tensor, float], object]
-"""Told a message's tensor and when its sender called."""
+Delivered = Callable[["Message"], object]
+"""Told a message that has arrived."""
+
+What = Literal["sum", "mean", "max", "all_gather", "all_to_all"]
+"""What a collective does: an all-reduce by its reduction, any other by its name."""
 
 
 class Meeting:
     """One collective of a group: who has called it, with what."""
 
-    def __init__(self, signature: tuple[Any, ...], caller: int) -> None:
+    def __init__(self, what: What, signature: faults.Signature, caller: int) -> None:
+        self.what = what
         self.signature = signature
         self.caller = caller
         self.members: dict[int, tuple[VirtualWorker, Operation]] = {}
-        self.tensors: dict[int, Tensor] = {}
-        self.value: Tensor | None = None
+        self.given: dict[int, tuple[Tensor, ...]] = {}
+        self.results: Sequence[Any] = ()
         self.last_call = 0.0
         self.last_rank = -1
         self.pending: Pending | None = None
 
 
 class Group:
-    """A declared group of workers and its collectives.
+    """A declared group of workers and its collectives, which match by the order of the calls.
 
     Parameters
     ----------
     name
         As the algorithm declared it.
+    ranks
+        Its members, in order.
     communicator
-        Gives the collectives their time; its ranks are the members.
+        Returns what gives the collectives of a kind their time.
     shares
         Weights of a mean over the group, in order; None where they are equal.
     """
 
-    def __init__(self, name: str, communicator: Communicator, shares: Sequence[float] | None) -> None:
+    def __init__(
+        self,
+        name: str,
+        ranks: Sequence[int],
+        communicator: Callable[[Kind], Communicator],
+        shares: Sequence[float] | None,
+    ) -> None:
         self.name = name
-        self._communicator = communicator
-        self._ranks = communicator.ranks
+        self._communicator = functools.cache(communicator)
+        self._ranks = tuple(ranks)
         self._position = {rank: position for position, rank in enumerate(self._ranks)}
         self._shares = shares
         self._joined = [0] * len(self._ranks)
         self._open: dict[int, Meeting] = {}
         self._latest: Pending | None = None
 
-    def join(self, worker: VirtualWorker, operation: Operation, x: Tensor, op: Reduction) -> None:
-        """Let a member call the group's next all-reduce."""
+    def __len__(self) -> int:
+        return len(self._ranks)
+
+    def join(self, worker: VirtualWorker, operation: Operation, what: What, given: Sequence[Tensor]) -> None:
+        """Let a member call the group's next collective with the tensor, or the parts, that it gives."""
         position = self._position.get(worker.rank)
         if position is None:
             raise faults.not_a_member(worker.rank, self.name, self._ranks)
+        given = tuple(x.clone() for x in given)
         if len(self._ranks) == 1:
-            operation.succeed(x.clone())
+            operation.succeed(given[0] if what in ALL_REDUCE else given)
             return
+        if what == "all_to_all":
+            self._check_parts(worker.rank, given)
         index = self._joined[position]
         self._joined[position] += 1
-        signature = (op, x.numel(), _element_type(x))
+        signature = (what, given[0].numel(), _element_type(given[0]))
         meeting = self._open.get(index)
         if meeting is None:
-            meeting = self._open[index] = Meeting(signature, worker.rank)
-            nbytes = worker.charged_bytes(x)
+            meeting = self._open[index] = Meeting(what, signature, worker.rank)
+            nbytes = worker.charged_bytes(given[0]) * (1 if what in ALL_REDUCE else len(self._ranks))
             meeting.pending = Pending(nbytes, lambda place: self._deliver(meeting, place), self._latest)
             self._latest = meeting.pending
         elif meeting.signature != signature:
             raise faults.mismatch(self.name, index, meeting.caller, meeting.signature, worker.rank, signature)
         meeting.members[position] = (worker, operation)
-        meeting.tensors[position] = x.clone()
-        operation.missing = lambda: [r for p, r in enumerate(self._ranks) if p not in meeting.tensors]
+        meeting.given[position] = given
+        operation.missing = lambda: [r for p, r in enumerate(self._ranks) if p not in meeting.given]
         if len(meeting.members) == len(self._ranks):
             del self._open[index]
             meeting.last_call, meeting.last_rank = worker.clock.now, worker.rank
-            meeting.value = self._reduced(meeting, op)
+            meeting.results = self._results(meeting)
         assert meeting.pending is not None
-        self._communicator.arrive(meeting.pending, position)
+        self._communicator(_kind(what)).arrive(meeting.pending, position)
 
-    def _reduced(self, meeting: Meeting, op: Reduction) -> Tensor:
-        tensors = [meeting.tensors[position] for position in range(len(self._ranks))]
+    def _check_parts(self, rank: int, parts: Sequence[Tensor]) -> None:
+        lengths = [part.numel() for part in parts]
+        if len(lengths) != len(self._ranks) or len(set(lengths)) > 1:
+            raise faults.unequal_parts(rank, self.name, lengths, len(self._ranks))
+
+    def _results(self, meeting: Meeting) -> Sequence[Any]:
+        """Return what each member gets, by position."""
+        everything = [meeting.given[position] for position in range(len(self._ranks))]
+        if meeting.what == "all_to_all":
+            return list(zip(*everything, strict=True))
+        tensors = [given[0] for given in everything]
+        if meeting.what == "all_gather":
+            return _Repeated(tuple(tensors))
         if isinstance(tensors[0], Phantom):
-            return tensors[0]
+            return _Repeated(tensors[0])
         from simulator.numerics import reduce
 
-        return reduce([x for x in tensors if not isinstance(x, Phantom)], op, self._shares)
+        values = [x for x in tensors if not isinstance(x, Phantom)]
+        return _Repeated(reduce(values, meeting.what, self._shares))
 
     def _deliver(self, meeting: Meeting, position: int) -> None:
         """End a member's part: its result, and what its time went into."""
         worker, operation = meeting.members.pop(position)
         pending = meeting.pending
         assert pending is not None
-        assert meeting.value is not None
-        sent = self._communicator.sent[position] * pending.nbytes
+        sent = self._communicator(_kind(meeting.what)).sent[position] * pending.nbytes
         worker.bytes_sent += sent
         moving = max(operation.since, meeting.last_call, pending.began)
         worker.record(WAIT, operation, operation.since, meeting.last_call, meeting.last_rank)
         worker.record(TRANSFER, operation, moving, worker.clock.now, nbytes=sent)
         operation.missing = None
-        operation.succeed(meeting.value.clone())
+        result = meeting.results[position]
+        operation.succeed(tuple(x.clone() for x in result) if isinstance(result, tuple) else result.clone())
         if not meeting.members:
             # Nothing refers in a circle any more, so no garbage collector has to find it.
             meeting.pending = None
+
+
+class _Repeated(Sequence[Any]):
+    """The same result for every member."""
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._result
+
+    def __len__(self) -> int:
+        return 1
+
+
+ALL_REDUCE = ("sum", "mean", "max")
+
+
+def _kind(what: What) -> Kind:
+    return "all_reduce" if what in ALL_REDUCE else what  # type: ignore[return-value]  # mypy does not narrow
 
 
 def _element_type(x: Tensor) -> str:
     return f"{8 * x.itemsize}-bit" if isinstance(x, Phantom) else str(x.dtype).removeprefix("torch.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
     """A message on its way.
 
@@ -131,12 +182,15 @@ class Message:
         When its sender called.
     arrived
         Called when its last byte has arrived.
+    began
+        When the connection took it up.
     """
 
     x: Tensor
     nbytes: float
     called: float
     arrived: Callable[[], object]
+    began: float = 0.0
 
 
 class Mailbox:
@@ -147,10 +201,11 @@ class Mailbox:
         self.destination = destination
         self._network = network
         transport = network.transport
-        self.rendezvous = isinstance(transport, Transport) and transport.rendezvous
+        self._local = source == destination
+        self.rendezvous = isinstance(transport, Transport) and transport.rendezvous and not self._local
         self._queue: deque[Message] = deque()
         self._receivers: deque[Delivered] = deque()
-        self._arrived: deque[tuple[Tensor, float]] = deque()
+        self._arrived: deque[Message] = deque()
         self._under_way = 0
 
     def send(self, message: Message) -> None:
@@ -161,30 +216,72 @@ class Mailbox:
     def receive(self, delivered: Delivered) -> None:
         """Ask for the next message."""
         if self._arrived:
-            delivered(*self._arrived.popleft())
+            delivered(self._arrived.popleft())
         else:
             self._receivers.append(delivered)
             self._advance()
 
     def _advance(self) -> None:
         """Start the next message if the connection is free and, with rendezvous, its receiver is there."""
-        at_once = isinstance(self._network.transport, Fixed)
+        at_once = isinstance(self._network.transport, Fixed) or self.source == self.destination
         while self._queue and (at_once or not self._under_way):
-            if self.rendezvous and len(self._receivers) <= self._under_way:
+            if (
+                self.rendezvous
+                and self.source != self.destination
+                and len(self._receivers) <= self._under_way
+            ):
                 return
             message = self._queue.popleft()
+            message.began = self._network.clock.now
             self._under_way += 1
             arrival = functools.partial(self._arrive, message)
-            self._network.send(self.source, self.destination, message.nbytes, arrival)
+            if self._local:
+                arrival()
+            else:
+                self._network.send(self.source, self.destination, message.nbytes, arrival)
 
     def _arrive(self, message: Message) -> None:
         self._under_way -= 1
         if self._receivers:
-            self._receivers.popleft()(message.x, message.called)
+            self._receivers.popleft()(message)
         else:
-            self._arrived.append((message.x, message.called))
+            self._arrived.append(message)
         message.arrived()
         self._advance()
+
+
+def send(worker: VirtualWorker, operation: Operation, x: Tensor, mailbox: Mailbox) -> None:
+    """Hand in a message whose arrival ends the sender's operation."""
+    to, nbytes = (
+        mailbox.destination,
+        worker.charged_bytes(x) if mailbox.destination != mailbox.source else 0.0,
+    )
+
+    def arrived() -> None:
+        worker.bytes_sent += nbytes
+        worker.record(WAIT, operation, operation.since, message.began, to)
+        worker.record(TRANSFER, operation, message.began, worker.clock.now, to, nbytes)
+        operation.missing = None
+        operation.succeed()
+
+    message = Message(x.clone(), nbytes, operation.since, arrived)
+    operation.missing = lambda: [to]
+    mailbox.send(message)
+
+
+def receive(worker: VirtualWorker, operation: Operation, mailbox: Mailbox) -> None:
+    """Ask for the next message of a channel; its arrival ends the receiver's operation."""
+    source = mailbox.source
+
+    def delivered(message: Message) -> None:
+        moving = max(operation.since, message.began)
+        worker.record(WAIT, operation, operation.since, moving, source)
+        worker.record(TRANSFER, operation, moving, worker.clock.now, source)
+        operation.missing = None
+        operation.succeed(message.x)
+
+    operation.missing = lambda: [source]
+    mailbox.receive(delivered)
 
 
 class Exchange:
@@ -229,12 +326,13 @@ class Exchange:
         if not outgoing and not incoming:
             operation.succeed({})
 
-    def _one_received(self, rank: int, x: Tensor, called: float) -> None:
+    def _one_received(self, rank: int, message: Message) -> None:
+        x = message.x
         if x.numel() != self._elements:
             raise faults.unequal_exchange(self._worker.rank, self._elements, rank, x.numel())
         self._received[rank] = x
-        if called > self._last_call:
-            self._last_call, self._last_rank = called, rank
+        if message.called > self._last_call:
+            self._last_call, self._last_rank = message.called, rank
         self._to_receive -= 1
         if not self._to_receive and not (self._sends_block and self._to_send):
             self._complete()

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import inspect
 import math
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from types import CoroutineType
@@ -18,14 +19,16 @@ from algorithms.phantom import Phantom
 from algorithms.worker import Tensor
 from simulator import faults
 from simulator.engine.clock import Clock, NothingLeft, StalledFlow
-from simulator.engine.collectives import Communicator
+from simulator.engine.collectives import Communicator, Pending
 from simulator.engine.evaluation import GradientPool
 from simulator.engine.groups import Group, Mailbox
+from simulator.engine.memory import Memory
 from simulator.engine.network import Network
 from simulator.engine.storage import CoreName
 from simulator.engine.worker import Driven, VirtualWorker
 from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
+from simulator.patterns import Kind
 from simulator.plan import group_share, neighbours, oracle, planned
 from simulator.run import Progress, Run
 from simulator.scenario import Scenario
@@ -143,11 +146,12 @@ class Simulation:
             channel: Mailbox(self.network, channel[0], channel[1]) for channel in self._plan.channels
         }
         self._by_rank: dict[int, tuple[dict[int, Mailbox], dict[int, Mailbox]]] = {}
+        self._memories: dict[str, Memory] = {}
         self.workers = [VirtualWorker(self, rank) for rank in range(scenario.workers)]
         self._unfinished = len(self.workers)
         self._failure: Exception | None = None
         self._all_done = self.clock.event()
-        self._algorithms: dict[int, CoroutineType[Any, Any, None]] = {}
+        self._coroutines: list[CoroutineType[Any, Any, None]] = []
 
     # What workers ask for.
 
@@ -191,13 +195,31 @@ class Simulation:
         hosts: list[Hashable] = [self.scenario.cluster.host(rank) for rank in ranks]
         shares = self.scenario.shares
         weights = [share for rank in ranks if (share := group_share(shares, ranks, rank)) is not None]
-        return Group(name, Communicator(self.network, ranks, hosts), weights or None)
+        waiting: deque[Pending] = deque()
+
+        def communicator(kind: Kind) -> Communicator:
+            return Communicator(self.network, ranks, hosts, kind, waiting)
+
+        return Group(name, ranks, communicator, weights or None)
 
     def group(self, name: str, rank: int) -> Group:
         """Return a declared group."""
         if name not in self._groups:
             raise faults.undeclared_group(rank, name, self._groups)
         return self._groups[name]
+
+    def mailbox(self, rank: int, source: int, destination: int, name: str) -> Mailbox:
+        """Return a declared channel that a rank uses."""
+        found = self._mailboxes.get((source, destination, name))
+        if found is None:
+            raise faults.undeclared_channel(rank, source, destination, name)
+        return found
+
+    def memory(self, name: str, x: Tensor) -> Memory:
+        """Return the shared vector of that name, made by the first worker that asks."""
+        if name not in self._memories:
+            self._memories[name] = Memory(x)
+        return self._memories[name]
 
     def mailboxes(self, rank: int) -> tuple[dict[int, Mailbox], dict[int, Mailbox]]:
         """Return a rank's channels to its neighbours: out and in, by the neighbour's rank, ascending."""
@@ -231,17 +253,21 @@ class Simulation:
             work = self.scenario.algorithm.run(worker)
             if not inspect.iscoroutine(work):
                 raise faults.not_a_coroutine(self.algorithm_class, work)
-            self._algorithms[worker.rank] = work
             await Driven(work, worker)
             self._check_ending(worker)
-        except faults.AlgorithmError as error:
-            self._fail(error)
         except Exception as error:
-            self._fail(faults.WorkerFailed(worker.rank, worker.iterations, faults.cause_of(error)), error)
+            self.failed(worker, error)
         else:
             self._unfinished -= 1
             if not self._unfinished:
                 self._all_done.succeed()
+
+    def failed(self, worker: VirtualWorker, error: Exception) -> None:
+        """End the run with what a task of a worker raised."""
+        if isinstance(error, faults.AlgorithmError):
+            self._fail(error)
+        else:
+            self._fail(faults.WorkerFailed(worker.rank, worker.iterations, faults.cause_of(error)), error)
 
     def _check_ending(self, worker: VirtualWorker) -> None:
         """Refuse a worker that ended without having done what every run must do."""
@@ -259,11 +285,16 @@ class Simulation:
             self._failure = failure
             self._all_done.succeed()
 
+    def start(self, coroutine: CoroutineType[Any, Any, None]) -> None:
+        """Let a coroutine run as a SimPy process."""
+        self._coroutines.append(coroutine)
+        self.clock.process(coroutine)  # type: ignore[arg-type]  # SimPy asks only for send and throw
+
     def run(self) -> Run:
         """Run all workers to their end."""
         coroutines = [cast("CoroutineType[Any, Any, None]", self._work(worker)) for worker in self.workers]
         for coroutine in coroutines:
-            self.clock.process(coroutine)  # type: ignore[arg-type]  # SimPy asks only for send and throw
+            self.start(coroutine)
         try:
             self.clock.run(until=self._all_done)
         except StalledFlow as stalled:
@@ -273,7 +304,7 @@ class Simulation:
         except NothingLeft:
             raise self._deadlock() from None
         finally:
-            for coroutine in coroutines:
+            for coroutine in self._coroutines:
                 coroutine.close()
         if self._failure is not None:
             raise self._failure
@@ -283,19 +314,17 @@ class Simulation:
         """Say who waits for whom, for what, since when and where."""
         lines = []
         for worker in self.workers:
-            operation = worker.blocked
-            if operation is None:
-                continue
-            missing = operation.missing() if operation.missing else []
-            lines.append(
-                faults.Waiting(
-                    worker=worker.rank,
-                    operation=" ".join(filter(None, (operation.name, operation.about))),
-                    since=operation.since,
-                    peers=tuple(missing),
-                    line=_innermost_line(self._algorithms[worker.rank]),
+            for operation, task in worker.blocked.items():
+                missing = operation.missing() if operation.missing else []
+                lines.append(
+                    faults.Waiting(
+                        worker=worker.rank,
+                        operation=" ".join(filter(None, (operation.name, operation.about))),
+                        since=operation.since,
+                        peers=tuple(missing),
+                        line=_innermost_line(task),
+                    )
                 )
-            )
         return faults.deadlock(lines)
 
     def _result(self) -> Run:

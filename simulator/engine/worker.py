@@ -9,22 +9,26 @@ delivered when its time has passed; so no argument needs to be copied for a comp
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from simpy.events import PENDING, Event
 
 from algorithms.phantom import Phantom
-from algorithms.worker import WORLD, Reduction, Tensor
+from algorithms.worker import MESSAGE, WORLD, Reduction, Tensor
 from simulator import faults
 from simulator.engine.evaluation import DeferredPart
-from simulator.engine.groups import Exchange
-from simulator.plan import weights
+from simulator.engine.groups import Exchange, receive, send
+from simulator.engine.memory import Reading, VirtualShared, Writing
+from simulator.observation import Observation
+from simulator.plan import random_numbers, weights
 from simulator.workload.cutting import cut
 from traces import COMPUTE, Span
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from simulator.engine.simulate import Simulation
 
 
@@ -48,41 +52,67 @@ class Operation(Event):
     def __await__(self) -> Generator[Event, Any, Any]:
         self.worker.unawaited.pop(self, None)
         if self._value is PENDING:
-            self.worker.blocked = self
             yield self
-            self.worker.blocked = None
         return self._value
 
 
 class Driven:
-    """An algorithm's coroutine that may wait for its own worker's operations only.
+    """A task's coroutine, which may wait for its own worker's operations only.
 
     Parameters
     ----------
     coroutine
-        What the algorithm's ``run`` returned.
+        What the algorithm's ``run`` returned, or what was spawned.
     worker
         Whose operations it may await.
     """
 
-    def __init__(self, coroutine: CoroutineType[Any, Any, None], worker: VirtualWorker) -> None:
+    def __init__(self, coroutine: CoroutineType[Any, Any, Any], worker: VirtualWorker) -> None:
         self._coroutine = coroutine
         self._worker = worker
 
-    def __await__(self) -> Generator[Any, Any, None]:
+    def __await__(self) -> Generator[Any, Any, Any]:
         resume, argument = self._coroutine.send, None
+        blocked = self._worker.blocked
         while True:
             try:
                 event = resume(argument)
-            except StopIteration:
-                return
+            except StopIteration as end:
+                return end.value
             if not isinstance(event, Operation) or event.worker is not self._worker:
                 self._coroutine.close()
                 raise faults.foreign_await(self._worker.rank)
+            blocked[event] = self._coroutine
             try:
                 argument, resume = (yield event), self._coroutine.send
             except Exception as error:
                 argument, resume = error, self._coroutine.throw
+            finally:
+                blocked.pop(event, None)
+
+
+class Lock:
+    """A worker's lock; who asks first gets it first."""
+
+    def __init__(self, worker: VirtualWorker, name: str) -> None:
+        self._worker = worker
+        self._about = f"'{name}'"
+        self._held = False
+        self._queue: deque[Operation] = deque()
+
+    async def __aenter__(self) -> None:
+        if not self._held:
+            self._held = True
+            return
+        turn = Operation(self._worker, "lock", self._about)
+        self._queue.append(turn)
+        await turn
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._queue:
+            self._queue.popleft().succeed()
+        else:
+            self._held = False
 
 
 class VirtualWorker:
@@ -109,7 +139,8 @@ class VirtualWorker:
         self.reported = False
         self.bytes_sent = 0.0
         self.unawaited: dict[Operation, None] = {}
-        self.blocked: Operation | None = None
+        self.blocked: dict[Operation, CoroutineType[Any, Any, Any]] = {}
+        self.batch = scenario.objective_batches[rank]
         self._checks = 0
         self._simulation = simulation
         self._spans = simulation.spans
@@ -123,7 +154,12 @@ class VirtualWorker:
         self._slowdown = scenario.persistent_factor(rank)
         self._jitter = simulation.jitter(rank)
         self._bounds = cut(self._cost.buckets(), self._cost.parameters, simulation.elements)
+        objective = scenario.objective
+        self._model_type = None if objective is None else objective.dtype
         self._element_bytes = self._cost.parameters * self._cost.parameter_bytes / simulation.elements
+        self._byte_factor = 1.0 if objective is None else self._element_bytes / objective.dtype.itemsize
+        self._random: dict[tuple[str, bool], np.random.Generator] = {}
+        self._locks: dict[str, Lock] = {}
         self._stream: deque[tuple[float, Operation, Any]] = deque()
         self._started = 0.0
 
@@ -149,14 +185,31 @@ class VirtualWorker:
         """Return the starting model."""
         return self._simulation.initial_model()
 
+    @property
+    def step_size(self) -> float:
+        """The step size of the next update."""
+        return self._step_size or 0.0
+
+    @property
+    def problem(self) -> Any:
+        """What is optimised."""
+        return None if self._oracle is None else self._oracle.problem
+
+    def random(self, purpose: str, shared: bool = False) -> np.random.Generator:
+        """Return the random numbers of a purpose."""
+        key = (purpose, shared)
+        if key not in self._random:
+            self._random[key] = random_numbers(self._simulation.scenario.seed, self.rank, purpose, shared)
+        return self._random[key]
+
     # Computations.
 
     def _seconds_factor(self) -> float:
         return self._slowdown * self._jitter()
 
-    def _begin_iteration(self) -> float:
-        self.iterations += 1
-        self.evaluations += 1
+    def _begin_iteration(self, count: int = 1, gradients: float = 1.0) -> float:
+        self.iterations += count
+        self.evaluations += gradients
         if faults.overdone(self.iterations, self._simulation.limit):
             raise faults.beyond_budget(self.rank, self.iterations, self._simulation.limit)
         self.promised = max(self.promised, self.iterations)
@@ -187,6 +240,14 @@ class VirtualWorker:
             for duration, (low, high) in zip(seconds, self._bounds, strict=True)
         ]
 
+    def evaluate(
+        self, function: Callable[..., Any], *tensors: Tensor, gradients: float = 1.0, iterations: int = 1
+    ) -> Operation:
+        """Start an evaluation of the problem in the algorithm's own way."""
+        factor = self._begin_iteration(iterations, gradients)
+        value = tensors[0] if self._oracle is None else function(*tensors)
+        return self._compute("gradient", self._step_time.total * gradients * factor, value)
+
     def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Operation:
         """Start the local step."""
         if self._oracle is None:
@@ -208,14 +269,39 @@ class VirtualWorker:
             value = combination(terms)
         return self._compute("combine", self._pass_seconds(len(terms) + 1, value), value)
 
+    @property
+    def rule_state(self) -> Tensor | None:
+        """A copy of the update rule's state; plain SGD has none."""
+        return None
+
+    def set_rule_state(self, state: Tensor | None) -> None:
+        """Replace the update rule's state."""
+
+    def compute(self, function: Callable[..., Any], *tensors: Tensor, nbytes: float) -> Operation:
+        """Start a computation that moves so many bytes."""
+        seconds = self._cost.pass_seconds(self._device, nbytes * self._byte_factor) * self._slowdown
+        return self._compute("compute", seconds, function(*tensors))
+
+    def access(self, name: str, x: Tensor, vectors: int, access: Reading | Writing) -> Operation:
+        """Start an access to shared memory that moves so many vectors like ``x``."""
+        return self._compute(name, self._pass_seconds(vectors, x), access)
+
     def _pass_seconds(self, vectors: int, x: Tensor) -> float:
         """Return the seconds of an element-wise pass that reads and writes that many vectors like ``x``."""
         nbytes = vectors * self.charged_bytes(x)
         return self._cost.pass_seconds(self._device, nbytes) * self._slowdown
 
     def charged_bytes(self, x: Tensor) -> float:
-        """Return the bytes that a tensor stands for in the cost model."""
-        return x.numel() * self._element_bytes
+        """Return the bytes that a tensor stands for in the cost model.
+
+        Elements of the objective's own type are charged as parameters of the cost model, any others (an
+        encoded message) by their own size, in proportion to the numbers of parameters.
+        """
+        if isinstance(x, Phantom):
+            return float(x.nbytes)
+        if x.dtype == self._model_type:
+            return x.numel() * self._element_bytes
+        return x.nbytes * self._cost.parameters / self._simulation.elements
 
     def _compute(self, name: str, seconds: float, value: Any) -> Operation:
         operation = Operation(self, name)
@@ -228,6 +314,8 @@ class VirtualWorker:
         """Run the stream's first computation as a flow on the device; one that takes no time ends at once."""
         while self._stream:
             seconds, operation, value = self._stream[0]
+            if isinstance(value, (Reading, Writing)):
+                value.begin(seconds)
             if seconds > 0:
                 self._started = self.clock.now
                 self.clock.flow(self._device_link, seconds, self._end_computation)
@@ -256,7 +344,9 @@ class VirtualWorker:
         """Deliver a computation's value; one that is evaluated only now may fail."""
         if operation.name == "gradient":
             self._simulation.advanced(self)
-        if isinstance(value, DeferredPart):
+        if isinstance(value, (Reading, Writing)):
+            value = value.get()
+        elif isinstance(value, DeferredPart):
             try:
                 value = value.get()
             except Exception as error:
@@ -270,7 +360,33 @@ class VirtualWorker:
     def all_reduce(self, x: Tensor, op: Reduction = "mean", group: str = WORLD) -> Operation:
         """Start an all-reduce over a declared group."""
         operation = Operation(self, "all_reduce", f"group '{group}'")
-        self._simulation.group(group, self.rank).join(self, operation, x, op)
+        self._simulation.group(group, self.rank).join(self, operation, op, (x,))
+        return operation
+
+    def all_gather(self, x: Tensor, group: str = WORLD) -> Operation:
+        """Start gathering every member's tensor."""
+        operation = Operation(self, "all_gather", f"group '{group}'")
+        self._simulation.group(group, self.rank).join(self, operation, "all_gather", (x,))
+        return operation
+
+    def all_to_all(self, parts: Sequence[Tensor], group: str = WORLD) -> Operation:
+        """Start sending a part to every member."""
+        operation = Operation(self, "all_to_all", f"group '{group}'")
+        self._simulation.group(group, self.rank).join(self, operation, "all_to_all", parts)
+        return operation
+
+    def send(self, x: Tensor, to: int, channel: str = MESSAGE) -> Operation:
+        """Start sending a message."""
+        mailbox = self._simulation.mailbox(self.rank, self.rank, to, channel)
+        operation = Operation(self, "send", f"channel '{channel}'")
+        send(self, operation, x, mailbox)
+        return operation
+
+    def recv(self, source: int, channel: str = MESSAGE) -> Operation:
+        """Start receiving a message."""
+        mailbox = self._simulation.mailbox(self.rank, source, self.rank, channel)
+        operation = Operation(self, "recv", f"channel '{channel}'")
+        receive(self, operation, mailbox)
         return operation
 
     def exchange(self, x: Tensor) -> Operation:
@@ -286,6 +402,36 @@ class VirtualWorker:
         if end > start or nbytes:
             name, iteration = operation.name, operation.iteration
             self._spans.append(Span(self.rank, kind, name, start, end, peer, nbytes, iteration))
+
+    # Its tasks, and what they share.
+
+    def shared(self, name: str, x: Tensor) -> VirtualShared:
+        """Return the shared vector of that name."""
+        return VirtualShared(self, self._simulation.memory(name, x))
+
+    def spawn(self, task: Coroutine[Any, Any, Any]) -> Operation:
+        """Start another task."""
+        operation = Operation(self, "task")
+        driven = self._carry_out(cast("CoroutineType[Any, Any, Any]", task), operation)
+        self._simulation.start(cast("CoroutineType[Any, Any, None]", driven))
+        return operation
+
+    async def _carry_out(self, task: CoroutineType[Any, Any, Any], operation: Operation) -> None:
+        try:
+            operation.succeed(await Driven(task, self))
+        except Exception as error:
+            self._simulation.failed(self, error)
+
+    def lock(self, name: str = "model") -> Lock:
+        """Return this worker's lock of that name."""
+        if name not in self._locks:
+            self._locks[name] = Lock(self, name)
+        return self._locks[name]
+
+    def observe(self, name: str, value: float) -> None:
+        """Note a number for the run's record."""
+        noted = Observation(name, self.rank, self.clock.now, self.iterations, float(value))
+        self._simulation.observations.append(noted)
 
     def report(self, x: Tensor) -> None:
         """Store a copy of the model."""

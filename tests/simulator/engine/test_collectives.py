@@ -156,7 +156,7 @@ def test_hierarchical_reaches_every_rank(hosts: int, local: int) -> None:
 
 
 def test_depth_is_up_and_down_a_tree() -> None:
-    assert [depth(n) for n in (1, 2, 3, 4, 5, 8, 9, 1024)] == [0, 2, 4, 4, 6, 6, 8, 20]
+    assert [depth("all_reduce", n) for n in (1, 2, 3, 4, 5, 8, 9, 1024)] == [0, 2, 4, 4, 6, 6, 8, 20]
 
 
 MEASURED = [
