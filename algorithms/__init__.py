@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from algorithms.algorithm import Algorithm, Plan, graph_channels, parameter
+from algorithms.algorithm import REQUIREMENTS, Algorithm, Plan, graph_channels, parameter
 from algorithms.phantom import Phantom, TimingOnly
 from algorithms.registry import ALGORITHMS, algorithm
-from algorithms.worker import WORLD, Handle, Reduction, Worker
+from algorithms.worker import MESSAGE, WORLD, Handle, Reduction, Worker
 
 __all__ = [
     "ALGORITHMS",
+    "MESSAGE",
+    "REQUIREMENTS",
     "WORLD",
     "Algorithm",
     "Handle",

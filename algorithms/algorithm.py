@@ -79,8 +79,6 @@ class Algorithm:
         What a run must offer, in the words of :data:`REQUIREMENTS`.
     model_copies
         Model-sized buffers beside parameters and gradient, for the memory check.
-    deterministic
-        Whether the models do not depend on timing, so that both clocks give the same bits.
     compresses
         What the algorithm's all-reduces and exchanges carry, so that a codec may stand before them:
         ``gradients``, ``models``, or nothing ("") where what is sent must stay exact.
@@ -91,7 +89,6 @@ class Algorithm:
 
     requires: ClassVar[frozenset[str]] = frozenset()
     model_copies: ClassVar[int] = 0
-    deterministic: ClassVar[bool] = True
     compresses: ClassVar[Literal["gradients", "models", ""]] = ""
     momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "uncovered"
 
@@ -114,6 +111,16 @@ class Algorithm:
                 raise ValueError(
                     f"{type(self).__name__}: {field.name} must be at least {minimum}, got {value!r}"
                 )
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the models do not depend on timing, so that both clocks give the same bits."""
+        return True
+
+    @property
+    def needs_graph(self) -> bool:
+        """Whether workers talk to their neighbours on a communication graph."""
+        return bool(self.requires & {"graph", "symmetric", "bipartite"})
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the groups and channels of a run; by default the group of all workers."""

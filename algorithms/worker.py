@@ -24,6 +24,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
+    import networkx as nx
     import numpy as np
     import torch
 
@@ -88,10 +89,12 @@ class Worker(Protocol):
     weights
         Row of the mixing matrix: rank -> weight that this worker gives to that rank's model, itself
         included, in ascending order of ranks. Empty unless the algorithm requires a graph.
+    graph
+        The communication graph on ranks; None unless the algorithm requires one.
     batch
         Samples of one of this worker's gradients.
     step_size
-        Of this worker's next update, by the schedule of the run; 0 in a timing-only run.
+        Of this worker's next update, by the schedule of the run; 1 in a timing-only run.
     problem
         What is optimised, where the algorithm evaluates it itself; None in a timing-only run.
     """
@@ -114,6 +117,11 @@ class Worker(Protocol):
     @property
     def weights(self) -> Mapping[int, float]:
         """This worker's row of the mixing matrix."""
+        ...
+
+    @property
+    def graph(self) -> nx.Graph[int] | None:
+        """The communication graph on ranks."""
         ...
 
     @property

@@ -274,7 +274,7 @@ def algorithm_facts(name: str) -> dict[str, Any]:
         "traffic": entry.traffic,
         "needs": sorted(cls.requires),
         "model_copies": cls.model_copies,
-        "same_bits_on_both_clocks": cls.deterministic,
+        "same_bits_on_both_clocks": cls().deterministic,
         "parameters": parameters,
     }
 

@@ -146,7 +146,7 @@ def facts(scenario: Scenario) -> list[tuple[str, str]]:
         taken, charged = _range_text(scenario.objective_batches), _range_text(scenario.batches)
         text = f"{taken} a worker in a gradient of the objective; the time charged is that of {charged}"
         found.append(("objective batch", text))
-    if any("graph" in part.build().requires for part in (sections.algorithm, *sections.compare)):
+    if any(part.build().needs_graph for part in (sections.algorithm, *sections.compare)):
         gossip = sections.gossip or GossipSection()
         name = gossip.graph if isinstance(gossip.graph, str) else gossip.graph.get("builder")
         found.append(("gossip", f"{name} graph, {gossip.mixing} weights"))

@@ -19,14 +19,9 @@ if TYPE_CHECKING:
     from simulator.workload.objective import Oracle
 
 
-def needs_graph(scenario: Scenario) -> bool:
-    """Return whether the scenario's algorithm averages over a communication graph."""
-    return "graph" in scenario.algorithm.requires
-
-
 def planned(scenario: Scenario) -> Plan:
     """Return the groups and channels that the scenario's algorithm declares; the world is among them."""
-    graph = scenario.communication_graph if needs_graph(scenario) else None
+    graph = scenario.communication_graph if scenario.algorithm.needs_graph else None
     plan = scenario.algorithm.plan(scenario.workers, graph)
     return Plan({WORLD: tuple(range(scenario.workers)), **plan.groups}, plan.channels)
 
@@ -45,7 +40,7 @@ def group_share(shares: Sequence[float] | None, members: Sequence[int], rank: in
 
 def weights(scenario: Scenario, rank: int) -> Mapping[int, float]:
     """Return a rank's row of the mixing matrix without zeros; empty where no graph is needed."""
-    if not needs_graph(scenario):
+    if not scenario.algorithm.needs_graph:
         return {}
     row = scenario.mixing[rank]
     return {other: float(row[other]) for other in np.flatnonzero(row).tolist()}
@@ -59,7 +54,7 @@ def neighbours(scenario: Scenario, plan: Plan, rank: int) -> tuple[tuple[int, ..
     AlgorithmError
         The algorithm requires no graph, or its plan lacks the channel to or from a neighbour.
     """
-    if not needs_graph(scenario):
+    if not scenario.algorithm.needs_graph:
         raise faults.no_graph(rank, "exchange", type(scenario.algorithm).__name__)
     # Of an undirected graph both are all neighbours.
     arcs = sorted(scenario.communication_graph.to_directed().edges)

@@ -25,7 +25,7 @@ import yaml
 from pydantic_core import PydanticSerializationError
 
 import topologies
-from algorithms import Algorithm
+from algorithms import REQUIREMENTS, Algorithm
 from simulator.cluster import Cluster, find_node, place
 from simulator.parts import MADE, BadInput, Part, check, nearest
 from simulator.patterns import PATTERNS
@@ -221,7 +221,7 @@ class Scenario:
     def _with_algorithm(self, entry: Part) -> Scenario:
         data = {key: value for key, value in self._data.items() if key not in ("algorithm", "compare")}
         data["algorithm"] = entry
-        if "graph" not in entry.build().requires:
+        if not entry.build().needs_graph:
             data.pop("gossip", None)
         return Scenario(data, self._source, self._folder)
 
@@ -429,6 +429,7 @@ class Scenario:
         self._check_background()
         self._check_gossip()
         self._check_training()
+        self._check_algorithms()
 
     def _check_objective(self, entry: Part) -> None:
         """Let the objective's own checks speak, unless it is one that a file can only name."""
@@ -488,20 +489,58 @@ class Scenario:
 
     def _check_gossip(self) -> None:
         parts = (self.sections.algorithm, *self.sections.compare)
-        for entry in parts:
-            for need in sorted(entry.build().requires - {"graph"}):
-                raise BadInput(
-                    "algorithm", f"{entry.name} requires '{need}', which no run offers; known is 'graph'"
-                )
-        if any("graph" in entry.build().requires for entry in parts):
+        users = [entry for entry in parts if entry.build().needs_graph]
+        if users:
             with _under("gossip"):
                 _ = self.mixing
             if self.sections.workload.batches == "proportional" and self.shares is not None:
                 problem = "averages by its mixing matrix, not by shares of the batch; use equal batches"
-                name = next(entry.name for entry in parts if "graph" in entry.build().requires)
-                raise BadInput("workload.batches", f"{name} {problem}")
+                raise BadInput("workload.batches", f"{users[0].name} {problem}")
         elif self.sections.gossip is not None:
             raise BadInput("gossip", "no algorithm of this scenario uses a communication graph")
+
+    def _check_algorithms(self) -> None:
+        """Let every algorithm say what it cannot run on."""
+        for index, entry in enumerate((self.sections.algorithm, *self.sections.compare)):
+            key = "algorithm" if index == 0 else f"compare.{index - 1}"
+            algorithm: Algorithm = entry.build()
+            for need in sorted(algorithm.requires):
+                problem = self._lacks(need)
+                if problem:
+                    raise BadInput(key, f"{entry.name} needs {problem}")
+            graph, mixing = None, None
+            if algorithm.needs_graph:
+                graph, mixing = self.communication_graph, self.mixing
+            with _under(key):
+                algorithm.check(self.workers, graph, mixing)
+
+    def _lacks(self, need: str) -> str:
+        """Return what this scenario lacks of a requirement, in words; nothing if it has it."""
+        if need not in REQUIREMENTS:
+            raise BadInput(
+                "algorithm",
+                f"'{need}' is no requirement that a run can meet; the nearest is "
+                f"'{nearest(need, REQUIREMENTS)}'",
+            )
+        wanted = REQUIREMENTS[need]
+        if need == "symmetric" and self.communication_graph.is_directed():
+            return f"{wanted}, but the edges of this one have directions"
+        if need == "bipartite":
+            import networkx as nx
+
+            if not nx.is_bipartite(self.communication_graph.to_undirected(as_view=True)):
+                return f"{wanted}; this graph has a circle of an odd number of workers"
+        if need == "shared-memory":
+            hosts = {self.cluster.host(rank) for rank in range(self.workers)}
+            if len(hosts) > 1:
+                return f"{wanted}, but they are on {len(hosts)}"
+        if need in ("finite-sum", "compositional"):
+            objective = self.sections.workload.objective
+            if objective is None:
+                return f"{wanted}; this scenario has no objective"
+            if self.objective is not None and need not in self.objective.fulfils:
+                return f"{wanted}, which {self.objective.name} is not"
+        return ""
 
     def _check_training(self) -> None:
         sections = self.sections

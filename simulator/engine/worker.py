@@ -131,6 +131,7 @@ class VirtualWorker:
         self.rank = rank
         self.world_size = scenario.workers
         self.share = scenario.shares[rank] if scenario.shares else 1 / scenario.workers
+        self.graph = scenario.communication_graph if scenario.algorithm.needs_graph else None
         self.weights: Mapping[int, float] = weights(scenario, rank)
         self.clock = simulation.clock
         self.iterations = 0
@@ -188,7 +189,7 @@ class VirtualWorker:
     @property
     def step_size(self) -> float:
         """The step size of the next update."""
-        return self._step_size or 0.0
+        return 1.0 if self._step_size is None else self._step_size
 
     @property
     def problem(self) -> Any:

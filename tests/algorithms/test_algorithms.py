@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from algorithms import ALGORITHMS, Algorithm, algorithm
-from algorithms.cocod_sgd import CoCoDSGD
-from algorithms.d_psgd import DPSGD
-from algorithms.local_sgd import LocalSGD
+from algorithms.decentralised.d_psgd import DPSGD
+from algorithms.local.cocod_sgd import CoCoDSGD
+from algorithms.local.local_sgd import LocalSGD
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

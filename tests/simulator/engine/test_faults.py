@@ -304,7 +304,7 @@ def test_a_failing_rank_also_ends_a_run_with_bursts(timing: Callable[..., Scenar
 
 def test_scenario_parts_of_the_users_own(vectors: Mapping[str, Any], scalar: Callable[..., Scenario]) -> None:
     """An algorithm object made in Python runs as a named one does."""
-    from algorithms.local_sgd import LocalSGD
+    from algorithms.local.local_sgd import LocalSGD
 
     named = simulate(scalar({"name": "local-sgd", "period": 2}, vectors))
     made = simulate(scalar(LocalSGD(period=2), vectors))

@@ -1,0 +1,112 @@
+"""EASGD: workers are tied to a centre by elastic forces.
+
+Every tau local steps, worker i and the centre c move towards each other:
+
+    d = alpha (x_i - c),   x_i <- x_i - d,   c <- c + d
+
+The sum of the workers' models and the centre does not change by that. Asynchronously, which is the paper's
+main form, a server (the task of one worker) keeps the centre; a worker pulls it, and pushes d when it has
+moved itself. In synchronous rounds all differences are taken from the same centre, of which every worker
+keeps a copy: c <- c + sum_i d_i. The elastic step comes first in a round. EAMSGD is EASGD with Nesterov
+momentum as the workers' update rule.
+
+Source: Zhang, Choromanska and LeCun, "Deep learning with elastic averaging SGD", NeurIPS 2015, arXiv
+1412.6651, algorithms 1 and 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from algorithms.algorithm import Algorithm, Plan, parameter
+from algorithms.local.rounds import local_steps
+from algorithms.worker import Tensor, Worker
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+SERVER = 0
+"""The rank whose task keeps the centre."""
+
+
+@dataclass(frozen=True)
+class EASGD(Algorithm):
+    """Local steps, and an elastic step with a centre every so often."""
+
+    model_copies: ClassVar[int] = 1
+    momentum: ClassVar[Literal["covered"]] = "covered"
+
+    period: int = parameter(4, "local steps between two elastic steps (tau)", minimum=1)
+    elasticity: float = parameter(0.1, "how far both move towards each other (alpha)", minimum=0.0)
+    rounds: Literal["asynchronous", "synchronous"] = parameter(
+        "asynchronous", "whether workers visit a server whenever they are ready, or meet in rounds"
+    )
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the models do not depend on timing."""
+        return self.rounds == "synchronous"
+
+    def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
+        """Declare the channels to the server and back, or the group of all."""
+        if self.rounds == "synchronous":
+            return super().plan(world_size, graph)
+        ranks = range(world_size)
+        there = [(rank, SERVER, "up") for rank in ranks]
+        return Plan(groups={}, channels=(*there, *((SERVER, rank, "down") for rank in ranks)))
+
+    async def run(self, worker: Worker) -> None:
+        """Train on one worker."""
+        if self.rounds == "synchronous":
+            await self._in_rounds(worker)
+            return
+        tasks = [worker.spawn(Centre(self).serve(worker))] if worker.rank == SERVER else []
+        x = worker.initial_model()
+        while worker.running:
+            await worker.send(x[:0], SERVER, "up")
+            centre = await worker.recv(SERVER, "down")
+            difference = await worker.combine((self.elasticity, x), (-self.elasticity, centre))
+            pushed = worker.send(difference, SERVER, "up")
+            x = await worker.combine((1, x), (-1, difference))
+            x = await local_steps(worker, x, self.period)
+            await pushed
+            worker.report(x)
+        await worker.send(x[:1], SERVER, "up")
+        for task in tasks:
+            await task
+
+    async def _in_rounds(self, worker: Worker) -> None:
+        x = centre = worker.initial_model()
+        while worker.running:
+            difference = await worker.combine((self.elasticity, x), (-self.elasticity, centre))
+            pull = worker.all_reduce(difference, "sum")
+            x = await worker.combine((1, x), (-1, difference))
+            centre = await worker.combine((1, centre), (1, await pull))
+            x = await local_steps(worker, x, self.period)
+            worker.report(x)
+
+
+class Centre:
+    """The server: it keeps the centre and answers every worker in a task of its own.
+
+    A worker's visit is an empty message, answered by the centre, and then its difference. A message of
+    one element ends its visits.
+    """
+
+    def __init__(self, algorithm: EASGD) -> None:
+        self.algorithm = algorithm
+        self.value: Tensor
+
+    async def serve(self, worker: Worker) -> None:
+        """Answer all workers until the last has ended."""
+        self.value = worker.initial_model()
+        for task in [worker.spawn(self._answer(worker, rank)) for rank in range(worker.world_size)]:
+            await task
+
+    async def _answer(self, worker: Worker, rank: int) -> None:
+        while not len(await worker.recv(rank, "up")):
+            await worker.send(self.value, rank, "down")
+            difference = await worker.recv(rank, "up")
+            async with worker.lock("centre"):
+                self.value = await worker.combine((1, self.value), (1, difference))

@@ -1,0 +1,55 @@
+"""Overlap-Local-SGD: local steps hide an average that the models are then pulled towards.
+
+Every tau steps worker i waits for the average that it started tau steps ago, is pulled towards the anchor z
+that follows from it, and starts the next average of the pulled-back models:
+
+    k-th average p_bar arrives:   buf <- beta buf - (p_bar - z) / step size,   z <- z - step size * buf
+    x_i <- (1 - alpha) x_i + alpha z,   start p_bar = sum_j p_j x_j
+
+Without anchor momentum (beta = 0) z is p_bar itself. The first anchor is the starting model.
+
+Source: Wang, Liang and Joshi, "Overlap local-SGD: an algorithmic approach to hide communication delays in
+distributed SGD", ICASSP 2020, arXiv 2002.09539, with the buffer as its public code has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from algorithms.algorithm import Algorithm, parameter
+from algorithms.local.rounds import local_steps
+from algorithms.worker import Handle, Tensor, Worker
+
+
+@dataclass(frozen=True)
+class OverlapLocalSGD(Algorithm):
+    """Local steps beside an average, and a pull towards the average of the round before."""
+
+    model_copies: ClassVar[int] = 3
+
+    period: int = parameter(4, "local steps per round (tau), which hide one all-reduce", minimum=1)
+    pull: float = parameter(0.6, "how far a model is pulled towards the anchor (alpha)", minimum=0.0)
+    anchor_momentum: float = parameter(0.7, "momentum of the anchor (beta)", minimum=0.0)
+
+    async def run(self, worker: Worker) -> None:
+        """Train on one worker."""
+        x = anchor = worker.initial_model()
+        average: Handle[Tensor] | None = None
+        velocity: Tensor | None = None
+        while worker.running:
+            x = await local_steps(worker, x, self.period)
+            if average is not None:
+                arrived = await average
+                if self.anchor_momentum:
+                    step = worker.step_size
+                    carried = () if velocity is None else ((self.anchor_momentum, velocity),)
+                    velocity = await worker.combine(*carried, (-1 / step, arrived), (1 / step, anchor))
+                    anchor = await worker.combine((1, anchor), (-step, velocity))
+                else:
+                    anchor = arrived
+            x = await worker.combine((1 - self.pull, x), (self.pull, anchor))
+            average = worker.all_reduce(x)
+            worker.report(x)
+        if average is not None:
+            await average

@@ -1,0 +1,1 @@
+"""Synchronous SGD: all workers hold one and the same model."""
