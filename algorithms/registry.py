@@ -152,6 +152,28 @@ ALGORITHMS: dict[str, Entry] = {
         "Mai et al., OSDI 2020",
         "M",
     ),
+    "parameter-server": Entry(
+        "algorithms.servers.parameter_server",
+        "ParameterServer",
+        "synchronous SGD whose gradients meet at one or several servers",
+        "Li et al., OSDI 2014",
+        "M, and a server n M",
+    ),
+    "a-psgd": Entry(
+        "algorithms.servers.a_psgd",
+        "APSGD",
+        "asynchronous SGD: servers apply every gradient as it comes",
+        "Lian et al., NeurIPS 2015",
+        "M, and a server n M",
+    ),
+    "hogwild": Entry(
+        "algorithms.servers.hogwild",
+        "Hogwild",
+        "workers on one machine change one shared model without a lock",
+        "Niu et al., NeurIPS 2011",
+        "0",
+        needs="shared-memory",
+    ),
 }
 
 

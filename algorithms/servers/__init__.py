@@ -1,0 +1,1 @@
+"""Parameter servers, and workers that share one memory."""

@@ -1,0 +1,107 @@
+"""A-PSGD: asynchronous SGD with a parameter server.
+
+A worker pulls the model, computes a gradient and pushes it; the server applies it at once:
+
+    x <- x - step size * G_i(x as worker i pulled it)
+
+and answers with the model that results. Between a pull and its push others have been applied: their number
+is the staleness, noted for every push; it follows from who is how fast and how long a transfer takes. With
+several servers each keeps a shard of the model, and a worker's shards may be of different versions.
+
+Source: Lian, Huang, Li and Liu, "Asynchronous parallel stochastic gradient for nonconvex optimization",
+NeurIPS 2015, arXiv 1506.08272 (AsySG-con); Dean et al., "Large scale distributed deep networks", NeurIPS
+2012.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from algorithms.algorithm import Algorithm, Plan, parameter
+from algorithms.servers.shards import (
+    PULL,
+    PUSH,
+    bounds,
+    channels,
+    check_servers,
+    push_and_pull,
+    say_goodbye,
+)
+from algorithms.worker import Tensor, Worker
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from algorithms.algorithm import Matrix
+
+
+@dataclass(frozen=True)
+class APSGD(Algorithm):
+    """Gradients that a server applies as they come."""
+
+    model_copies: ClassVar[int] = 1
+
+    servers: int = parameter(1, "servers, each a task of one worker with a shard of the model", minimum=1)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the models do not depend on timing: the order of the pushes does."""
+        return False
+
+    def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
+        """Declare the channels to all servers and back."""
+        return Plan(groups={}, channels=channels(world_size, self.servers))
+
+    def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
+        """Refuse more servers than workers."""
+        check_servers("A-PSGD", self.servers, world_size)
+
+    async def run(self, worker: Worker) -> None:
+        """Train on one worker."""
+        x = worker.initial_model()
+        tasks = []
+        if worker.rank < self.servers:
+            low, high = bounds(len(x), self.servers)[worker.rank]
+            shard = Shard(worker, x[low:high].clone())
+            tasks = [worker.spawn(shard.serve(rank)) for rank in range(worker.world_size)]
+        while worker.running:
+            gradient = await worker.gradient(x)
+            x = await push_and_pull(worker, gradient, self.servers)
+            worker.report(x)
+        await say_goodbye(worker, x, self.servers)
+        for task in tasks:
+            await task
+
+
+class Shard:
+    """A server's part of the model, and who has seen which version of it.
+
+    Attributes
+    ----------
+    x
+        The shard.
+    version
+        Gradients applied.
+    """
+
+    def __init__(self, worker: Worker, x: Tensor) -> None:
+        self.x = x
+        self.version = 0
+        self._worker = worker
+        self._seen = [0] * worker.world_size
+
+    async def serve(self, rank: int) -> None:
+        """Apply a worker's gradients and answer each, until it has ended."""
+        while len(gradient := await self._worker.recv(rank, PUSH)):
+            await self.apply(gradient, rank)
+            answer = self._worker.send(self.x, rank, PULL)
+            self._seen[rank] = self.version
+            await answer
+
+    async def apply(self, gradient: Tensor, rank: int) -> None:
+        """Apply a worker's gradient."""
+        async with self._worker.lock("shard"):
+            self._worker.observe("staleness", self.version - self._seen[rank])
+            self.x = await self._worker.update(self.x, gradient)
+            self.version += 1

@@ -1,0 +1,64 @@
+"""What parameter servers have in common: shards of the model, each kept by one worker's task.
+
+The model is cut into as many shards as there are servers; server k is a task of worker k, so that it shares
+that worker's network card, as servers that are spread over the workers do. A worker pushes the slices of its
+gradient and pulls the slices of the model; to its own server both are local and free.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from algorithms.algorithm import Channel
+from algorithms.worker import Tensor, Worker
+
+PUSH, PULL = "push", "pull"
+"""Channels to a server and back. An empty push says that it was the worker's last."""
+
+
+def bounds(elements: int, servers: int) -> list[tuple[int, int]]:
+    """Return the slices [low, high) of the servers' shards, as equal as can be."""
+    cuts = [elements * server // servers for server in range(servers + 1)]
+    return list(pairwise(cuts))
+
+
+def channels(world_size: int, servers: int) -> tuple[Channel, ...]:
+    """Return the channels between all workers and all servers."""
+    pairs = [(rank, server) for server in range(servers) for rank in range(world_size)]
+    return tuple(c for rank, server in pairs for c in ((rank, server, PUSH), (server, rank, PULL)))
+
+
+def check_servers(name: str, servers: int, world_size: int) -> None:
+    """Refuse more servers than workers.
+
+    Raises
+    ------
+    ValueError
+        One sentence.
+    """
+    if servers > world_size:
+        raise ValueError(f"{name}: there are {servers} servers, but only {world_size} workers to host them")
+
+
+async def push_and_pull(worker: Worker, gradient: Tensor, servers: int) -> Tensor:
+    """Push a gradient to all servers at once, and return the model that they answer with."""
+    import torch
+
+    shards = [
+        (server, low, high)
+        for server, (low, high) in enumerate(bounds(len(gradient), servers))
+        if high > low  # there may be more servers than elements
+    ]
+    pushes = [worker.send(gradient[low:high], server, PUSH) for server, low, high in shards]
+    answers = [worker.recv(server, PULL) for server, _, _ in shards]
+    slices: Any = [await answer for answer in answers]
+    for push in pushes:
+        await push
+    return torch.cat(slices) if len(slices) > 1 else slices[0]
+
+
+async def say_goodbye(worker: Worker, x: Tensor, servers: int) -> None:
+    """Tell all servers that this worker has ended."""
+    for server in range(servers):
+        await worker.send(x[:0], server, PUSH)
