@@ -181,7 +181,7 @@ def wrong_sign_bound(signal_to_noise: float) -> float:
     """Bound P[sign of the stochastic gradient is wrong] where noise is unimodal and symmetric (lemma)."""
     if signal_to_noise > 2 / np.sqrt(3):
         return 2 / (9 * signal_to_noise**2)
-    return 1 / 2 - signal_to_noise / (2 * np.sqrt(3))
+    return float(1 / 2 - signal_to_noise / (2 * np.sqrt(3)))
 
 
 def vote_bound(
