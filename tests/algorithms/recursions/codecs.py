@@ -36,9 +36,15 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Gradient = Callable[[int, Array, int], Array]
 """The gradient ``g(worker, x, t)``."""
-Schedule = Callable[[int], float]
+StepSize = float | Callable[[int], float]
+"""A number, or the step size of iteration t."""
 Draws = Callable[[int, int], Array]
 """Uniform numbers or indices ``u(worker, t)``."""
+
+
+def at(step: StepSize, t: int) -> float:
+    """Return the step size of iteration t."""
+    return step(t) if callable(step) else step
 
 
 class Run(NamedTuple):
@@ -68,11 +74,11 @@ def qsgd(v: Array, levels: int, uniform: Array, scaling: str = "norm", bucket: i
 
 
 def qsgd_run(
-    x0: Array,
     gradient: Gradient,
+    x0: Array,
+    step: StepSize,
     workers: int,
     steps: int,
-    rate: Schedule,
     *,
     levels: int,
     uniform: Draws,
@@ -87,7 +93,7 @@ def qsgd_run(
             [qsgd(gradient(m, x[m], t), levels, uniform(m, t), scaling, bucket) for m in range(workers)]
         )
         for m in range(workers):
-            x[m] = x[m] - rate(t) * q.sum(axis=0) / workers
+            x[m] = x[m] - at(step, t) * q.sum(axis=0) / workers
         sent.append(q)
     return Run(x, np.zeros_like(x), np.array(sent))
 
@@ -126,11 +132,11 @@ def clipped(layer: Array, deviations: float) -> Array:
 
 
 def terngrad_run(
-    x0: Array,
     gradient: Gradient,
+    x0: Array,
+    step: StepSize,
     workers: int,
     steps: int,
-    rate: Schedule,
     *,
     uniform: Draws,
     layers: Sequence[int],
@@ -145,7 +151,7 @@ def terngrad_run(
     ternaries, scalers = [], []
     for t in range(steps):
         ternary = np.zeros_like(x)
-        step = np.zeros_like(x0)
+        change = np.zeros_like(x0)
         scaler = []
         flat = [gradient(m, x[m], t) for m in range(workers)]
         draw = [uniform(m, t) for m in range(workers)]
@@ -155,10 +161,10 @@ def terngrad_run(
             for m in range(workers):
                 b = draw[m][start:end] * s < np.abs(g[m])
                 ternary[m, start:end] = np.sign(g[m]) * b
-            step[start:end] = s * ternary[:, start:end].sum(axis=0) / workers
+            change[start:end] = s * ternary[:, start:end].sum(axis=0) / workers
             scaler.append(s)
         for m in range(workers):
-            x[m] = x[m] - rate(t) * step
+            x[m] = x[m] - at(step, t) * change
         ternaries.append(ternary)
         scalers.append(scaler)
     return Ternary(x, np.array(ternaries), np.array(scalers))
@@ -204,11 +210,11 @@ def scaled_sign(p: Array, worker: int, t: int) -> Array:
 
 
 def error_feedback_run(
-    x0: Array,
     gradient: Gradient,
+    x0: Array,
+    step: StepSize,
     workers: int,
     steps: int,
-    rate: Schedule,
     codec: Codec,
     units: str = "step",
 ) -> Run:
@@ -217,7 +223,7 @@ def error_feedback_run(
     e = np.zeros_like(x)
     sent = []
     for t in range(steps):
-        before, after = (rate(t), 1.0) if units == "step" else (1.0, rate(t))
+        before, after = (at(step, t), 1.0) if units == "step" else (1.0, at(step, t))
         delta = np.zeros_like(x)
         for m in range(workers):
             p = before * gradient(m, x[m], t) + e[m]
@@ -251,11 +257,11 @@ WARM_UP_DENSITIES = (0.25, 0.063, 0.015, 0.004, 0.001)
 
 
 def dgc_run(
-    x0: Array,
     gradient: Gradient,
+    x0: Array,
+    step: StepSize,
     workers: int,
     steps: int,
-    rate: Schedule,
     *,
     density: Callable[[int], float],
     momentum: float = 0.0,
@@ -280,7 +286,7 @@ def dgc_run(
             if masking:
                 u[m, indices] = 0.0
         for m in range(workers):
-            x[m] = x[m] - rate(t) * top.sum(axis=0) / workers
+            x[m] = x[m] - at(step, t) * top.sum(axis=0) / workers
         sent.append(top)
     return Deep(x, u, v, np.array(sent))
 
@@ -317,11 +323,11 @@ class LowRank(NamedTuple):
 
 
 def powersgd_run(
-    x0: Array,
     gradient: Gradient,
+    x0: Array,
+    step: StepSize,
     workers: int,
     steps: int,
-    rate: Schedule,
     *,
     shapes: Sequence[tuple[int, ...]],
     start: Callable[[int, int], Array],
@@ -341,7 +347,7 @@ def powersgd_run(
     q: dict[int, Array] = {}
     outputs = []
     for t in range(steps):
-        before, after = (rate(t), 1.0) if units == "step" else (1.0, rate(t))
+        before, after = (at(step, t), 1.0) if units == "step" else (1.0, at(step, t))
         inputs = [before * gradient(m, x[m], t) + e[m] for m in range(workers)]
         output = np.zeros_like(x0)
         for layer, (shape, (begin, end)) in enumerate(zip(shapes, bounds, strict=True)):

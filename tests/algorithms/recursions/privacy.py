@@ -69,14 +69,14 @@ class Private(NamedTuple):
 
 
 def private_sgd(
-    x0: Array,
     gradients: SampleGradients,
-    masks: Masks,
-    noise: Callable[[int], Array],
+    x0: Array,
+    step: float | Callable[[int], float],
     workers: int,
     steps: int,
     *,
-    rate: Callable[[int], float],
+    masks: Masks,
+    noise: Callable[[int], Array],
     weight: Weight,
     clip: float,
     noise_multiplier: float,
@@ -86,6 +86,7 @@ def private_sgd(
     x = np.tile(x0, (workers, 1))
     released = []
     for t in range(steps):
+        eta = step(t) if callable(step) else step
         total = np.zeros_like(x0)
         for m in range(workers):
             for g, taken in zip(gradients(m, x[m], t), masks(m, t), strict=True):
@@ -93,7 +94,7 @@ def private_sgd(
                     total = total + weight(float(np.linalg.norm(g))) * g
         total = total + noise_multiplier * clip * noise(t)
         for m in range(workers):
-            x[m] = x[m] - rate(t) / expected_batch * total
+            x[m] = x[m] - eta / expected_batch * total
         released.append(total)
     return Private(x, np.array(released))
 

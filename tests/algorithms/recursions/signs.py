@@ -26,12 +26,17 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Gradient = Callable[[int, Array, int], Array]
 """The gradient ``g(worker, x, t)``."""
-Schedule = Callable[[int], float]
-"""The step size of iteration t."""
+StepSize = float | Callable[[int], float]
+"""A number, or the step size of iteration t."""
 TieDraws = Callable[[int, int], Array]
 """Uniform numbers ``u(worker, t)`` for random ties; the worker is -1 at the vote."""
 
 VOTE = -1
+
+
+def at(step: StepSize, t: int) -> float:
+    """Return the step size of iteration t."""
+    return step(t) if callable(step) else step
 
 
 def no_draws(worker: int, t: int) -> Array:
@@ -66,21 +71,21 @@ class Signs(NamedTuple):
 
 
 def signsgd(
-    x0: Array, gradient: Gradient, steps: int, rate: Schedule, tie: str = "zero", draws: TieDraws = no_draws
+    gradient: Gradient, x0: Array, step: StepSize, steps: int, tie: str = "zero", draws: TieDraws = no_draws
 ) -> Array:
     """Return the models [steps + 1, d] of signSGD on one worker: x - eta sign(g)."""
     models = [x0]
     for t in range(steps):
-        models.append(models[-1] - rate(t) * sign(gradient(0, models[-1], t), tie, draws(0, t)))
+        models.append(models[-1] - at(step, t) * sign(gradient(0, models[-1], t), tie, draws(0, t)))
     return np.array(models)
 
 
 def majority_vote(
-    x0: Array,
     gradient: Gradient,
+    x0: Array,
+    step: StepSize,
     workers: int,
     steps: int,
-    rate: Schedule,
     *,
     momentum: float = 0.0,
     decay: float = 0.0,
@@ -106,7 +111,7 @@ def majority_vote(
                 pushed[m] = -pushed[m]
         vote = sign(pushed.sum(axis=0), tie, draws(VOTE, t))
         for m in range(workers):
-            x[m] = x[m] - rate(t) * (vote + decay * x[m])
+            x[m] = x[m] - at(step, t) * (vote + decay * x[m])
         sent.append(pushed)
         votes.append(vote)
     return Signs(x, v, np.array(sent), np.array(votes))
@@ -121,7 +126,7 @@ class ScaledSigns(NamedTuple):
 
 
 def scaled_sign_error_feedback(
-    x0: Array, gradient: Gradient, workers: int, steps: int, rate: Schedule, tie: str = "plus"
+    gradient: Gradient, x0: Array, step: StepSize, workers: int, steps: int, tie: str = "plus"
 ) -> ScaledSigns:
     """p = eta g + e; Delta = (|p|_1 / d) sign(p); x - mean Delta; e = p - Delta, over the whole vector."""
     x = np.tile(x0, (workers, 1))
@@ -130,7 +135,7 @@ def scaled_sign_error_feedback(
     for t in range(steps):
         delta = np.zeros_like(x)
         for m in range(workers):
-            p = rate(t) * gradient(m, x[m], t) + e[m]
+            p = at(step, t) * gradient(m, x[m], t) + e[m]
             delta[m] = np.abs(p).sum() / p.size * sign(p, tie, np.empty(0))
             e[m] = p - delta[m]
         for m in range(workers):

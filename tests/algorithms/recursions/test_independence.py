@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 MODULES = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_"))
-ALLOWED = {"__future__", "collections", "itertools", "math", "numpy", "scipy", "typing"}
+HERE = "tests.algorithms.recursions"
+ALLOWED = {HERE, "__future__", "collections", "itertools", "math", "numpy", "scipy", "typing"}
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -17,7 +18,8 @@ def imported(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add((node.module or ".").split(".")[0])
+            module = node.module or "."
+            names.add(HERE if module.startswith(HERE) else module.split(".")[0])
     return names
 
 

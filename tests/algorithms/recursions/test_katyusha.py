@@ -102,13 +102,14 @@ def test_two_workers_draw_what_one_would(problem: Quadratics) -> None:
 
 
 def test_unequal_shards_are_not_biased(problem: Quadratics) -> None:
-    # Every sample of the two shards in turn: the mean of the second step is the full gradient's.
-    sizes, x, eta = [4, 20], np.ones(8), 0.05
+    # The shards differ in curvature. Every sample of the two in turn: on average the second step too takes
+    # the full gradient.
+    sizes, x, eta = [3, 21], np.ones(8), 0.05
     f = problem.over(sizes)
     ends = [
         katyusha.svrg_epoch(f, x, eta, 2, lambda worker, epoch, k, pair=(i, j): [pair[worker]], 0)
-        for i in range(4)
-        for j in range(20)
+        for i in range(3)
+        for j in range(21)
     ]
     w = x - eta * katyusha.full_gradient(f, x)
     np.testing.assert_allclose(
@@ -140,7 +141,7 @@ def test_contraction_and_the_knee_at_the_root_of_n() -> None:
     for batch in (1, 4, 20, 80):
         c = katyusha.constants(n, batch, 3.52, mu)
         assert 1 / (1 + c.tau) == pytest.approx(0.930 if batch == 80 else 0.869, abs=5e-4)
-        phi, ends, svrg_ends = [], [], []
+        phi, ends, svrg = [], [], 0.0
         for seed in range(3):
             rng = np.random.default_rng([seed, batch])
             lengths = rng.geometric(1 / c.m, size=epochs).tolist()
@@ -157,11 +158,12 @@ def test_contraction_and_the_knee_at_the_root_of_n() -> None:
                 ]
             )
             ends.append(problem.gap(run.models[0]))
-            svrg_ends.append(problem.gap(katyusha.svrg(f, x0, c.eta, lengths, draws).models[0]))
+            if seed == 0:
+                svrg = problem.gap(katyusha.svrg(f, x0, c.eta, lengths, draws).models[0])
         mean = np.mean(phi, axis=0)
         left[batch] = mean[-1] / mean[0]
         assert left[batch] <= (1 + c.tau) ** -epochs
-        assert np.mean(ends) < np.mean(svrg_ends) / 10
+        assert np.mean(ends) < svrg / 10
     flat = [left[1], left[4], left[20]]
     assert max(flat) < 5 * min(flat)
     assert left[80] > 100 * max(flat)

@@ -85,13 +85,13 @@ def test_workers_together_do_what_one_does(rule: str) -> None:
 
     def run(workers: int) -> privacy.Private:
         return privacy.private_sgd(
-            np.zeros(3),
             lambda m, x, t: x - centred(centres, m, workers),
-            lambda m, t: centred(uniform[t], m, workers) < 0.25,
-            lambda t: normal[t],
+            np.zeros(3),
+            0.5,
             workers,
             6,
-            rate=lambda t: 0.5,
+            masks=lambda m, t: centred(uniform[t], m, workers) < 0.25,
+            noise=lambda t: normal[t],
             weight=RULES[rule][0],
             clip=0.7,
             noise_multiplier=1.1,
@@ -107,13 +107,13 @@ def test_workers_together_do_what_one_does(rule: str) -> None:
 def test_one_step_by_hand() -> None:
     gradients = np.array([[3.0, 4.0], [0.3, 0.4], [100.0, 0.0]])
     run = privacy.private_sgd(
-        np.array([1.0, 1.0]),
         lambda m, x, t: gradients,
-        lambda m, t: np.array([True, True, False]),
-        lambda t: np.array([1.0, -1.0]),
+        np.array([1.0, 1.0]),
+        0.1,
         1,
         1,
-        rate=lambda t: 0.1,
+        masks=lambda m, t: np.array([True, True, False]),
+        noise=lambda t: np.array([1.0, -1.0]),
         weight=privacy.dp_sgd(1.0),
         clip=1.0,
         noise_multiplier=2.0,
@@ -127,13 +127,13 @@ def test_one_step_by_hand() -> None:
 def test_empty_batch_is_noise_alone() -> None:
     def released(scale: float) -> Array:
         return privacy.private_sgd(
-            np.zeros(2),
             lambda m, x, t: scale * np.ones((5, 2)),
-            lambda m, t: np.zeros(5, dtype=bool),
-            lambda t: np.array([0.5, -1.0]),
+            np.zeros(2),
+            0.1,
             2,
             1,
-            rate=lambda t: 0.1,
+            masks=lambda m, t: np.zeros(5, dtype=bool),
+            noise=lambda t: np.array([0.5, -1.0]),
             weight=privacy.dp_psac(0.7, 0.1),
             clip=0.7,
             noise_multiplier=1.5,
@@ -148,13 +148,13 @@ def test_empty_batch_is_noise_alone() -> None:
 def test_noise_has_the_stated_deviation() -> None:
     rng = np.random.default_rng(2)
     run = privacy.private_sgd(
-        np.zeros(1),
         lambda m, x, t: np.zeros((1, 1)),
-        lambda m, t: np.ones(1, dtype=bool),
-        lambda t: rng.normal(size=1),
+        np.zeros(1),
+        0.0,
         4,
         4000,
-        rate=lambda t: 0.0,
+        masks=lambda m, t: np.ones(1, dtype=bool),
+        noise=lambda t: rng.normal(size=1),
         weight=privacy.nsgd(0.5, 0.1),
         clip=0.5,
         noise_multiplier=1.2,

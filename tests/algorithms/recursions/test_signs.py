@@ -24,15 +24,15 @@ def test_tie_rules() -> None:
 def test_tie_of_an_even_vote() -> None:
     centres = np.array([[1.0, 1.0], [-1.0, 1.0]])
     for tie, expected in {"zero": [0.0, -1.0], "plus": [1.0, -1.0]}.items():
-        run = signs.majority_vote(np.zeros(2), quadratic(centres), 2, 1, lambda t: 0.1, tie=tie)
+        run = signs.majority_vote(quadratic(centres), np.zeros(2), 0.1, 2, 1, tie=tie)
         assert run.votes[0].tolist() == expected
     uniform = {(m, 0): np.array([0.9, 0.9]) for m in range(2)} | {(signs.VOTE, 0): np.array([0.1, 0.9])}
     run = signs.majority_vote(
-        np.zeros(2),
         quadratic(centres),
+        np.zeros(2),
+        0.1,
         2,
         1,
-        lambda t: 0.1,
         tie="random",
         draws=lambda worker, t: uniform[worker, t],
     )
@@ -41,8 +41,8 @@ def test_tie_of_an_even_vote() -> None:
 
 def test_one_worker_votes_as_signsgd() -> None:
     centre = np.array([[0.35, -0.2, 0.0]])
-    run = signs.majority_vote(np.zeros(3), quadratic(centre), 1, 9, lambda t: 0.1 / (t + 1))
-    alone = signs.signsgd(np.zeros(3), quadratic(centre), 9, lambda t: 0.1 / (t + 1))
+    run = signs.majority_vote(quadratic(centre), np.zeros(3), lambda t: 0.1 / (t + 1), 1, 9)
+    alone = signs.signsgd(quadratic(centre), np.zeros(3), lambda t: 0.1 / (t + 1), 9)
     np.testing.assert_array_equal(run.models[0], alone[-1])
     np.testing.assert_array_equal(np.diff(alone, axis=0)[0], [0.1, -0.1, 0.0])
 
@@ -50,11 +50,11 @@ def test_one_worker_votes_as_signsgd() -> None:
 def test_momentum_is_before_the_sign_and_decay_after_the_vote() -> None:
     gradients = {0: 1.0, 1: -5.0}
     run = signs.majority_vote(
-        np.array([2.0]),
         lambda worker, x, t: np.array([gradients[t]]),
+        np.array([2.0]),
+        0.5,
         1,
         2,
-        lambda t: 0.5,
         momentum=0.9,
         decay=0.1,
     )
@@ -67,8 +67,8 @@ def test_warm_up_takes_the_sign_of_the_raw_gradient() -> None:
     def gradient(worker: int, x: Array, t: int) -> Array:
         return np.array([(5.0, -1.0)[t]])
 
-    cold = signs.majority_vote(np.zeros(1), gradient, 1, 2, lambda t: 1.0, momentum=0.9)
-    warm = signs.majority_vote(np.zeros(1), gradient, 1, 2, lambda t: 1.0, momentum=0.9, warm_up=2)
+    cold = signs.majority_vote(gradient, np.zeros(1), 1.0, 1, 2, momentum=0.9)
+    warm = signs.majority_vote(gradient, np.zeros(1), 1.0, 1, 2, momentum=0.9, warm_up=2)
     assert cold.votes.ravel().tolist() == [1, 1]
     assert warm.votes.ravel().tolist() == [1, -1]
     assert warm.momenta == cold.momenta
@@ -77,11 +77,9 @@ def test_warm_up_takes_the_sign_of_the_raw_gradient() -> None:
 
 def test_a_minority_of_adversaries_is_outvoted() -> None:
     centres = np.tile([0.3, -0.4], (7, 1))
-    honest = signs.majority_vote(np.zeros(2), quadratic(centres), 7, 20, lambda t: 0.1)
-    attacked = signs.majority_vote(
-        np.zeros(2), quadratic(centres), 7, 20, lambda t: 0.1, adversaries={0, 3, 5}
-    )
-    lost = signs.majority_vote(np.zeros(2), quadratic(centres), 7, 20, lambda t: 0.1, adversaries=range(4))
+    honest = signs.majority_vote(quadratic(centres), np.zeros(2), 0.1, 7, 20)
+    attacked = signs.majority_vote(quadratic(centres), np.zeros(2), 0.1, 7, 20, adversaries={0, 3, 5})
+    lost = signs.majority_vote(quadratic(centres), np.zeros(2), 0.1, 7, 20, adversaries=range(4))
     np.testing.assert_array_equal(attacked.models, honest.models)
     np.testing.assert_array_equal(attacked.sent[:, 3], -honest.sent[:, 3])
     np.testing.assert_array_equal(lost.votes[0], -honest.votes[0])
@@ -96,7 +94,7 @@ def test_scaled_sign_keeps_what_it_did_not_send() -> None:
         applied.append(0.1 * (x - targets[worker] + noise[t, worker]))
         return x - targets[worker] + noise[t, worker]
 
-    run = signs.scaled_sign_error_feedback(np.zeros(5), gradient, 3, 40, lambda t: 0.1)
+    run = signs.scaled_sign_error_feedback(gradient, np.zeros(5), 0.1, 3, 40)
     total = np.array(applied).reshape(40, 3, 5).sum(axis=0)
     np.testing.assert_allclose(run.sent.sum(axis=0) + run.errors, total, rtol=0, atol=1e-13)
     np.testing.assert_allclose(run.models[0], -run.sent.mean(axis=1).sum(axis=0), rtol=0, atol=1e-13)
@@ -112,8 +110,8 @@ def test_scaled_sign_converges_where_the_sign_does_not() -> None:
     def gradient(worker: int, x: Array, t: int) -> Array:
         return np.array([50.0 if draws[t] < 0.1 else -1.0])
 
-    bare = signs.signsgd(np.zeros(1), gradient, 3000, lambda t: 1e-3)
-    mended = signs.scaled_sign_error_feedback(np.zeros(1), gradient, 1, 3000, lambda t: 1e-3)
+    bare = signs.signsgd(gradient, np.zeros(1), 1e-3, 3000)
+    mended = signs.scaled_sign_error_feedback(gradient, np.zeros(1), 1e-3, 1, 3000)
     assert bare[-1, 0] > 2
     assert mended.models[0, 0] < -10
 
@@ -183,7 +181,7 @@ def test_vote_stays_below_its_bound(workers: int, adversaries: int) -> None:
         return curvature * x + noise / np.sqrt(steps) * rng.normal(size=d)
 
     eta = float(np.sqrt(gap / (curvature.sum() * steps)))
-    signs.majority_vote(x0, gradient, workers, steps, lambda t: eta, adversaries=range(adversaries))
+    signs.majority_vote(gradient, x0, eta, workers, steps, adversaries=range(adversaries))
     bound = signs.vote_bound(curvature, noise, gap, steps, workers, adversaries / workers)
     assert np.mean(norms) ** 2 <= bound
     assert np.mean(norms) ** 2 > bound / 100
