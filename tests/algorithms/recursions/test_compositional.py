@@ -268,7 +268,7 @@ def test_damage_of_delay_needs_a_large_step_too() -> None:
         for part, row in cells.items()
         for longest in row
     }
-    # Estimator 2: the noise of estimator 1's own j has it diverge at 1 / (2 L_max) without any delay.
+    # Estimator 2: the noise of estimator 1's own j has it diverge at 1 / L_max without any delay.
     # eta L_f tau = 1.2 does no harm at eta = 1 / (4 L_max), ...
     assert gaps[4, 128] < gaps[4, 0] < 1e-5
     # ... is visible from 0.6 on at 1 / (2 L_max), ...
