@@ -9,6 +9,7 @@ so that the wall clock can make its process groups in the same order on every ra
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -33,6 +34,14 @@ REQUIREMENTS = {
 
 Channel = tuple[int, int, str]
 """(source rank, destination rank, name): messages on it are first in, first out."""
+
+BOUNDS = {
+    "minimum": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "maximum": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+"""What a parameter's value may be bound by, in words and as a comparison."""
 
 EXCHANGE = "exchange"
 """The channel name that :meth:`algorithms.worker.Worker.exchange` uses."""
@@ -64,7 +73,8 @@ def parameter(default: Any, doc: str, **bounds: Any) -> Any:
     doc
         What it means, in a sentence.
     bounds
-        ``minimum``: the smallest allowed value.
+        ``minimum`` and ``maximum``: the smallest and the largest allowed value; ``above`` and ``below``: what
+        a value must be above or below.
     """
     return dataclasses.field(default=default, metadata={"doc": doc, **bounds})
 
@@ -106,11 +116,12 @@ class Algorithm:
                     f"{type(self).__name__}: {field.name} must be one of "
                     f"{', '.join(map(repr, get_args(expected)))}, got {value!r}"
                 )
-            minimum = field.metadata.get("minimum")
-            if minimum is not None and value < minimum:
-                raise ValueError(
-                    f"{type(self).__name__}: {field.name} must be at least {minimum}, got {value!r}"
-                )
+            for bound, (words, holds) in BOUNDS.items():
+                limit = field.metadata.get(bound)
+                if limit is not None and not holds(value, limit):
+                    raise ValueError(
+                        f"{type(self).__name__}: {field.name} must be {words} {limit}, got {value!r}"
+                    )
 
     @property
     def deterministic(self) -> bool:

@@ -174,6 +174,20 @@ ALGORITHMS: dict[str, Entry] = {
         "0",
         needs="shared-memory",
     ),
+    "signsgd": Entry(
+        "algorithms.signs.majority_vote",
+        "SignSGD",
+        "steps along the sign on which most workers agree: one bit per coordinate each way",
+        "Bernstein et al., ICLR 2019",
+        "2(n-1)/n d/8",
+    ),
+    "signum": Entry(
+        "algorithms.signs.majority_vote",
+        "Signum",
+        "signSGD with majority vote and momentum before the sign",
+        "Bernstein et al., ICLR 2019",
+        "2(n-1)/n d/8",
+    ),
 }
 
 

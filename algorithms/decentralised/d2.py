@@ -77,13 +77,13 @@ class D2(Algorithm):
         x = worker.initial_model()
         before: tuple[Tensor, Tensor, float] | None = None
         while worker.running:
-            gradient = await worker.gradient(x)
+            gradient = direction = await worker.gradient(x)
             step = worker.step_size
-            terms = [(1.0, x), (-step, gradient)]
             if before is not None:
                 last, last_gradient, last_step = before
-                terms += [(step, last_gradient), (step / last_step, x), (-step / last_step, last)]
-            moved = await worker.combine(*terms)
+                change = ((1 / last_step, last), (-1 / last_step, x))
+                direction = await worker.combine(*change, (1, gradient), (-1, last_gradient))
+            moved = await worker.update(x, direction)
             before = (x, gradient, step)
             models = {**await worker.exchange(moved), worker.rank: moved}
             x = await worker.combine(*((weight, models[rank]) for rank, weight in row.items()))

@@ -1,0 +1,1 @@
+"""Training by signs: one bit for each coordinate, both ways."""
