@@ -188,6 +188,38 @@ ALGORITHMS: dict[str, Entry] = {
         "Bernstein et al., ICLR 2019",
         "2(n-1)/n d/8",
     ),
+    "dp-sgd": Entry(
+        "algorithms.private.private_sgd",
+        "PrivateSGD",
+        "private SGD: gradients of single samples are clipped, noise is added to their sum",
+        "Abadi et al., CCS 2016",
+        "2(n-1)/n M",
+        needs="finite-sum",
+    ),
+    "nsgd": Entry(
+        "algorithms.private.private_sgd",
+        "NSGD",
+        "private SGD that normalises the gradient of every sample",
+        "Yang et al., 2022",
+        "2(n-1)/n M",
+        needs="finite-sum",
+    ),
+    "auto-s": Entry(
+        "algorithms.private.private_sgd",
+        "AutoS",
+        "private SGD with automatic clipping",
+        "Bu et al., NeurIPS 2023",
+        "2(n-1)/n M",
+        needs="finite-sum",
+    ),
+    "dp-psac": Entry(
+        "algorithms.private.private_sgd",
+        "DPPSAC",
+        "private SGD with per-sample adaptive clipping",
+        "Xia et al., AAAI 2023",
+        "2(n-1)/n M",
+        needs="finite-sum",
+    ),
 }
 
 
