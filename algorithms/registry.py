@@ -220,6 +220,38 @@ ALGORITHMS: dict[str, Entry] = {
         "2(n-1)/n M",
         needs="finite-sum",
     ),
+    "svrg": Entry(
+        "algorithms.variance_reduced.katyusha_x",
+        "SVRG",
+        "epochs of gradients corrected by those at a snapshot",
+        "Johnson & Zhang, NeurIPS 2013",
+        "2(n-1)/n M",
+        needs="finite-sum",
+    ),
+    "katyusha-x": Entry(
+        "algorithms.variance_reduced.katyusha_x",
+        "KatyushaX",
+        "SVRG with momentum between its epochs; the parts of the sum need not be convex",
+        "Allen-Zhu, ICML 2018",
+        "2(n-1)/n M",
+        needs="finite-sum",
+    ),
+    "asyvrsc-shared": Entry(
+        "algorithms.compositional.asyvrsc_shared",
+        "AsyVRSCShared",
+        "lock-free variance-reduced updates for compositional problems in shared memory",
+        "Shen et al., 2018 (reconstruction)",
+        "0",
+        needs="compositional, shared-memory",
+    ),
+    "asyvrsc-distributed": Entry(
+        "algorithms.compositional.asyvrsc_distributed",
+        "AsyVRSCDistributed",
+        "asynchronous variance-reduced updates for compositional problems by a master",
+        "Shen et al., 2018 (reconstruction)",
+        "M, and the master n M",
+        needs="compositional",
+    ),
 }
 
 

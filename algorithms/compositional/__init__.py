@@ -1,0 +1,1 @@
+"""Means of functions of a mean of functions, whose gradient has no simple unbiased estimate."""

@@ -1,0 +1,1 @@
+"""Variance reduction on finite sums: gradients corrected by those at a snapshot."""
