@@ -60,12 +60,8 @@ class AsyVRSCShared(AsyVRSC):
     async def _pass(self, worker: Worker, x: torch.Tensor, jacobian: torch.Tensor | None) -> Snapshot:
         """Return everything at x~: two phases, as h~ needs the whole G~."""
         problem = cast("Compositional", worker.problem)
-        own = await worker.evaluate(
-            lambda x: inner_part(worker, x),
-            x,
-            gradients=self.passes(worker, problem.inner_count),
-            iterations=0,
-        )
+        parts = self.passes(worker, problem.inner_count)
+        own = await worker.evaluate(lambda x: inner_part(worker, x), x, gradients=parts, iterations=0)
         summing = worker.all_reduce(own, "sum")
         if jacobian is None:
             part = await worker.evaluate(lambda x: jacobian_part(worker, x), x, gradients=parts, iterations=0)
