@@ -48,16 +48,21 @@ class CompositionalObjective(Objective):
         H, in float64.
     minimiser : torch.Tensor
         x*, in float64.
+    minimum : float
+        f*.
 
     Attributes
     ----------
     mu, L : float
         Smallest and largest eigenvalue of H.
+    smoothness : float
+        Largest smoothness of a single term F_i(mean of the G_j).
     constant_jacobian : bool
         True: the inner functions are affine.
     """
 
     constant_jacobian = True
+    smoothness: float
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class CompositionalObjective(Objective):
         inner_dimension: int,
         hessian: Tensor,
         minimiser: Tensor,
+        minimum: float,
     ) -> None:
         self.name = name
         self.dtype = dtype
@@ -77,6 +83,7 @@ class CompositionalObjective(Objective):
         self.parameters = len(minimiser)
         self.hessian = hessian
         self.minimiser = minimiser
+        self.minimum = minimum
         eigenvalues = torch.linalg.eigvalsh(hessian)
         self.mu, self.L = float(eigenvalues[0]), float(eigenvalues[-1])
 
@@ -200,7 +207,7 @@ class PortfolioObjective(CompositionalObjective):
     returns : torch.Tensor
         The r_i as rows, of shape [n, N].
     smoothness : float
-        max_i 2 ‖r_i - r̄‖² + l2, the largest smoothness of a single term of f.
+        max_i 2 ‖r_i - r̄‖² + l2.
     """
 
     def __init__(self, kind: Portfolio, seed: int) -> None:
@@ -213,6 +220,7 @@ class PortfolioObjective(CompositionalObjective):
         hessian += kind.l2 * torch.eye(kind.assets, dtype=torch.float64)
         self.l2 = kind.l2
         self.smoothness = 2 * float((centred**2).sum(1).max()) + kind.l2
+        minimiser = torch.linalg.solve(hessian, mean)
         super().__init__(
             f"portfolio of {kind.assets} assets",
             dtype,
@@ -220,7 +228,8 @@ class PortfolioObjective(CompositionalObjective):
             inner_count=kind.samples,
             inner_dimension=kind.assets + 1,
             hessian=hessian,
-            minimiser=torch.linalg.solve(hessian, mean),
+            minimiser=minimiser,
+            minimum=-0.5 * float(mean @ minimiser),
         )
 
     def _inner(self, x: Tensor, indices: Tensor) -> Tensor:
@@ -255,8 +264,8 @@ class PolicyEvaluationObjective(CompositionalObjective):
     H = (2/S) Bᵀ B, and w* solves the least squares. The minimum is not 0, since there are fewer features than
     states.
 
-    The chain's transition probabilities are uniform numbers normalised by row, rewards are uniform in [0, 1),
-    features are standard normal.
+    The chain's transition probabilities are uniform numbers normalised by row; features are standard normal;
+    R_ss' is the sum of a standard normal number of s and one of (s, s').
 
     Attributes
     ----------
@@ -268,6 +277,8 @@ class PolicyEvaluationObjective(CompositionalObjective):
         s'_j(s), int64, of shape [m, S].
     gamma : float
         The discount.
+    smoothness : float
+        max_s 2 ‖B_s‖² over the rows of B.
     """
 
     def __init__(self, kind: PolicyEvaluation, seed: int) -> None:
@@ -281,14 +292,17 @@ class PolicyEvaluationObjective(CompositionalObjective):
         levels = generator.random((kind.transitions, states))
         drawn = [np.searchsorted(bounds[s], levels[:, s], side="right") for s in range(states)]
         self.transitions = torch.from_numpy(np.stack(drawn, axis=1))
-        self.rewards = torch.from_numpy(generator.random((states, states))).to(dtype)
+        rewards = generator.standard_normal((states, 1)) + generator.standard_normal((states, states))
+        self.rewards = torch.from_numpy(rewards).to(dtype)
         self.features = torch.from_numpy(generator.standard_normal((states, kind.features))).to(dtype)
         self.gamma = kind.gamma
         self.states = states
         frequencies = self._frequencies(torch.arange(kind.transitions), torch.float64)
         features = self.features.double()
         residual = features - kind.gamma * frequencies @ features
-        rewards = (frequencies * self.rewards.double()).sum(1)
+        expected = (frequencies * self.rewards.double()).sum(1)
+        self.smoothness = 2 * float((residual**2).sum(1).max())
+        minimiser = torch.linalg.lstsq(residual, expected[:, None]).solution[:, 0]
         super().__init__(
             f"policy evaluation on {states} states",
             dtype,
@@ -296,7 +310,8 @@ class PolicyEvaluationObjective(CompositionalObjective):
             inner_count=kind.transitions,
             inner_dimension=2 * states,
             hessian=2 / states * residual.t() @ residual,
-            minimiser=torch.linalg.lstsq(residual, rewards[:, None]).solution[:, 0],
+            minimiser=minimiser,
+            minimum=float(((residual @ minimiser - expected) ** 2).mean()),
         )
 
     def _inner(self, x: Tensor, indices: Tensor) -> Tensor:
