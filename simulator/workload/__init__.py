@@ -26,7 +26,10 @@ from simulator.workload.kinds import (
     Logistic,
     Mlp,
     ObjectiveKind,
+    PolicyEvaluation,
+    Portfolio,
     Quadratic,
+    QuadraticSum,
     ScalarQuadratics,
 )
 
@@ -42,7 +45,10 @@ __all__ = [
     "Mlp",
     "ModelCost",
     "ObjectiveKind",
+    "PolicyEvaluation",
+    "Portfolio",
     "Quadratic",
+    "QuadraticSum",
     "ScalarQuadratics",
     "StepTime",
     "profile",

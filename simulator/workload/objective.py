@@ -36,11 +36,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simulator.workload import data as datasets
+from simulator.workload.finite_sum import ShardSum
 from simulator.workload.models import small_cnn, small_mlp
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from algorithms.problem import Problem
     from simulator.workload.kinds import Cnn, Logistic, Mlp, Quadratic, SampledData, ScalarQuadratics
 
 Bounds = Sequence[tuple[int, int]]
@@ -54,6 +56,11 @@ Loss = Callable[..., Tensor]
 
 EVALUATION_BATCH = 2048
 """Most samples evaluated at once for a loss over all data; also what batch normalisation sees there."""
+SAMPLE_GRADIENT_VALUES = 2**22
+"""Most numbers in the gradients of single samples that back-propagation holds at once (at least one sample).
+
+It bounds the memory beside the result; activations come to it.
+"""
 
 
 class Purpose(enum.IntEnum):
@@ -66,6 +73,7 @@ class Purpose(enum.IntEnum):
     SAMPLES = 104
     NOISE = 105
     MODULE = 106
+    PARTS = 107
 
 
 def seed_of(seed: int, *key: int) -> np.random.SeedSequence:
@@ -125,6 +133,16 @@ class Oracle(ABC):
         """
         raise TypeError(f"{self.objective.name} evaluates gradients one by one")
 
+    @property
+    def problem(self) -> Problem | None:
+        """This worker's view of what is optimised; None for an objective that fulfils nothing.
+
+        Evaluations of it draw nothing, may come from any thread, and return fresh tensors of the model's
+        dtype. Where the samples depend on each other (batch normalisation) it is a finite sum all of whose
+        gradients are refused with the reason; `Objective.fulfils` does not name it then.
+        """
+        return None
+
     @abstractmethod
     def full_gradient(self, x: Tensor) -> Tensor:
         """Gradient of f_i itself, as a fresh flat tensor; draws nothing.
@@ -177,6 +195,14 @@ class Objective(ABC):
     name: str
     parameters: int
     dtype: torch.dtype
+
+    @property
+    def fulfils(self) -> frozenset[str]:
+        """Which of "finite-sum" and "compositional" an algorithm may require of it.
+
+        Those are names of `algorithms.algorithm.REQUIREMENTS`; `Oracle.problem` is what they stand for.
+        """
+        return frozenset()
 
     @abstractmethod
     def initial_model(self) -> Tensor:
@@ -491,6 +517,16 @@ class SampledObjective(Objective):
         shard = self._shards[key][rank]
         return SampledOracle(self, shard, self.sharing.sampler(shard, batch, generator), (seed, rank))
 
+    @property
+    def coupling(self) -> str | None:
+        """Why the loss of one sample depends on others, as a sentence; None if it does not."""
+        return None
+
+    @property
+    def fulfils(self) -> frozenset[str]:
+        """A finite sum, unless samples depend on each other."""
+        return frozenset({"finite-sum"}) if self.coupling is None else frozenset()
+
     @abstractmethod
     def batch_gradient(self, x: Tensor, indices: Tensor, draw: tuple[int, int, int]) -> Tensor:
         """Mean gradient over the given samples in training mode, as a fresh flat tensor.
@@ -522,6 +558,13 @@ class SampledObjective(Objective):
     @abstractmethod
     def mean_gradient(self, x: Tensor, indices: datasets.Indices | None) -> Tensor:
         """Mean gradient over the given samples (all of them for None) in evaluation mode, in float64."""
+
+    @abstractmethod
+    def sample_gradients(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Gradient of each of the given samples in evaluation mode, of shape [len(indices), parameters].
+
+        Their mean is that of `mean_gradient` up to rounding.
+        """
 
     def gradient_norm(self, x: Tensor) -> float:
         """‖∇f(x)‖ over all samples, accumulated in float64."""
@@ -590,6 +633,11 @@ class SampledOracle(Oracle):
         self.objective._check_model(x)
         return self.sampled.mean_gradient(x, self.shard).to(self.objective.dtype)
 
+    @property
+    def problem(self) -> ShardSum:
+        """The shard as a finite sum."""
+        return ShardSum(self.sampled, self.shard)
+
     def _next(self) -> tuple[Tensor, tuple[int, int, int]]:
         """Sample numbers of the next mini-batch, and the name of this draw."""
         draw = (*self.stream, self.draws)
@@ -638,6 +686,15 @@ class LogisticObjective(SampledObjective):
             total.add_(self._gradient(x, inputs[0], labels), alpha=weight)
         return total
 
+    def sample_gradients(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Closed form: the outer product of a sample's residual and its features, its residual, and l2 x."""
+        inputs, labels = self.samples
+        x = x.clone()
+        features = inputs[0].index_select(0, indices)
+        residual = self._residual(x, features, labels.index_select(0, indices))
+        products = torch.einsum("sc,sf->scf", residual, features).flatten(1)
+        return torch.cat([products, residual], dim=1).add_(x, alpha=self.l2)
+
     def _logits(self, x: Tensor, features: Tensor) -> Tensor:
         """Scores of shape (samples, classes)."""
         cut = self.classes * self.features
@@ -645,14 +702,19 @@ class LogisticObjective(SampledObjective):
 
     def _gradient(self, x: Tensor, features: Tensor, labels: Tensor) -> Tensor:
         """Gradient of the mean cross-entropy: with residuals R = softmax - one-hot, Rᵀ X / n and Σ R / n."""
-        residual = torch.softmax(self._logits(x, features), dim=1)
-        residual[torch.arange(len(labels)), labels] -= 1
+        residual = self._residual(x, features, labels)
         residual /= len(labels)
         gradient = torch.empty(self.parameters, dtype=self.dtype)
         cut = self.classes * self.features
         torch.mm(residual.t(), features, out=gradient[:cut].view(self.classes, self.features))
         torch.sum(residual, dim=0, out=gradient[cut:])
         return gradient
+
+    def _residual(self, x: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """Softmax of the scores less the one-hot labels, of shape (samples, classes)."""
+        residual = torch.softmax(self._logits(x, features), dim=1)
+        residual[torch.arange(len(labels)), labels] -= 1
+        return residual
 
 
 class ModuleObjective(SampledObjective):
@@ -788,8 +850,47 @@ class ModuleObjective(SampledObjective):
                 ) from None
 
     @functools.cached_property
+    def coupling(self) -> str | None:
+        """Names the first layer that mixes samples; see `coupling`."""
+        return coupling(self.name, self._module)
+
+    def sample_gradients(self, x: Tensor, indices: Tensor) -> Tensor:
+        """Gradients of single samples by `torch.func.vmap`, in pieces of `SAMPLE_GRADIENT_VALUES`.
+
+        Raises
+        ------
+        ValueError
+            If torch cannot vectorise the network, or it draws random numbers even in evaluation mode.
+        """
+        x = x.clone()
+        gradients = torch.empty(len(indices), self.parameters, dtype=self.dtype)
+        piece = max(1, SAMPLE_GRADIENT_VALUES // self.parameters)
+        with self._lock:
+            self._prepare(x, training=False)
+            for start in range(0, len(indices), piece):
+                inputs, labels = _take(*self.samples, indices[start : start + piece])
+                try:
+                    # Every sample becomes a mini-batch of one, which is what the network expects.
+                    gradients[start : start + piece] = self._vectorised_samples(
+                        x, tuple(values.unsqueeze(1) for values in inputs), labels.unsqueeze(1)
+                    )
+                except RuntimeError as error:
+                    raise ValueError(f"{self.name}: {_why_not_alone(error)}") from error
+        return gradients
+
+    @functools.cached_property
     def _vectorised(self) -> Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor]:
         """(models [w, d], inputs [w, batch, ...], labels [w, batch, ...]) to gradients [w, d]."""
+        return torch.func.vmap(self._functional_gradient)
+
+    @functools.cached_property
+    def _vectorised_samples(self) -> Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor]:
+        """(model [d], inputs [samples, 1, ...], labels [samples, 1, ...]) to gradients [samples, d]."""
+        return torch.func.vmap(self._functional_gradient, in_dims=(None, 0, 0))
+
+    @functools.cached_property
+    def _functional_gradient(self) -> Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor]:
+        """(model [d], inputs [batch, ...], labels [batch, ...]) to the gradient [d], as a pure function."""
         names = [name for name, p in self._module.named_parameters() if p.requires_grad]
         shapes = [parameter.shape for parameter in self._trainable]
 
@@ -799,7 +900,7 @@ class ModuleObjective(SampledObjective):
             output = torch.func.functional_call(self._module, parameters, inputs)
             return self._loss(output, labels).reshape(())
 
-        return torch.func.vmap(torch.func.grad(value))
+        return torch.func.grad(value)
 
     def batch_gradient_in_buckets(
         self, x: Tensor, indices: Tensor, draw: tuple[int, int, int], bounds: Bounds, deliver: Deliver
@@ -988,16 +1089,41 @@ def _named_samples(kind: SampledData, flat: bool) -> Samples:
     return (features.to(_dtype(kind.dtype)),), dataset.labels
 
 
+_INSTANCE_NORMALISATIONS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _NORMALISATIONS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.BatchNorm3d,
     nn.SyncBatchNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
+    *_INSTANCE_NORMALISATIONS,
 )
 """Layers whose evaluation mode would look at running statistics."""
+
+
+def coupling(name: str, module: nn.Module) -> str | None:
+    """Why the loss of one sample depends on others, or torch.func cannot take it apart; None if neither.
+
+    Known layers only: a user's own that mixes samples is not found out.
+    """
+    for path, layer in module.named_modules():
+        running = isinstance(layer, _INSTANCE_NORMALISATIONS) and layer.track_running_stats
+        if running or isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            fault = "keeps running statistics" if running else "makes samples depend on each other"
+            return (
+                f"{name}: layer {path or 'model'!r} ({type(layer).__name__}) {fault}, so there is no "
+                "gradient of one sample; use GroupNorm, or InstanceNorm without running statistics"
+            )
+    return None
+
+
+def _why_not_alone(error: RuntimeError) -> str:
+    """In a sentence, why torch.func did not take the gradients of single samples."""
+    text = str(error).strip()
+    if "randomness" in text:
+        return (
+            "the model draws random numbers even in evaluation mode, so its summands are no fixed functions"
+        )
+    return f"torch.func cannot take the gradient of one sample: {text.splitlines()[0]}"
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
-from simulator.workload.kinds import DtypeName, Sampling, ShardRule, check_sharing
-from simulator.workload.objective import ModuleObjective, Samples, Sharing
+from simulator.workload.kinds import FINITE_SUM, DtypeName, Sampling, ShardRule, check_sharing
+from simulator.workload.objective import ModuleObjective, Samples, Sharing, coupling
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,11 @@ class Task:
                 f"{self.name}: data must be a pair (X, y) of tensors or a torch Dataset with a length, "
                 f"got {type(self.data).__name__}"
             )
+
+    @property
+    def fulfils(self) -> frozenset[str]:
+        """A finite sum, unless a layer makes samples depend on each other (batch normalisation)."""
+        return FINITE_SUM if coupling(self.name, self.model) is None else frozenset()
 
     def build(self, seed: int) -> ModuleObjective:
         """Make the objective. The initial model is the module's own, so the seed changes nothing here."""

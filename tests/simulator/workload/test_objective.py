@@ -16,7 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from simulator.workload import OBJECTIVES, Cnn, Logistic, Mlp, ObjectiveKind, Quadratic, ScalarQuadratics
+from simulator.workload import (
+    OBJECTIVES,
+    Cnn,
+    Logistic,
+    Mlp,
+    ObjectiveKind,
+    PolicyEvaluation,
+    Portfolio,
+    Quadratic,
+    QuadraticSum,
+    ScalarQuadratics,
+)
 from simulator.workload import data as datasets
 from simulator.workload.models import small_mlp
 from simulator.workload.objective import Objective, QuadraticOracle, Sampler
@@ -56,6 +67,9 @@ KINDS: dict[str, Callable[[], ObjectiveKind]] = {
     "logistic": lambda: Logistic(dtype="float64", l2=0.01),
     "mlp": lambda: Mlp(dtype="float64"),
     "cnn": lambda: Cnn(dtype="float64"),
+    "quadratic-sum": lambda: QuadraticSum(summands=48, dimension=6, parts="rank-one"),
+    "portfolio": lambda: Portfolio(samples=60, assets=8, l2=0.3),
+    "policy-evaluation": lambda: PolicyEvaluation(states=12, features=4, transitions=30),
     "task": lambda: deep_task(),
 }
 
@@ -93,7 +107,7 @@ def test_gradient_is_the_derivative_of_the_loss(name: str) -> None:
     ("name", "workers"),
     [
         ("scalar-quadratics", 4),
-        *((name, n) for name in ("quadratic", "logistic", "mlp", "cnn") for n in (3, 4)),
+        *((name, n) for name in sorted(KINDS.keys() - {"scalar-quadratics", "task"}) for n in (3, 4)),
     ],
 )
 def test_weighted_mean_of_the_workers_gradients_is_that_of_f(name: str, workers: int) -> None:
