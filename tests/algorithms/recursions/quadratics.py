@@ -47,7 +47,7 @@ class Quadratics:
 
     def gradient(self, worker: int, x: Array, t: int) -> Array:
         wave = np.cos(1.0 + 2.0 * worker + 0.7 * t + np.arange(self.dimension))
-        value = self.hessians[worker] @ (x - self.centres[worker]) + self.ripple * wave
+        value: Array = self.hessians[worker] @ (x - self.centres[worker]) + self.ripple * wave
         self.log.append((worker, t, value.copy()))
         return value
 

@@ -186,6 +186,13 @@ def test_the_exponential_graphs_are_doubly_stochastic(n: int) -> None:
         np.testing.assert_allclose(P.sum(1), np.ones(n), rtol=0, atol=1e-15)
 
 
+def test_the_exponential_graphs_send_forward() -> None:
+    """Of five workers, worker 1 sends to 2, 3 and 5 = 0; column 1 holds what becomes of its mass."""
+    np.testing.assert_allclose(static_exponential(5)[:, 1], [0.25, 0.25, 0.25, 0.25, 0], rtol=0, atol=0)
+    receivers = [one_peer_exponential(5, t)[:, 1].tolist() for t in range(4)]
+    assert receivers == [[0, 0.5, 0.5, 0, 0], [0, 0.5, 0, 0.5, 0], [0.5, 0.5, 0, 0, 0], [0, 0.5, 0.5, 0, 0]]
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_one_peer_averages_exactly_after_log_n_rounds(k: int) -> None:
     n, product = 2**k, np.eye(2**k)

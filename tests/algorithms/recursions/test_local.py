@@ -129,18 +129,19 @@ def test_overlap_local_keeps_the_mean_of_models_and_anchor_in_a_linear_way() -> 
 
 
 def test_anchor_momentum_by_hand(problem: Quadratics) -> None:
-    """Two rounds of one step, step sizes 0.2 and 0.1."""
+    """Two rounds of two steps; the step sizes are 0.2, 0.1, 0.2/3, 0.05."""
     models, anchor = local.overlap_local_sgd(
-        problem.gradient, problem.x0, falling, 4, 2, period=1, alpha=0.6, beta=0.7
+        problem.gradient, problem.x0, falling, 4, 4, period=2, alpha=0.6, beta=0.7
     )
-    z = problem.x0
-    x = [0.4 * (problem.x0 - 0.2 * problem.gradient(i, problem.x0, 0)) + 0.6 * z for i in range(4)]
-    buf = (z - sum(x) / 4) / 0.2
-    z = z - 0.2 * buf
-    x = [0.4 * (x[i] - 0.1 * problem.gradient(i, x[i], 1)) + 0.6 * z for i in range(4)]
-    buf = 0.7 * buf + (z - sum(x) / 4) / 0.1
+    x, z, buf = [problem.x0] * 4, problem.x0, np.zeros(6)
+    for t, gamma in ((0, 0.2), (2, 0.2 / 3)):
+        x = [x[i] - gamma * problem.gradient(i, x[i], t) for i in range(4)]
+        x = [x[i] - falling(t + 1) * problem.gradient(i, x[i], t + 1) for i in range(4)]
+        x = [0.4 * x[i] + 0.6 * z for i in range(4)]
+        buf = 0.7 * buf + (z - sum(x) / 4) / gamma
+        z = z - gamma * buf
     np.testing.assert_allclose(models, x, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(anchor, z - 0.1 * buf, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(anchor, z, rtol=0, atol=1e-12)
 
 
 def test_the_elastic_step_keeps_the_sum(problem: Quadratics) -> None:
