@@ -107,3 +107,13 @@ def test_what_becomes_of_the_state_at_an_average(make: Callable[[], rules.Rule])
     # Momentum is linear, so that one step after an average local and averaged states give the same mean.
     assert np.abs(seen[0] - seen[2]).max() > 1e-4
     assert (np.abs(seen[0] - seen[1]).max() > 1e-6) == (make is rules.AdamW)
+
+
+def test_warm_up_starts_at_a_third_as_in_torch() -> None:
+    schedules = (
+        rules.linear_warm_up(0.3, 4),
+        rules.warm_up_then_cosine(0.3, 4, 9),
+        rules.warm_up_then_steps(0.3, 4, 2),
+    )
+    for schedule in schedules:
+        np.testing.assert_allclose([schedule(t) for t in (0, 2, 4)], [0.1, 0.2, 0.3], rtol=0, atol=1e-15)
