@@ -3,6 +3,11 @@
     k times:  x_i <- x_i - step size * G_i(x_i)
     then:     x_i <- sum_j p_j x_j
 
+An update rule with a state (momentum, AdamW) has one on each worker, and ``state`` says what an average of
+the models does to it: it stays as it is ("local", as public implementations have it), it is averaged like
+the models, at the price of sending it too ("averaged": Yu, Jin and Yang, ICML 2019, for momentum), or it
+starts anew ("reset"). The analyses below are of plain SGD.
+
 Source: Stich, "Local SGD converges fast and communicates little", ICLR 2019; Yu, Yang and Zhu,
 "Parallel restarted SGD with faster convergence and less communication", AAAI 2019.
 """
@@ -10,7 +15,7 @@ Source: Stich, "Local SGD converges fast and communicates little", ICLR 2019; Yu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from algorithms.algorithm import Algorithm, parameter
 from algorithms.worker import Worker
@@ -21,8 +26,13 @@ class LocalSGD(Algorithm):
     """Local steps between exact averages of the models."""
 
     model_copies: ClassVar[int] = 1
+    momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "uncovered"
 
     period: int = parameter(4, "local steps between two averages (k)", minimum=1)
+
+    state: Literal["local", "averaged", "reset"] = parameter(
+        "local", "what becomes of the update rule's state at an average, where the rule has one"
+    )
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""
@@ -32,4 +42,8 @@ class LocalSGD(Algorithm):
                 gradient = await worker.gradient(x)
                 x = await worker.update(x, gradient)
             x = await worker.all_reduce(x)
+            if self.state == "averaged" and (state := worker.rule_state) is not None:
+                worker.set_rule_state(await worker.all_reduce(state))
+            elif self.state == "reset":
+                worker.set_rule_state(None)
             worker.report(x)

@@ -269,6 +269,8 @@ def _executable(
     if step_size is not None:
         single = single.vary(step_size=step_size)
     settled = []
+    if single.uncovered is not None:
+        settled.append(f"warning: {single.uncovered}")
     if single.sections.workload.evaluation == "batched":
         single = single.vary(evaluation="separate")
         settled.append("gradients are evaluated one by one, as each process has its own")

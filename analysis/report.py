@@ -263,6 +263,8 @@ def warnings(experiment: Experiment) -> list[str]:
                     f"iterations{last}. It has no speedup."
                 )
             found += [f"{name}: {text}" for text in memory_warnings(run)]
+        if (text := entry.run.scenario.uncovered) is not None:
+            found.append(f"{entry.label}: {text}")
     return found + edge_warnings(experiment)
 
 
@@ -296,7 +298,7 @@ def memory_warnings(run: Run) -> list[str]:
     scenario = run.scenario
     found = {}
     for rank, device in enumerate(scenario.cluster.devices):
-        need = scenario.cost.peak_memory(scenario.batches[rank], scenario.algorithm.model_copies)
+        need = scenario.cost.peak_memory(scenario.batches[rank], scenario.model_copies)
         if need > device.memory:
             found[device.name] = (
                 f"a worker needs {format_quantity(need, 'B')} at its peak, "

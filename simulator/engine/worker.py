@@ -21,6 +21,7 @@ from simulator import faults
 from simulator.engine.evaluation import DeferredPart
 from simulator.engine.groups import Exchange
 from simulator.plan import weights
+from simulator.update import UpdateRule
 from simulator.workload.cutting import cut
 from traces import COMPUTE, Span
 
@@ -115,7 +116,7 @@ class VirtualWorker:
         self._spans = simulation.spans
         self._oracle = simulation.oracle(rank)
         self._pool = simulation.pool
-        self._step_size = scenario.step_sizes[0]
+        self._rule = UpdateRule(scenario.update, scenario.step_sizes[0], scenario.sections.budget.iterations)
         self._cost = scenario.cost
         self._device = scenario.cluster.devices[rank]
         self._device_link = (simulation.network.device(rank),)
@@ -189,14 +190,22 @@ class VirtualWorker:
 
     def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Operation:
         """Start the local step."""
-        if self._oracle is None:
-            value = x
-        else:
-            from simulator.numerics import stepped
+        value = self._rule.step(x, gradient, self._bounds)
+        return self._compute("update", self._pass_seconds(self._rule.vectors_moved, x), value)
 
-            assert self._step_size is not None
-            value = stepped(x, gradient, self._step_size, self._bounds)
-        return self._compute("update", self._pass_seconds(3, x), value)
+    @property
+    def step_size(self) -> float:
+        """The step size of the next update."""
+        return self._rule.step_size
+
+    @property
+    def rule_state(self) -> Tensor | None:
+        """A copy of the update rule's state after all updates called so far."""
+        return self._rule.state
+
+    def set_rule_state(self, state: Tensor | None) -> None:
+        """Replace the update rule's state, for the updates called from now on."""
+        self._rule.set_state(state)
 
     def combine(self, *terms: tuple[float, Tensor]) -> Operation:
         """Start the linear combination."""
