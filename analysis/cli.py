@@ -286,7 +286,7 @@ def _executable(
     if stops:
         iterations = max(simulated.iterations)
         settled.append(f"{iterations:,} iterations a worker, where the simulation stops")
-        single = single.vary(budget={"iterations": iterations})
+        single = single.shortened(iterations)
     return single, settled
 
 

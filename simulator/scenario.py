@@ -29,7 +29,7 @@ from algorithms import Algorithm
 from simulator.cluster import Cluster, find_node, place
 from simulator.parts import MADE, BadInput, Part, check, nearest
 from simulator.patterns import PATTERNS
-from simulator.schedules import CONSTANT
+from simulator.schedules import CONSTANT, Falling
 from simulator.sections import TOPOLOGY, ClusterSection, GossipSection, Sections, StepSizeGrid, TopologyFile
 from simulator.stragglers import LinkFailure, SlowLink, Straggler
 from simulator.transports import Fixed, Transport
@@ -146,6 +146,16 @@ class Scenario:
         if isinstance(named.get("workers"), int):
             keep_workers(data, range(named["workers"]))
         return Scenario(data, self._source, self._folder)
+
+    def shortened(self, iterations: int) -> Scenario:
+        """Return a copy that ends after so many iterations and has the same step sizes until then."""
+        shorter: dict[str, Any] = {"budget": {"iterations": iterations}}
+        schedule = self.update.schedule
+        if isinstance(schedule, Falling) and schedule.span is None:
+            settings = self.sections.update.data()
+            settings["schedule"]["span"] = self.sections.budget.iterations
+            shorter["update"] = settings
+        return self.vary(shorter)
 
     def reference(self) -> Scenario:
         """Return the one-worker scenario that speedups refer to: the fastest worker, alone.
@@ -558,10 +568,11 @@ class Scenario:
         sections = self.sections
         with _under("update"):
             rule = self.update
-        if rule.schedule.warm_up >= sections.budget.iterations:
-            problem = f"{rule.schedule.warm_up} updates fill the budget of {sections.budget.iterations}"
+        schedule, iterations = rule.schedule, sections.budget.iterations
+        if isinstance(schedule, Falling) and schedule.span is None and schedule.warm_up >= iterations:
+            problem = f"{schedule.warm_up} updates leave nothing of the budget of {iterations} for the decay"
             raise BadInput("update.schedule.warm-up", problem)
-        if sections.workload.objective is None and rule.schedule != CONSTANT:
+        if sections.workload.objective is None and schedule != CONSTANT:
             raise BadInput("update.schedule", "a scenario without an objective has no step size")
         for entry in (sections.algorithm, *sections.compare):
             if rule.state_vectors and entry.build().momentum == "refused":

@@ -2,8 +2,8 @@
 
 A schedule counts a worker's updates from the start of the run. During a warm-up of w updates the step size
 rises linearly: update t (from 0) has (t + 1) / (w + 1) of it, so that update w is the first with the whole
-(Goyal et al., "Accurate, large minibatch SGD", 2017). The decay fills the rest of the budget's iterations;
-a round that goes beyond the budget keeps the last step size.
+(Goyal et al., "Accurate, large minibatch SGD", 2017). A decay to a final value fills the rest of its span,
+the budget's iterations unless it is given; what goes beyond keeps the last step size.
 
 The numbers come from ``torch.optim.lr_scheduler`` (LinearLR for the warm-up, then SequentialLR's next), so
 that a training script with the same schedulers has the same step sizes to the last bit.
@@ -45,7 +45,7 @@ class Schedule:
         step_size
             The whole step size.
         updates
-            Updates in the budget after the warm-up, at least 1.
+            Updates after the warm-up until the decay ends.
         """
         raise TypeError(f"{type(self).__name__} defines no decay")
 
@@ -66,19 +66,25 @@ CONSTANT = Constant()
 
 
 @dataclasses.dataclass(frozen=True)
-class _Falling(Schedule):
-    """A decay to ``final`` times the step size, reached when the budget is spent."""
+class Falling(Schedule):
+    """A decay to ``final`` times the step size, reached after ``span`` updates, warm-up included.
+
+    Without a span it is reached when the budget is spent.
+    """
 
     final: float = 0.0
+    span: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.final < 1:
             raise ValueError(f"final must be 0 or more and below 1, got {self.final!r}")
+        if self.span is not None and self.span <= self.warm_up:
+            raise ValueError(f"span must be longer than the warm-up of {self.warm_up}, got {self.span}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Linear(_Falling):
+class Linear(Falling):
     """A straight line down to ``final`` times the step size (LinearLR)."""
 
     def decay(self, optimizer: Optimizer, step_size: float, updates: int) -> LRScheduler:
@@ -89,7 +95,7 @@ class Linear(_Falling):
 
 
 @dataclasses.dataclass(frozen=True)
-class Cosine(_Falling):
+class Cosine(Falling):
     """Half a cosine wave down to ``final`` times the step size (CosineAnnealingLR)."""
 
     def decay(self, optimizer: Optimizer, step_size: float, updates: int) -> LRScheduler:
@@ -185,7 +191,7 @@ def step_sizes(schedule: Schedule, step_size: float, iterations: int) -> tuple[f
     Parameters
     ----------
     schedule
-        Its warm-up is shorter than the budget.
+        Its span is longer than its warm-up.
     step_size
         The whole step size.
     iterations
@@ -196,18 +202,19 @@ def step_sizes(schedule: Schedule, step_size: float, iterations: int) -> tuple[f
     import torch
     from torch.optim.lr_scheduler import LinearLR, SequentialLR
 
+    span = schedule.span or iterations if isinstance(schedule, Falling) else iterations
     optimizer = torch.optim.SGD([torch.zeros(0, requires_grad=True)], lr=step_size)
     scheduler: LRScheduler
     if schedule.warm_up:
         start = 1 / (schedule.warm_up + 1)
         warm_up = LinearLR(optimizer, start_factor=start, total_iters=schedule.warm_up)
-        decay = schedule.decay(optimizer, step_size, iterations - schedule.warm_up)
+        decay = schedule.decay(optimizer, step_size, span - schedule.warm_up)
         scheduler = SequentialLR(optimizer, [warm_up, decay], milestones=[schedule.warm_up])
     else:
-        scheduler = schedule.decay(optimizer, step_size, iterations)
+        scheduler = schedule.decay(optimizer, step_size, span)
     optimizer.step()  # torch expects an update before the schedule's first step
     sizes = [float(optimizer.param_groups[0]["lr"])]
-    for _ in range(iterations):
+    for _ in range(span):
         scheduler.step()
         sizes.append(float(optimizer.param_groups[0]["lr"]))
     return tuple(sizes)

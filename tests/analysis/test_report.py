@@ -169,6 +169,14 @@ def test_warnings_name_too_little_memory(timing_scenario: Scene) -> None:
     ]
 
 
+def test_warnings_name_what_the_theory_does_not_cover(timing_scenario: Scene) -> None:
+    done = experiment(
+        timing_scenario(algorithm="local-sgd", compare=["allreduce-sgd"], update="adamw"), jobs=1
+    )
+    sentence = "the theory of local-sgd covers plain SGD, not the update rule 'adamw'."
+    assert [text for text in warnings(done) if "theory" in text] == [f"local-sgd: {sentence}"]
+
+
 def test_a_loss_curve_for_every_algorithm(loss_scenario: Scene, make_run: Make) -> None:
     done = _by_hand(loss_scenario(), make_run, [2.0, 1.0, 0.4, 0.3])
     by_time, by_iteration = figures.loss_against_time(done), figures.loss_against_iterations(done)
