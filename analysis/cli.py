@@ -199,7 +199,7 @@ def _run(scenario: Scenario, out: Path | None, jobs: int | None, quiet: bool) ->
 def _heading(scenario: Scenario) -> str:
     from analysis.report import facts, title
 
-    shown = ("workers", "topology", "links", "straggler", "batch", "objective batch", "target")
+    shown = ("workers", "topology", "links", "straggler", "batch", "objective batch", "update rule", "target")
     lines = [f"{scenario.name}: {title(scenario)}"]
     lines += [f"  {name:15} {text}" for name, text in facts(scenario) if name in shown]
     return "\n".join(lines)

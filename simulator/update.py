@@ -286,6 +286,8 @@ class UpdateRule:
         ValueError
             The state was replaced by one that does not fit the model.
         """
+        if self._plain and self._state is None:
+            return _plainly(x, gradient, bounds, step_size)
         size = self._rule.state_vectors * x.numel()
         if self._state is not None and self._state.numel() != size:
             raise ValueError(
@@ -295,10 +297,6 @@ class UpdateRule:
         if isinstance(x, Phantom):
             self._state = Phantom((size,), x.itemsize) if size else None
             return x
-        if self._plain:
-            from simulator.numerics import stepped
-
-            return stepped(x, gradient, step_size, bounds)
         moved = x.clone()
         self._rule.apply(moved, _whole(x, gradient, bounds), self._vectors(x, size), self._seen, step_size)
         self._seen += 1
@@ -312,6 +310,15 @@ class UpdateRule:
             self._state = x.new_full((size,), self._rule.state_start)
         assert not isinstance(self._state, Phantom)
         return [self._state[low : low + x.numel()] for low in range(0, size, x.numel())]
+
+
+def _plainly(x: Tensor, gradient: Tensor | Sequence[Tensor], bounds: Slices, step_size: float) -> Tensor:
+    """Return the model after a plain step, in one pass."""
+    if isinstance(x, Phantom):
+        return x
+    from simulator.numerics import stepped
+
+    return stepped(x, gradient, step_size, bounds)
 
 
 def _whole(x: torch.Tensor, gradient: Tensor | Sequence[Tensor], bounds: Slices) -> torch.Tensor:

@@ -133,6 +133,8 @@ class TestUpdateRule:
         seen.append((worker.rule_state.tolist(), worker.step_size))
         # The state is that after all updates called so far, awaited or not, behind a long computation too.
         gradient = worker.gradient(x)
+        if isinstance(worker, WallWorker):
+            worker._compute_stream.start(lambda: time.sleep(0.05))
         later = worker.update(x, ones)
         seen.append((worker.rule_state.tolist(), worker.step_size))
         replaced = 2 * ones
