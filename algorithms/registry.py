@@ -128,7 +128,7 @@ ALGORITHMS: dict[str, Entry] = {
         "neighbour averaging with a correction that cancels differences between the workers' data",
         "Tang et al., ICML 2018",
         "degree M",
-        needs="graph",
+        needs="graph, symmetric",
     ),
     "sgp": Entry(
         "algorithms.decentralised.sgp",
@@ -143,7 +143,7 @@ ALGORITHMS: dict[str, Entry] = {
         "random pairs average atomically whenever they meet, beside the gradients",
         "Lian et al., ICML 2018",
         "M",
-        needs="bipartite graph",
+        needs="bipartite, graph, symmetric",
     ),
     "pair-averaging": Entry(
         "algorithms.decentralised.pair_averaging",

@@ -193,7 +193,10 @@ class Worker(Protocol):
 
     @property
     def rule_state(self) -> Tensor | None:
-        """A copy of the update rule's state as one vector; None where the rule has none (plain SGD)."""
+        """A copy of the update rule's state as one vector, after all updates called so far.
+
+        None where the rule keeps none (plain SGD), or has made no update yet.
+        """
         ...
 
     def set_rule_state(self, state: Tensor | None) -> None:

@@ -199,7 +199,7 @@ def _run(scenario: Scenario, out: Path | None, jobs: int | None, quiet: bool) ->
 def _heading(scenario: Scenario) -> str:
     from analysis.report import facts, title
 
-    shown = ("workers", "topology", "links", "straggler", "batch", "objective batch", "target")
+    shown = ("workers", "topology", "links", "straggler", "batch", "objective batch", "update rule", "target")
     lines = [f"{scenario.name}: {title(scenario)}"]
     lines += [f"  {name:15} {text}" for name, text in facts(scenario) if name in shown]
     return "\n".join(lines)
@@ -269,6 +269,8 @@ def _executable(
     if step_size is not None:
         single = single.vary(step_size=step_size)
     settled = []
+    if single.uncovered is not None:
+        settled.append(f"warning: {single.uncovered}")
     if single.sections.workload.evaluation == "batched":
         single = single.vary(evaluation="separate")
         settled.append("gradients are evaluated one by one, as each process has its own")
@@ -284,7 +286,7 @@ def _executable(
     if stops:
         iterations = max(simulated.iterations)
         settled.append(f"{iterations:,} iterations a worker, where the simulation stops")
-        single = single.vary(budget={"iterations": iterations})
+        single = single.shortened(iterations)
     return single, settled
 
 

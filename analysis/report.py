@@ -19,8 +19,10 @@ from analysis.experiment import Entry, Experiment, Trial
 from analysis.speedup import count_text, html_table, part_label
 from simulator.run import Run
 from simulator.scenario import Scenario
+from simulator.schedules import CONSTANT
 from simulator.sections import GossipSection
 from simulator.units import format_quantity
+from simulator.update import Sgd
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -150,11 +152,27 @@ def facts(scenario: Scenario) -> list[tuple[str, str]]:
         gossip = sections.gossip or GossipSection()
         name = gossip.graph if isinstance(gossip.graph, str) else gossip.graph.get("builder")
         found.append(("gossip", f"{name} graph, {gossip.mixing} weights"))
+    if scenario.update != Sgd():
+        found.append(("update rule", _update_text(scenario)))
     found.append(("budget", f"{sections.budget.iterations:,} iterations a worker"))
     if sections.target is not None:
         found.append(("target", sections.target.text()))
     found.append(("seed", str(scenario.seed)))
     return found
+
+
+def _update_text(scenario: Scenario) -> str:
+    """Return the update rule and its schedule, each with its numbers."""
+    rule = scenario.sections.update.data()
+    schedule = rule.pop("schedule", {})
+    parts = [(rule.pop("rule"), rule)]
+    if scenario.update.schedule != CONSTANT:
+        parts.append((f"{schedule.pop('kind')} schedule", schedule))
+    texts = []
+    for name, settings in parts:
+        numbers = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
+        texts.append(f"{name} ({numbers})" if numbers else name)
+    return ", ".join(texts)
 
 
 def _workers_text(scenario: Scenario) -> str:
@@ -263,6 +281,8 @@ def warnings(experiment: Experiment) -> list[str]:
                     f"iterations{last}. It has no speedup."
                 )
             found += [f"{name}: {text}" for text in memory_warnings(run)]
+        if (text := entry.run.scenario.uncovered) is not None:
+            found.append(f"{entry.label}: {text}")
     return found + edge_warnings(experiment)
 
 
@@ -296,7 +316,7 @@ def memory_warnings(run: Run) -> list[str]:
     scenario = run.scenario
     found = {}
     for rank, device in enumerate(scenario.cluster.devices):
-        need = scenario.cost.peak_memory(scenario.batches[rank], scenario.algorithm.model_copies)
+        need = scenario.cost.peak_memory(scenario.batches[rank], scenario.model_copies)
         if need > device.memory:
             found[device.name] = (
                 f"a worker needs {format_quantity(need, 'B')} at its peak, "

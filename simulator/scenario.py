@@ -29,9 +29,11 @@ from algorithms import REQUIREMENTS, Algorithm
 from simulator.cluster import Cluster, find_node, place
 from simulator.parts import MADE, BadInput, Part, check, nearest
 from simulator.patterns import PATTERNS
+from simulator.schedules import CONSTANT, Falling
 from simulator.sections import TOPOLOGY, ClusterSection, GossipSection, Sections, StepSizeGrid, TopologyFile
 from simulator.stragglers import LinkFailure, SlowLink, Straggler
 from simulator.transports import Fixed, Transport
+from simulator.update import Rule
 from simulator.variation import assign, home, hyphenated, keep_workers
 from simulator.workload import Cost, GivenCost, ModelCost
 
@@ -145,6 +147,16 @@ class Scenario:
             keep_workers(data, range(named["workers"]))
         return Scenario(data, self._source, self._folder)
 
+    def shortened(self, iterations: int) -> Scenario:
+        """Return a copy that ends after so many iterations and has the same step sizes until then."""
+        shorter: dict[str, Any] = {"budget": {"iterations": iterations}}
+        schedule = self.update.schedule
+        if isinstance(schedule, Falling) and schedule.span is None:
+            settings = self.sections.update.data()
+            settings["schedule"]["span"] = self.sections.budget.iterations
+            shorter["update"] = settings
+        return self.vary(shorter)
+
     def reference(self) -> Scenario:
         """Return the one-worker scenario that speedups refer to: the fastest worker, alone.
 
@@ -179,7 +191,7 @@ class Scenario:
         sections = self.sections
         topology, objective = sections.cluster.topology, sections.workload.objective
         parts = [topology, sections.workload.cost, objective, sections.algorithm, *sections.compare]
-        parts += [sections.cluster.transport, *sections.cluster.stragglers]
+        parts += [sections.cluster.transport, *sections.cluster.stragglers, sections.update]
         named = [entry.name.partition(":")[0] for entry in parts if isinstance(entry, Part)]
         named.append(str(getattr(sections.workload.cost.values, "model", "")).partition(":")[0])
         found = [name for name in named if name.endswith(".py")]
@@ -278,6 +290,27 @@ class Scenario:
         """The algorithm that this scenario runs."""
         built: Algorithm = self.sections.algorithm.build()
         return built
+
+    @functools.cached_property
+    def update(self) -> Rule:
+        """What a worker makes of its model and a gradient."""
+        built: Rule = self.sections.update.build()
+        return built
+
+    @property
+    def model_copies(self) -> int:
+        """Model-sized buffers of a worker beside parameters and gradient: the algorithm's and the rule's."""
+        return self.algorithm.model_copies + self.update.state_vectors
+
+    @property
+    def uncovered(self) -> str | None:
+        """A sentence where the algorithm's theory does not cover the update rule; else None."""
+        if not self.update.state_vectors or self.algorithm.momentum == "covered":
+            return None
+        return (
+            f"the theory of {self.sections.algorithm.name} covers plain SGD, "
+            f"not the update rule '{self.sections.update.name}'."
+        )
 
     @functools.cached_property
     def cost(self) -> Cost:
@@ -430,6 +463,7 @@ class Scenario:
         self._check_gossip()
         self._check_training()
         self._check_algorithms()
+        self._check_update()
 
     def _check_objective(self, entry: Part) -> None:
         """Let the objective's own checks speak, unless it is one that a file can only name."""
@@ -568,6 +602,21 @@ class Scenario:
             if step is not None and not (step > 0 and math.isfinite(step)):
                 raise BadInput("step-size", f"must be above 0 and finite, got {step!r}")
         _ = self.objective_batches
+
+    def _check_update(self) -> None:
+        sections = self.sections
+        with _under("update"):
+            rule = self.update
+        schedule, iterations = rule.schedule, sections.budget.iterations
+        if isinstance(schedule, Falling) and schedule.span is None and schedule.warm_up >= iterations:
+            problem = f"{schedule.warm_up} updates leave nothing of the budget of {iterations} for the decay"
+            raise BadInput("update.schedule.warm-up", problem)
+        if sections.workload.objective is None and schedule != CONSTANT:
+            raise BadInput("update.schedule", "a scenario without an objective has no step size")
+        for entry in (sections.algorithm, *sections.compare):
+            if rule.state_vectors and entry.build().momentum == "refused":
+                problem = f"{entry.name} is built on plain steps, not on '{sections.update.name}'; use 'sgd'"
+                raise BadInput("update.rule", problem)
 
 
 @contextlib.contextmanager

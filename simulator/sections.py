@@ -33,6 +33,7 @@ from simulator.parts import (
 from simulator.stragglers import STRAGGLERS
 from simulator.target import Target
 from simulator.transports import TRANSPORTS
+from simulator.update import RULES, Rule
 from simulator.workload import OBJECTIVES, GivenCost, ModelCost
 
 COSTS = {"model": ModelCost, "given": GivenCost}
@@ -49,6 +50,7 @@ STRAGGLER = _catalogue("straggler", "kind", STRAGGLERS)
 TRANSPORT = _catalogue("transport", "name", TRANSPORTS)
 COST = _catalogue("cost", "kind", COSTS)
 OBJECTIVE = _catalogue("objective", "kind", OBJECTIVES)
+UPDATE = dataclasses.replace(_catalogue("update rule", "rule", RULES), base=Rule)
 
 
 class TopologyFile(Section):
@@ -238,5 +240,8 @@ class Sections(Section):
     compare: Annotated[tuple[Part, ...], reader(_read_algorithms), _PARTS_WRITER] = ()
     gossip: GossipSection | None = None
     step_size: float | StepSizeGrid | None = None
+    update: Annotated[Part, reader(UPDATE.read), PART_WRITER] = pydantic.Field(
+        default="sgd", validate_default=True
+    )
     target: Target | None = None
     seed: int = pydantic.Field(default=0, ge=0)

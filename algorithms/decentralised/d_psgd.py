@@ -8,6 +8,9 @@ With a doubly stochastic mixing matrix W, worker i computes in each iteration
 The first takes the gradient at the model before averaging, so that the exchange with the neighbours
 hides behind it; the second sends the updated model and cannot overlap.
 
+An update rule with a state (momentum, AdamW) keeps it on its worker; the models alone are mixed. The paper's
+analysis is of plain SGD.
+
 Source: Lian, Zhang, Zhang, Hsieh, Zhang and Liu, "Can decentralized algorithms outperform centralized
 algorithms?", NeurIPS 2017, arXiv 1705.09056, algorithm 1.
 """
@@ -31,6 +34,7 @@ class DPSGD(Algorithm):
 
     requires: ClassVar[frozenset[str]] = frozenset({"graph"})
     model_copies: ClassVar[int] = 1
+    momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "uncovered"
 
     order: Literal["combine-then-adapt", "adapt-then-combine"] = parameter(
         "combine-then-adapt", "whether the gradient is taken at the model before averaging, or applied first"

@@ -10,6 +10,9 @@ takes k local steps, and then moves its model by what the average changed:
 With batches proportional to the workers' speed, p_i = M_i / sum of all M, and the objective is
 sum_i p_i f_i. The weighted mean of the models moves by the weighted mean of the updates alone.
 
+An update rule with a state (momentum, AdamW) keeps it on its worker: it goes on from round to round as it
+is, whatever the average does to the model. The paper's analysis is of plain SGD.
+
 Source: Shen, Xu, Liu, Liang and Cheng, "Faster distributed deep net training: computation and
 communication decoupled stochastic gradient descent", IJCAI 2019, arXiv 1906.12043.
 """
@@ -17,7 +20,7 @@ communication decoupled stochastic gradient descent", IJCAI 2019, arXiv 1906.120
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from algorithms.algorithm import Algorithm, parameter
 from algorithms.worker import Worker
@@ -28,6 +31,7 @@ class CoCoDSGD(Algorithm):
     """Local steps that hide the average of the models as they stood when the round began."""
 
     model_copies: ClassVar[int] = 2
+    momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "uncovered"
 
     period: int = parameter(4, "local steps per round (k), which hide one all-reduce", minimum=1)
     first_all_reduce: bool = parameter(

@@ -3,6 +3,11 @@
     k times:  x_i <- x_i - step size * G_i(x_i)
     then:     x_i <- sum_j p_j x_j
 
+An update rule with a state (momentum, AdamW) has one on each worker, and ``state`` says what an average of
+the models does to it: it stays as it is ("local", as public implementations have it), it is averaged like
+the models, at the price of sending it too ("averaged": Yu, Jin and Yang, ICML 2019, for momentum), or it
+starts anew ("reset"). The analyses below are of plain SGD.
+
 Source: Stich, "Local SGD converges fast and communicates little", ICLR 2019; Yu, Yang and Zhu,
 "Parallel restarted SGD with faster convergence and less communication", AAAI 2019.
 """
@@ -13,6 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from algorithms.algorithm import Algorithm, parameter
+from algorithms.local.rounds import RuleState, at_average, local_steps
 from algorithms.worker import Worker
 
 
@@ -23,13 +29,14 @@ class LocalSGD(Algorithm):
     model_copies: ClassVar[int] = 1
 
     period: int = parameter(4, "local steps between two averages (k)", minimum=1)
+    state: RuleState = parameter(
+        "local", "what becomes of the update rule's state at an average, where the rule has one"
+    )
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""
         x = worker.initial_model()
         while worker.running:
-            for _ in range(self.period):
-                gradient = await worker.gradient(x)
-                x = await worker.update(x, gradient)
-            x = await worker.all_reduce(x)
+            x = await worker.all_reduce(await local_steps(worker, x, self.period))
+            await at_average(worker, self.state)
             worker.report(x)

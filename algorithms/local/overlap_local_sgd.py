@@ -38,11 +38,12 @@ class OverlapLocalSGD(Algorithm):
         average: Handle[Tensor] | None = None
         velocity: Tensor | None = None
         while worker.running:
-            x = await local_steps(worker, x, self.period)
+            x = await local_steps(worker, x, 1)
+            step = worker.step_size  # of the round's first iteration
+            x = await local_steps(worker, x, self.period - 1)
             if average is not None:
                 arrived = await average
                 if self.anchor_momentum:
-                    step = worker.step_size
                     carried = () if velocity is None else ((self.anchor_momentum, velocity),)
                     velocity = await worker.combine(*carried, (-1 / step, arrived), (1 / step, anchor))
                     anchor = await worker.combine((1, anchor), (-step, velocity))

@@ -40,10 +40,11 @@ class SlowMo(Algorithm):
         start = worker.initial_model()
         velocity: Tensor | None = None
         while worker.running:
-            x = await local_steps(worker, start, self.period)
+            x = await local_steps(worker, start, 1)
+            step = worker.step_size  # of the round's first iteration
+            x = await local_steps(worker, x, self.period - 1)
             average = await worker.all_reduce(x)
             await at_average(worker, self.state)
-            step = worker.step_size
             moved = ((1 / step, start), (-1 / step, average))
             carried = () if velocity is None else ((self.slow_momentum, velocity),)
             velocity = await worker.combine(*carried, *moved)

@@ -5,12 +5,15 @@
 The baseline of every comparison. As DistributedDataParallel does (Li et al., "PyTorch Distributed",
 VLDB 2020), a bucket of the gradient is reduced as soon as back-propagation has freed it, so that most
 of the communication hides behind the rest of the backward pass.
+
+All workers apply the same gradient to the same model, so an update rule with a state (momentum, AdamW) has
+the same state on all of them, and the algorithm is that rule with the global batch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from algorithms.algorithm import Algorithm, parameter
 from algorithms.worker import Worker
@@ -21,6 +24,7 @@ class AllReduceSGD(Algorithm):
     """Synchronous SGD with an all-reduce of the gradient in every iteration."""
 
     model_copies: ClassVar[int] = 1
+    momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "covered"
 
     overlap: bool = parameter(True, "reduce each bucket while back-propagation goes on")
 

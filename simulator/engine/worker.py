@@ -23,6 +23,7 @@ from simulator.engine.groups import Exchange, receive, send
 from simulator.engine.memory import Reading, VirtualShared, Writing
 from simulator.observation import Observation
 from simulator.plan import random_numbers, weights
+from simulator.update import UpdateRule
 from simulator.workload.cutting import cut
 from traces import COMPUTE, Span
 
@@ -147,7 +148,7 @@ class VirtualWorker:
         self._spans = simulation.spans
         self._oracle = simulation.oracle(rank)
         self._pool = simulation.pool
-        self._step_size = scenario.step_sizes[0]
+        self._rule = UpdateRule(scenario.update, scenario.step_sizes[0], scenario.sections.budget.iterations)
         self._cost = scenario.cost
         self._device = scenario.cluster.devices[rank]
         self._device_link = (simulation.network.device(rank),)
@@ -185,11 +186,6 @@ class VirtualWorker:
     def initial_model(self) -> Tensor:
         """Return the starting model."""
         return self._simulation.initial_model()
-
-    @property
-    def step_size(self) -> float:
-        """The step size of the next update."""
-        return 1.0 if self._step_size is None else self._step_size
 
     @property
     def problem(self) -> Any:
@@ -251,14 +247,22 @@ class VirtualWorker:
 
     def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Operation:
         """Start the local step."""
-        if self._oracle is None:
-            value = x
-        else:
-            from simulator.numerics import stepped
+        value = self._rule.apply(x, gradient, self._bounds, self.step_size)
+        return self._compute("update", self._pass_seconds(self._rule.vectors_moved, x), value)
 
-            assert self._step_size is not None
-            value = stepped(x, gradient, self._step_size, self._bounds)
-        return self._compute("update", self._pass_seconds(3, x), value)
+    @property
+    def step_size(self) -> float:
+        """The step size of the present iteration."""
+        return self._rule.step_size(self.iterations)
+
+    @property
+    def rule_state(self) -> Tensor | None:
+        """A copy of the update rule's state after all updates called so far."""
+        return self._rule.state
+
+    def set_rule_state(self, state: Tensor | None) -> None:
+        """Replace the update rule's state, for the updates called from now on."""
+        self._rule.set_state(state)
 
     def combine(self, *terms: tuple[float, Tensor]) -> Operation:
         """Start the linear combination."""
@@ -269,14 +273,6 @@ class VirtualWorker:
 
             value = combination(terms)
         return self._compute("combine", self._pass_seconds(len(terms) + 1, value), value)
-
-    @property
-    def rule_state(self) -> Tensor | None:
-        """A copy of the update rule's state; plain SGD has none."""
-        return None
-
-    def set_rule_state(self, state: Tensor | None) -> None:
-        """Replace the update rule's state."""
 
     def compute(self, function: Callable[..., Any], *tensors: Tensor, nbytes: float) -> Operation:
         """Start a computation that moves so many bytes."""

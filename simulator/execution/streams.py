@@ -141,6 +141,10 @@ class WallHandle(Generic[T]):
         if not self._outcome.done():
             self._outcome.set_exception(error)
 
+    def ended(self) -> None:
+        """Block until a value or an error was delivered, holding the baton; it is not awaited by that."""
+        self._outcome.exception()
+
     def __await__(self) -> Generator[Any, Any, T]:
         """Wait for the operation's end and return its value."""
         yield from ()  # never suspends: this only makes it a generator, as awaitables must be

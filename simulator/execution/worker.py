@@ -25,6 +25,7 @@ from simulator import faults, numerics, plan
 from simulator.execution.communicator import Communicator
 from simulator.execution.record import Message, Record, Reports
 from simulator.execution.streams import Baton, Call, Stream, WallHandle, timed
+from simulator.update import UpdateRule
 from simulator.workload.cutting import cut
 from traces import COMPUTE, Span
 
@@ -85,7 +86,8 @@ class WallWorker:
         self._listener = listener
         self._plan = plan.planned(scenario)
         self._objective = objective
-        self._step_size = step_size
+        self._rule = UpdateRule(scenario.update, step_size, scenario.sections.budget.iterations)
+        self._last_update: WallHandle[Tensor] | None = None
         self._oracle = plan.oracle(scenario, rank)
         self._budget = scenario.sections.budget.iterations
         self._start = time.monotonic()
@@ -177,7 +179,7 @@ class WallWorker:
         return handles
 
     def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Handle[Tensor]:
-        """Start the local step x - step size * gradient."""
+        """Start the local step by the run's update rule."""
         model = _values(x).clone()
         slope: torch.Tensor | list[torch.Tensor]
         bounds: tuple[tuple[int, int], ...] = ()
@@ -187,7 +189,30 @@ class WallWorker:
             assert isinstance(gradient, Sequence)
             slope = [_values(part).clone() for part in gradient]
             bounds = self._bounds
-        return self._compute("update", lambda: numerics.stepped(model, slope, self._step_size, bounds))
+        work = functools.partial(self._rule.apply, model, slope, bounds, self.step_size)
+        self._last_update = self._compute("update", work)
+        return self._last_update
+
+    @property
+    def step_size(self) -> float:
+        """The step size of the next update."""
+        return self._rule.step_size(self._iteration)
+
+    @property
+    def rule_state(self) -> Tensor | None:
+        """A copy of the update rule's state after all updates called so far, which it waits for."""
+        self._await_updates()
+        return self._rule.state
+
+    def set_rule_state(self, state: Tensor | None) -> None:
+        """Replace the update rule's state, for the updates called from now on."""
+        self._await_updates()
+        self._rule.set_state(state)
+
+    def _await_updates(self) -> None:
+        """Wait until no update is under way, so that nothing else touches the rule's state."""
+        if self._last_update is not None:
+            self._last_update.ended()
 
     def combine(self, *terms: tuple[float, Tensor]) -> Handle[Tensor]:
         """Start the linear combination of (coefficient, tensor) terms, summed in the order written."""

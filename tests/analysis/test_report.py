@@ -169,6 +169,27 @@ def test_warnings_name_too_little_memory(timing_scenario: Scene) -> None:
     ]
 
 
+def test_facts_name_an_update_rule_that_is_not_plain(timing_scenario: Scene, loss_scenario: Scene) -> None:
+    assert "update rule" not in dict(facts(timing_scenario()))
+    kept = {"rule": "nesterov", "momentum": 0.5}
+    assert (
+        dict(facts(timing_scenario(update=kept)))["update rule"]
+        == "nesterov (weight-decay 0.0, momentum 0.5)"
+    )
+    decaying = {"rule": "sgd", "schedule": {"kind": "cosine", "warm-up": 1}}
+    assert dict(facts(loss_scenario(update=decaying)))["update rule"] == (
+        "sgd (weight-decay 0.0), cosine schedule (warm-up 1, final 0.0)"
+    )
+
+
+def test_warnings_name_what_the_theory_does_not_cover(timing_scenario: Scene) -> None:
+    done = experiment(
+        timing_scenario(algorithm="local-sgd", compare=["allreduce-sgd"], update="adamw"), jobs=1
+    )
+    sentence = "the theory of local-sgd covers plain SGD, not the update rule 'adamw'."
+    assert [text for text in warnings(done) if "theory" in text] == [f"local-sgd: {sentence}"]
+
+
 def test_a_loss_curve_for_every_algorithm(loss_scenario: Scene, make_run: Make) -> None:
     done = _by_hand(loss_scenario(), make_run, [2.0, 1.0, 0.4, 0.3])
     by_time, by_iteration = figures.loss_against_time(done), figures.loss_against_iterations(done)

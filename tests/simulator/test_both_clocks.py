@@ -22,7 +22,29 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 
 
-def scenario(algorithm: object, workers: int, objective: object, **workload: Any) -> Scenario:
+UPDATES: dict[str, dict[str, Any]] = {
+    "plain with decay and steps": {
+        "rule": "sgd",
+        "weight-decay": 0.01,
+        "schedule": {"kind": "step", "every": 2, "factor": 0.5},
+    },
+    "momentum": {"rule": "momentum", "schedule": {"kind": "constant", "warm-up": 2}},
+    "nesterov with decay": {"rule": "nesterov", "momentum": 0.8, "weight-decay": 0.01},
+    "adamw with cosine": {"rule": "adamw", "schedule": {"kind": "cosine", "warm-up": 2, "final": 0.1}},
+}
+
+STATEFUL: dict[str, dict[str, Any]] = {
+    **{name: ALGORITHMS[name] for name in ("allreduce-sgd with overlap", "cocod-sgd")},
+    **{
+        f"local-sgd, {state} state": {"name": "local-sgd", "period": 2, "state": state}
+        for state in ("local", "averaged", "reset")
+    },
+}
+
+
+def scenario(
+    algorithm: object, workers: int, objective: object, update: object = "sgd", **workload: Any
+) -> Scenario:
     return Scenario(
         {
             "name": "both",
@@ -35,6 +57,7 @@ def scenario(algorithm: object, workers: int, objective: object, **workload: Any
             },
             "algorithm": algorithm,
             "step-size": 0.1,
+            "update": update,
             "budget": {"iterations": 6},
             "seed": 11,
         }
@@ -66,6 +89,13 @@ def test_same_bits(name: str, workers: int, dtype: str) -> None:
     # Evaluated at the same reports, by the same function; the order within a sample may differ.
     if workers == 2 and name.startswith("allreduce"):
         assert executed.samples.loss == simulated.samples.loss
+
+
+@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("name", STATEFUL)
+def test_same_bits_with_every_update_rule(name: str, update: str) -> None:
+    quadratic = {"kind": "quadratic", "dimension": 1001, "sigma2": 1.0, "zeta2": 1.0, "dtype": "float32"}
+    same_bits(scenario(STATEFUL[name], 2, quadratic, update=UPDATES[update]))
 
 
 @pytest.mark.parametrize("name", ["allreduce-sgd with overlap", "cocod-sgd", "d-psgd, combine then adapt"])

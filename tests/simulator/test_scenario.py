@@ -275,6 +275,106 @@ REFUSED = [
     ),
     ("budget.stop", "target", "good.yaml: budget.stop: there is no target to stop at"),
     (
+        "update",
+        "sdg",
+        "good.yaml: update.rule: unknown update rule 'sdg'; the nearest known one is 'sgd'",
+    ),
+    (
+        "update",
+        {"momentum": 0.9},
+        "good.yaml: update: the key 'rule' is missing; found 'momentum'",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "momentum": 0.9},
+        "good.yaml: update: unknown key 'momentum'; the known keys are weight-decay, schedule",
+    ),
+    (
+        "update",
+        {"rule": "momentum", "momentum": 1.0},
+        "good.yaml: update: momentum must be 0 or more and below 1, got 1.0",
+    ),
+    (
+        "update",
+        {"rule": "nesterov", "momentum": -0.1},
+        "good.yaml: update: momentum must be 0 or more and below 1, got -0.1",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "weight-decay": -1},
+        "good.yaml: update: weight-decay must be 0 or more and finite, got -1.0",
+    ),
+    (
+        "update",
+        {"rule": "adamw", "betas": [0.9, 1]},
+        "good.yaml: update: betas must be 0 or more and below 1, got [0.9, 1.0]",
+    ),
+    (
+        "update",
+        {"rule": "adamw", "epsilon": 0},
+        "good.yaml: update: epsilon must be above 0 and finite, got 0.0",
+    ),
+    (
+        "update",
+        {"rule": "json:JSONEncoder"},
+        "good.yaml: update.rule: 'json:JSONEncoder' is no update rule; it must derive from Rule",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "schedule": "cosin"},
+        "good.yaml: update.schedule.kind: unknown schedule 'cosin'; the nearest known one is 'cosine'",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "schedule": {"kind": "cosine", "every": 5}},
+        "good.yaml: update.schedule: unknown key 'every'; the known keys are warm-up, final, span",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "schedule": {"kind": "constant", "factor": 0.5}},
+        "good.yaml: update.schedule: unknown key 'factor'; the known keys are warm-up",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "schedule": {"kind": "step"}},
+        "good.yaml: update.schedule.every: this key is missing",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "schedule": {"kind": "step", "every": 0}},
+        "good.yaml: update.schedule: every must be at least 1, got 0",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "schedule": {"kind": "step", "every": 2, "factor": 1}},
+        "good.yaml: update.schedule: factor must be above 0 and below 1, got 1.0",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "schedule": {"kind": "multi-step", "warm-up": 3, "milestones": [3, 5]}},
+        "good.yaml: update.schedule: milestones must ascend and come after the warm-up of 3, got [3, 5]",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "schedule": {"kind": "linear", "final": 1}},
+        "good.yaml: update.schedule: final must be 0 or more and below 1, got 1.0",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "schedule": {"kind": "linear", "warm-up": 4, "span": 4}},
+        "good.yaml: update.schedule: span must be longer than the warm-up of 4, got 4",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "schedule": {"kind": "constant", "warm-up": -1}},
+        "good.yaml: update.schedule: warm-up must be 0 or more, got -1",
+    ),
+    (
+        "update",
+        {"rule": "sgd", "schedule": {"kind": "cosine", "warm-up": 8}},
+        "good.yaml: update.schedule.warm-up: 8 updates leave nothing of the budget of 8 for the decay",
+    ),
+    (
         "cluster",
         "big",
         "good.yaml: cluster: expected keys and values, got 'big'",
@@ -287,6 +387,15 @@ REFUSED = [
 )
 def test_refused(path: str, value: object, message: str) -> None:
     assert complaint(changed(path, value)) == message
+
+
+def test_a_schedule_needs_a_step_size() -> None:
+    data = changed("workload.objective", None)
+    del data["step-size"]
+    data["update"] = {"rule": "adamw", "schedule": {"kind": "cosine"}}
+    assert complaint(data) == "good.yaml: update.schedule: a scenario without an objective has no step size"
+    data["update"] = "adamw"
+    assert Scenario(data).model_copies == 3
 
 
 def test_bandwidths_must_be_positive() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 MODULES = sorted(path for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_"))
 HERE = "tests.algorithms.recursions"
-ALLOWED = {HERE, "__future__", "collections", "itertools", "math", "numpy", "scipy", "typing"}
+ALLOWED = {HERE, "__future__", "collections", "dataclasses", "itertools", "math", "numpy", "scipy", "typing"}
 
 
 def imported(tree: ast.AST) -> set[str]:

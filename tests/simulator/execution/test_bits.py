@@ -64,6 +64,39 @@ def local_sgd(scenario: Scenario, steps: int, period: int) -> Vectors:
     return x
 
 
+def local_sgd_with_momentum(scenario: Scenario, steps: int, period: int, state: str) -> Vectors:
+    """Heavy ball by torch's own optimiser on every worker, with what an average does to its velocity."""
+    x, gradient = gradients(scenario)
+    parameters = [torch.nn.Parameter(own) for own in x]
+    optimizers = [torch.optim.SGD([p], lr=STEP, momentum=0.9) for p in parameters]
+    for t in range(steps):
+        for own, optimizer, parameter in zip(gradient, optimizers, parameters, strict=True):
+            parameter.grad = own(parameter.detach())
+            optimizer.step()
+        if t % period == period - 1:
+            average = mean([p.detach() for p in parameters], scenario.shares)
+            velocities = [o.state[p]["momentum_buffer"] for o, p in zip(optimizers, parameters, strict=True)]
+            velocity = mean(velocities, scenario.shares)
+            for optimizer, parameter in zip(optimizers, parameters, strict=True):
+                parameter.data = average.clone()
+                if state == "averaged":
+                    optimizer.state[parameter]["momentum_buffer"] = velocity.clone()
+                if state == "reset":
+                    optimizer.state[parameter]["momentum_buffer"] = None
+    return [p.detach() for p in parameters]
+
+
+def allreduce_sgd_with_momentum(scenario: Scenario, steps: int) -> Vectors:
+    """One optimiser of torch's with the mean gradient."""
+    x, gradient = gradients(scenario)
+    parameter = torch.nn.Parameter(x[0])
+    optimizer = torch.optim.SGD([parameter], lr=STEP, momentum=0.9, nesterov=True)
+    for _ in range(steps):
+        parameter.grad = mean([own(parameter.detach()) for own in gradient], scenario.shares)
+        optimizer.step()
+    return [parameter.detach()] * len(x)
+
+
 def cocod_sgd(scenario: Scenario, steps: int, period: int, first: bool) -> Vectors:
     x, gradient = gradients(scenario)
     for start in range(0, steps, period):
@@ -177,6 +210,19 @@ class TestVariants:
         objective = {**NOISY, "dimension": 1_700_001, "dtype": "float32"}
         scenario = make({"name": "local-sgd", "period": 1}, 3, objective, iterations=1)
         check(scenario, local_sgd(scenario, 1, period=1))
+
+
+class TestUpdateRules:
+    @pytest.mark.parametrize("state", ["local", "averaged", "reset"])
+    def test_local_sgd_with_momentum(self, make: Any, state: str) -> None:
+        algorithm = {"name": "local-sgd", "period": 2, "state": state}
+        scenario = make(algorithm, 3, NOISY, iterations=6, update="momentum")
+        check(scenario, local_sgd_with_momentum(scenario, 6, 2, state))
+
+    def test_allreduce_sgd_with_momentum(self, make: Any) -> None:
+        algorithm = {"name": "allreduce-sgd", "overlap": False}
+        scenario = make(algorithm, 3, NOISY, update="nesterov")
+        check(scenario, allreduce_sgd_with_momentum(scenario, 4))
 
 
 class TestProportionalBatches:

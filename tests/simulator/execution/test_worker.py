@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from algorithms import Algorithm, Reduction, Worker
+from simulator.engine.simulate import simulate
 from simulator.execution.communicator import Communicator
 from simulator.execution.record import Record
 from simulator.execution.streams import Baton, Call, Stream, WallHandle
@@ -112,6 +114,77 @@ class TestGroupShares:
     def test_a_smaller_group_divides_by_its_sum(self) -> None:
         assert group_share((0.5, 0.25, 0.25), (1, 2), 1) == 0.5
         assert group_share((0.5, 0.25, 0.25), (0, 2), 0) == 0.5 / 0.75
+
+
+class TestUpdateRule:
+    """Momentum 0.5 and step size 0.1, on ones; the velocity is the state."""
+
+    UPDATE: ClassVar[dict[str, Any]] = {
+        "rule": "momentum",
+        "momentum": 0.5,
+        "schedule": {"kind": "step", "every": 1, "factor": 0.5},
+    }
+
+    async def body(self, worker: Any, seen: list[object]) -> None:
+        x = worker.initial_model() + 1
+        ones = torch.ones_like(x)
+        seen.append((worker.rule_state, worker.step_size))
+        x = await worker.update(x, ones)
+        seen.append((worker.rule_state.tolist(), worker.step_size))
+        # The state is that after all updates called so far, awaited or not, behind a long computation too.
+        gradient = worker.gradient(x)
+        if isinstance(worker, WallWorker):
+            worker._compute_stream.start(lambda: time.sleep(0.05))
+        later = worker.update(x, ones)
+        seen.append((worker.rule_state.tolist(), worker.step_size))
+        replaced = 2 * ones
+        worker.set_rule_state(replaced)
+        replaced.fill_(7)
+        once_more = worker.update(x, ones)
+        seen.append((worker.rule_state.tolist(), worker.step_size))
+        worker.set_rule_state(None)
+        seen.append((worker.rule_state, worker.step_size))
+        seen.append([(await later).tolist(), (await once_more).tolist()])
+        await gradient
+        worker.report(x)
+
+    def test_state_and_step_size(self, make: Any) -> None:
+        seen: list[object] = []
+        run(make("local-sgd", 1, QUADRATIC, update=self.UPDATE), lambda worker: self.body(worker, seen))
+        # x = 0.9 after the first; then 0.9 - 0.05 * 1.5, and 0.9 - 0.025 * (0.5 * 2 + 1).
+        assert seen == [
+            (None, 0.1),
+            ([1.0] * 4, 0.05),
+            ([1.5] * 4, 0.025),
+            ([2.0] * 4, 0.0125),
+            (None, 0.0125),
+            [pytest.approx([0.825] * 4), pytest.approx([0.85] * 4)],
+        ]
+
+    def test_it_is_the_same_in_simulation(self, make: Any) -> None:
+        executed: list[object] = []
+        simulated: list[object] = []
+        body = self.body
+
+        @dataclass(frozen=True)
+        class Scripted(Algorithm):
+            async def run(self, worker: Worker) -> None:
+                await body(worker, simulated)
+
+        scenario = make("local-sgd", 1, QUADRATIC, update=self.UPDATE)
+        run(scenario, lambda worker: body(worker, executed))
+        simulate(scenario.vary(algorithm=Scripted()))
+        assert simulated == executed
+
+    def test_a_state_that_does_not_fit(self, make: Any) -> None:
+        async def body(worker: Any) -> None:
+            worker.set_rule_state(torch.zeros(3))
+            await worker.update(worker.initial_model(), worker.initial_model())
+
+        with pytest.raises(
+            ValueError, match="a state of 3 elements does not fit the update rule, which keeps "
+        ):
+            run(make("local-sgd", 1, QUADRATIC), body)
 
 
 class TestArgumentsAreTakenWhenCalled:
