@@ -32,6 +32,36 @@ REQUIREMENTS = {
 }
 """What an algorithm may require of a run, and what it means."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the bytes that an algorithm sends depend on.
+
+    Attributes
+    ----------
+    workers
+        n.
+    elements, itemsize
+        Parameters of the model, and bytes of each.
+    degree
+        Neighbours of a worker on the communication graph.
+    """
+
+    workers: int
+    elements: int
+    itemsize: int = 4
+    degree: float = 2.0
+
+    @property
+    def model(self) -> float:
+        """Bytes of the model (M)."""
+        return float(self.elements * self.itemsize)
+
+    def reduced(self, nbytes: float) -> float:
+        """Return what a worker sends in an all-reduce of so many bytes: 2(n-1)/n of them."""
+        return 2 * (self.workers - 1) / self.workers * nbytes
+
+
 Channel = tuple[int, int, str]
 """(source rank, destination rank, name): messages on it are first in, first out."""
 
@@ -136,6 +166,13 @@ class Algorithm:
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the groups and channels of a run; by default the group of all workers."""
         return Plan(groups={WORLD: tuple(range(world_size))})
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes that a worker sends per iteration, on average over workers and iterations.
+
+        By default those of an all-reduce of the model.
+        """
+        return setting.reduced(setting.model)
 
     def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
         """Refuse a run that this algorithm cannot do, beyond what ``requires`` says.

@@ -25,7 +25,12 @@ class Entry:
     paper
         Its source.
     traffic
-        Bytes that a worker sends per iteration; M is the model in bytes, n the workers, k the period.
+        Bytes that a worker sends per iteration, on average; M is the model in bytes, n the workers, k the
+        period, degree the neighbours. :meth:`Algorithm.traffic` computes them.
+    staleness
+        How old what an update uses is, and in what: 0, a given age, or what comes about.
+    theory
+        What is known of its convergence, and where.
     needs
         What a run must offer beside a network.
     """
@@ -35,6 +40,8 @@ class Entry:
     summary: str
     paper: str
     traffic: str
+    staleness: str
+    theory: str
     needs: str = ""
 
     def load(self) -> type[Algorithm]:
@@ -50,6 +57,8 @@ ALGORITHMS: dict[str, Entry] = {
         "synchronous SGD; buckets of the gradient are reduced while back-propagation goes on",
         "Li et al., VLDB 2020",
         "2(n-1)/n M",
+        "0",
+        "non-convex: 2D/(gT) + Lg s2/n",
     ),
     "local-sgd": Entry(
         "algorithms.local.local_sgd",
@@ -57,6 +66,8 @@ ALGORITHMS: dict[str, Entry] = {
         "k local steps, then an average of the models",
         "Stich, ICLR 2019",
         "2(n-1)/n M/k",
+        "0",
+        "non-convex, drift window k-1 (Yu et al. 2019)",
     ),
     "cocod-sgd": Entry(
         "algorithms.local.cocod_sgd",
@@ -64,6 +75,8 @@ ALGORITHMS: dict[str, Entry] = {
         "k local steps hide the average of the models as the round began",
         "Shen et al., IJCAI 2019",
         "2(n-1)/n M/k",
+        "k steps, of the models",
+        "non-convex, drift window 2k-1 (Shen et al. 2019, theorem 1)",
     ),
     "pipe-sgd": Entry(
         "algorithms.synchronous.pipe_sgd",
@@ -71,6 +84,8 @@ ALGORITHMS: dict[str, Entry] = {
         "synchronous SGD with the mean gradient of the iteration before, whose reduction hides",
         "Li et al., NeurIPS 2018",
         "2(n-1)/n M",
+        "K-1 iterations",
+        "delayed gradient: s2 (K-1) g2 L2 / n besides S-SGD",
     ),
     "overlap-local-sgd": Entry(
         "algorithms.local.overlap_local_sgd",
@@ -78,6 +93,8 @@ ALGORITHMS: dict[str, Entry] = {
         "k local steps hide an average that the models are pulled towards",
         "Wang et al., ICASSP 2020",
         "2(n-1)/n M/k",
+        "k steps, of the average",
+        "non-convex, column-stochastic mixing with an anchor (Wang et al. 2020)",
     ),
     "slowmo": Entry(
         "algorithms.local.slowmo",
@@ -85,6 +102,8 @@ ALGORITHMS: dict[str, Entry] = {
         "local SGD whose averages move a common model with momentum",
         "Wang et al., ICLR 2020",
         "2(n-1)/n M/k",
+        "0",
+        "non-convex, outer momentum (Wang et al. 2020, theorem 1)",
     ),
     "vrl-sgd": Entry(
         "algorithms.local.vrl_sgd",
@@ -92,13 +111,17 @@ ALGORITHMS: dict[str, Entry] = {
         "local SGD that corrects what differs between the workers' data",
         "Liang et al., 2019",
         "2(n-1)/n M/k",
+        "0",
+        "non-convex, no term in the difference between data (Liang et al. 2019)",
     ),
     "easgd": Entry(
         "algorithms.local.easgd",
         "EASGD",
         "workers and a centre pull each other by elastic forces every k steps",
         "Zhang et al., NeurIPS 2015",
-        "M/k, and the server n M/k",
+        "2(n-1)/n M/k",
+        "visits of others",
+        "quadratics (Zhang et al. 2015)",
     ),
     "diloco": Entry(
         "algorithms.local.diloco",
@@ -106,6 +129,8 @@ ALGORITHMS: dict[str, Entry] = {
         "k inner steps, then an outer step with Nesterov momentum on the mean movement",
         "Douillard et al., 2023",
         "2(n-1)/n M/k",
+        "0",
+        "none known for AdamW inside; SlowMo's with SGD",
     ),
     "streaming-diloco": Entry(
         "algorithms.local.diloco",
@@ -113,6 +138,8 @@ ALGORITHMS: dict[str, Entry] = {
         "DiLoCo whose fragments are averaged in turn, behind the inner steps",
         "Douillard et al., 2025",
         "2(n-1)/n M/k",
+        "tau steps, of a fragment",
+        "none known",
     ),
     "d-psgd": Entry(
         "algorithms.decentralised.d_psgd",
@@ -120,6 +147,8 @@ ALGORITHMS: dict[str, Entry] = {
         "every worker averages with its neighbours on a graph in every step",
         "Lian et al., NeurIPS 2017",
         "degree M",
+        "0",
+        "non-convex, spectral gap (Lian et al. 2017)",
         needs="graph",
     ),
     "d2": Entry(
@@ -128,6 +157,8 @@ ALGORITHMS: dict[str, Entry] = {
         "neighbour averaging with a correction that cancels differences between the workers' data",
         "Tang et al., ICML 2018",
         "degree M",
+        "0",
+        "non-convex, smallest eigenvalue above -1/3 (Tang et al. 2018)",
         needs="graph, symmetric",
     ),
     "sgp": Entry(
@@ -135,7 +166,9 @@ ALGORITHMS: dict[str, Entry] = {
         "SGP",
         "push-sum gossip along a directed exponential graph, waiting or overlapped",
         "Assran et al., ICML 2019",
-        "M + one element per out-neighbour",
+        "M + one element",
+        "tau iterations",
+        "non-convex, column-stochastic graphs (Assran et al. 2019)",
     ),
     "ad-psgd": Entry(
         "algorithms.decentralised.ad_psgd",
@@ -143,6 +176,8 @@ ALGORITHMS: dict[str, Entry] = {
         "random pairs average atomically whenever they meet, beside the gradients",
         "Lian et al., ICML 2018",
         "M",
+        "averagings during a gradient",
+        "non-convex, bounded staleness (Lian et al. 2018)",
         needs="bipartite, graph, symmetric",
     ),
     "pair-averaging": Entry(
@@ -151,20 +186,26 @@ ALGORITHMS: dict[str, Entry] = {
         "a worker pulls a random peer's model and takes the mean of both",
         "Mai et al., OSDI 2020",
         "M",
+        "what a peer has published",
+        "none: the mean is not preserved",
     ),
     "parameter-server": Entry(
         "algorithms.servers.parameter_server",
         "ParameterServer",
         "synchronous SGD whose gradients meet at one or several servers",
         "Li et al., OSDI 2014",
-        "M, and a server n M",
+        "2(n-1)/n M",
+        "0",
+        "as allreduce-sgd",
     ),
     "a-psgd": Entry(
         "algorithms.servers.a_psgd",
         "APSGD",
         "asynchronous SGD: servers apply every gradient as it comes",
         "Lian et al., NeurIPS 2015",
-        "M, and a server n M",
+        "2(n-1)/n M",
+        "updates of others, about n-1",
+        "non-convex, bounded staleness (Lian et al. 2015)",
     ),
     "hogwild": Entry(
         "algorithms.servers.hogwild",
@@ -172,6 +213,8 @@ ALGORITHMS: dict[str, Entry] = {
         "workers on one machine change one shared model without a lock",
         "Niu et al., NeurIPS 2011",
         "0",
+        "updates of others, about n-1",
+        "convex, sparse gradients (Niu et al. 2011)",
         needs="shared-memory",
     ),
     "signsgd": Entry(
@@ -179,14 +222,18 @@ ALGORITHMS: dict[str, Entry] = {
         "SignSGD",
         "steps along the sign on which most workers agree: one bit per coordinate each way",
         "Bernstein et al., ICLR 2019",
-        "2(n-1)/n d/8",
+        "2(n-1)/n M/32",
+        "0",
+        "non-convex, symmetric noise (Bernstein et al. 2018, 2019)",
     ),
     "signum": Entry(
         "algorithms.signs.majority_vote",
         "Signum",
         "signSGD with majority vote and momentum before the sign",
         "Bernstein et al., ICLR 2019",
-        "2(n-1)/n d/8",
+        "2(n-1)/n M/32",
+        "0",
+        "non-convex, after a warm-up (Bernstein et al. 2018, theorem 3)",
     ),
     "dp-sgd": Entry(
         "algorithms.private.private_sgd",
@@ -194,6 +241,8 @@ ALGORITHMS: dict[str, Entry] = {
         "private SGD: gradients of single samples are clipped, noise is added to their sum",
         "Abadi et al., CCS 2016",
         "2(n-1)/n M",
+        "0",
+        "non-convex, clipping bias (Abadi et al. 2016; Yang et al. 2022)",
         needs="finite-sum",
     ),
     "nsgd": Entry(
@@ -202,6 +251,8 @@ ALGORITHMS: dict[str, Entry] = {
         "private SGD that normalises the gradient of every sample",
         "Yang et al., 2022",
         "2(n-1)/n M",
+        "0",
+        "non-convex, (L0, L1)-smooth (Yang et al. 2022)",
         needs="finite-sum",
     ),
     "auto-s": Entry(
@@ -210,6 +261,8 @@ ALGORITHMS: dict[str, Entry] = {
         "private SGD with automatic clipping",
         "Bu et al., NeurIPS 2023",
         "2(n-1)/n M",
+        "0",
+        "non-convex, symmetric noise (Bu et al. 2023)",
         needs="finite-sum",
     ),
     "dp-psac": Entry(
@@ -218,6 +271,8 @@ ALGORITHMS: dict[str, Entry] = {
         "private SGD with per-sample adaptive clipping",
         "Xia et al., AAAI 2023",
         "2(n-1)/n M",
+        "0",
+        "non-convex, smaller bias than nsgd (Xia et al. 2023)",
         needs="finite-sum",
     ),
     "svrg": Entry(
@@ -226,6 +281,8 @@ ALGORITHMS: dict[str, Entry] = {
         "epochs of gradients corrected by those at a snapshot",
         "Johnson & Zhang, NeurIPS 2013",
         "2(n-1)/n M",
+        "0",
+        "strongly convex, parts not convex (Allen-Zhu 2018)",
         needs="finite-sum",
     ),
     "katyusha-x": Entry(
@@ -234,6 +291,8 @@ ALGORITHMS: dict[str, Entry] = {
         "SVRG with momentum between its epochs; the parts of the sum need not be convex",
         "Allen-Zhu, ICML 2018",
         "2(n-1)/n M",
+        "0",
+        "(strongly) convex, parts not convex, b up to sqrt n (Allen-Zhu 2018)",
         needs="finite-sum",
     ),
     "asyvrsc-shared": Entry(
@@ -242,6 +301,8 @@ ALGORITHMS: dict[str, Entry] = {
         "lock-free variance-reduced updates for compositional problems in shared memory",
         "Shen et al., 2018 (reconstruction)",
         "0",
+        "updates of others",
+        "strongly convex, linear; constants unknown (Shen et al. 2018)",
         needs="compositional, shared-memory",
     ),
     "asyvrsc-distributed": Entry(
@@ -249,7 +310,9 @@ ALGORITHMS: dict[str, Entry] = {
         "AsyVRSCDistributed",
         "asynchronous variance-reduced updates for compositional problems by a master",
         "Shen et al., 2018 (reconstruction)",
-        "M, and the master n M",
+        "2(n-1)/n M",
+        "updates of others",
+        "strongly convex, linear; constants unknown (Shen et al. 2018)",
         needs="compositional",
     ),
 }

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import topologies
-from algorithms import ALGORITHMS
+from algorithms import ALGORITHMS, REQUIREMENTS
+from algorithms.algorithm import BOUNDS, Setting
 from simulator.devices import DEVICES, device
 from simulator.parts import BadInput, nearest
 from simulator.scenario import Scenario
@@ -239,8 +240,34 @@ def algorithms() -> list[dict[str, Any]]:
             "summary": entry.summary,
             "paper": entry.paper,
             "traffic": entry.traffic,
+            "staleness": entry.staleness,
+            "theory": entry.theory,
             "needs": entry.needs,
         }
+        for name, entry in ALGORITHMS.items()
+    ]
+
+
+def algorithm_traffic(model: str, workers: int, degree: float = 2.0) -> list[dict[str, Any]]:
+    """Return the bytes that a worker of each algorithm sends per iteration, with its default parameters.
+
+    Parameters
+    ----------
+    model
+        A name of the catalogue, or ``package.module:Object``.
+    workers
+        How many train.
+    degree
+        Neighbours of a worker, for algorithms on a communication graph.
+
+    Raises
+    ------
+    BadInput
+        There is no such model.
+    """
+    setting = Setting(workers, model_facts(model)["parameters"], degree=degree)
+    return [
+        {"name": name, "bytes_per_iteration": entry.load()().traffic(setting)}
         for name, entry in ALGORITHMS.items()
     ]
 
@@ -262,7 +289,7 @@ def algorithm_facts(name: str) -> dict[str, Any]:
             "name": field.name.replace("_", "-"),
             "default": field.default,
             "meaning": str(field.metadata.get("doc", "")),
-            **({"minimum": field.metadata["minimum"]} if "minimum" in field.metadata else {}),
+            **{bound: field.metadata[bound] for bound in BOUNDS if bound in field.metadata},
         }
         for field in dataclasses.fields(cls)
     ]
@@ -272,8 +299,12 @@ def algorithm_facts(name: str) -> dict[str, Any]:
         "description": inspect.getdoc(inspect.getmodule(cls)) or "",
         "paper": entry.paper,
         "traffic": entry.traffic,
-        "needs": sorted(cls.requires),
+        "staleness": entry.staleness,
+        "theory": entry.theory,
+        "needs": {need: REQUIREMENTS[need] for need in sorted(cls.requires)},
         "model_copies": cls.model_copies,
+        "momentum": cls.momentum,
+        "compresses": cls.compresses,
         "same_bits_on_both_clocks": cls().deterministic,
         "parameters": parameters,
     }

@@ -516,36 +516,63 @@ def _topology_text(name: str, facts: Mapping[str, Any]) -> str:
 @app.command()
 def algorithms(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The one to describe.")] = None,
+    model: Annotated[str | None, typer.Option(help="Tell the bytes sent for this model.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="How many train it.")] = 16,
     as_json: Json = False,
 ) -> None:
-    """List the algorithms, or describe one: parameters, traffic, source."""
+    """List the algorithms, or describe one: parameters, traffic, staleness, theory, source."""
+    from algorithms.algorithm import BOUNDS
     from analysis import catalogue
+    from simulator.units import format_quantity
 
+    sent = {}
+    if model is not None:
+        found = catalogue.algorithm_traffic(model, workers)
+        sent = {row["name"]: row["bytes_per_iteration"] for row in found}
     if name is None:
-        rows = [[row["name"], row["traffic"], row["summary"], row["paper"]] for row in catalogue.algorithms()]
-        _print_table(
-            ["algorithm", "bytes sent", "what it does", "source"],
-            rows,
-            (0, 1, 2, 3),
-            catalogue.algorithms(),
-            as_json,
-        )
+        rows = catalogue.algorithms()
+        for row in rows:
+            if sent:
+                row["bytes_per_iteration"] = sent[row["name"]]
+        cells = [
+            [
+                row["name"],
+                format_quantity(sent[row["name"]], "B") if sent else row["traffic"],
+                row["staleness"],
+                row["summary"],
+                row["needs"] or "-",
+                row["paper"],
+            ]
+            for row in rows
+        ]
+        heads = ["algorithm", "bytes sent", "staleness", "what it does", "needs", "source"]
+        _print_table(heads, cells, (0, 1, 2, 3, 4, 5), rows, as_json)
         if not as_json:
-            typer.echo(
-                "Bytes that a worker sends per iteration: M is the model, n the workers, k the period."
+            given = (
+                f"of {model} on {workers} workers, default parameters, 2 neighbours"
+                if sent
+                else ("M is the model, n the workers, k the period")
             )
+            typer.echo(f"Bytes that a worker sends per iteration, on average: {given}.")
         return
     facts = catalogue.algorithm_facts(name)
+    if sent:
+        facts["bytes_per_iteration"] = sent[name]
     if as_json:
         _print_json(facts)
         return
     typer.echo(f"{facts['name']}: {facts['summary']}\n\n{facts['description']}\n")
     typer.echo(f"bytes sent per iteration: {facts['traffic']} (M: model, n: workers, k: period)")
-    typer.echo(f"needs: {', '.join(facts['needs']) or 'nothing beside a network'}")
+    if sent:
+        typer.echo(f"  {format_quantity(sent[name], 'B')} for {model} on {workers} workers")
+    typer.echo(f"staleness: {facts['staleness']}")
+    typer.echo(f"theory: {facts['theory']}")
+    typer.echo(f"needs: {'; '.join(facts['needs'].values()) or 'nothing beside a network'}")
     for parameter in facts["parameters"]:
-        least = f", at least {parameter['minimum']}" if "minimum" in parameter else ""
+        bounds = ((words, parameter[key]) for key, (words, _) in BOUNDS.items() if key in parameter)
+        limits = "".join(f", {words} {limit}" for words, limit in bounds)
         default = json.dumps(parameter["default"])
-        typer.echo(f"parameter {parameter['name']} (default {default}{least}): {parameter['meaning']}")
+        typer.echo(f"parameter {parameter['name']} (default {default}{limits}): {parameter['meaning']}")
 
 
 @app.command()

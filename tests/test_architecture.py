@@ -114,7 +114,7 @@ def test_listing_algorithms_imports_none_of_them() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     names, _, loaded = result.stdout.partition("\n")
-    assert names.split() == ["allreduce-sgd", "local-sgd", "cocod-sgd", "d-psgd"]
+    assert {"allreduce-sgd", "local-sgd", "cocod-sgd", "d-psgd"} <= set(names.split())
     assert loaded.strip() == ""
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from algorithms.algorithm import parameter
+from algorithms.algorithm import Setting, parameter
 from algorithms.compositional.asyvrsc import AsyVRSC, inner_part, jacobian_part, outer_part
 from algorithms.compositional.estimators import Draw, Snapshot, estimate
 from algorithms.worker import SharedTensor, Tensor, Worker
@@ -38,6 +38,10 @@ class AsyVRSCShared(AsyVRSC):
     snapshot: Literal["last", "average"] = parameter(
         "last", "the next x~: what memory holds at the end of an epoch, or the mean of what was read in it"
     )
+
+    def traffic(self, setting: Setting) -> float:
+        """Return nothing: the model is in shared memory, and the sums of an epoch's beginning stay inside."""
+        return 0.0
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from algorithms.algorithm import Algorithm, Plan
+from algorithms.algorithm import Algorithm, Plan, Setting
 from algorithms.worker import Tensor, Worker
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class ADPSGD(Algorithm):
     def deterministic(self) -> bool:
         """Whether the models do not depend on timing: who meets whom in which order does."""
         return False
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of a model, where half of the workers are active: each averaging sends two."""
+        return setting.model if setting.workers > 1 else 0.0
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels between active workers and their passive neighbours."""

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, Plan, graph_channels, parameter
+from algorithms.algorithm import Algorithm, Plan, Setting, graph_channels, parameter
 from algorithms.worker import Tensor, Worker
 
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ class D2(Algorithm):
     momentum: ClassVar[Literal["refused"]] = "refused"
 
     lazy: bool = parameter(True, "mix by (W + I) / 2, whose eigenvalues are not negative")
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of the model to every neighbour."""
+        return setting.degree * setting.model
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare one channel per direction of every edge."""

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, Plan, graph_channels, parameter
+from algorithms.algorithm import Algorithm, Plan, Setting, graph_channels, parameter
 from algorithms.worker import Tensor, Worker
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ class DPSGD(Algorithm):
     order: Literal["combine-then-adapt", "adapt-then-combine"] = parameter(
         "combine-then-adapt", "whether the gradient is taken at the model before averaging, or applied first"
     )
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of the model to every neighbour."""
+        return setting.degree * setting.model
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare one channel per direction of every edge."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from algorithms.algorithm import Algorithm, Plan
+from algorithms.algorithm import Algorithm, Plan, Setting
 from algorithms.decentralised.ad_psgd import mean_of_pair
 from algorithms.worker import Tensor, Worker
 
@@ -39,6 +39,10 @@ class PairAveraging(Algorithm):
     def deterministic(self) -> bool:
         """Whether the models do not depend on timing: what a peer has published by then does."""
         return False
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of a model, which a worker serves as often as it asks, on average."""
+        return setting.model if setting.workers > 1 else 0.0
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels of every ordered pair."""

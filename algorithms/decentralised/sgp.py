@@ -22,7 +22,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, Plan, parameter
+from algorithms.algorithm import Algorithm, Plan, Setting, parameter
 from algorithms.worker import Handle, Tensor, Worker
 
 if TYPE_CHECKING:
@@ -47,6 +47,11 @@ class SGP(Algorithm):
     def hops(self, world_size: int) -> tuple[int, ...]:
         """Return the distances of the out-neighbours: 1, 2, 4, … below the number of workers."""
         return tuple(1 << power for power in range(max(world_size - 1, 0).bit_length()))
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of the model and a weight to one out-neighbour, or to all."""
+        hops = len(self.hops(setting.workers))
+        return (min(hops, 1) if self.peers == "one" else hops) * (setting.model + setting.itemsize)
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare a channel to every out-neighbour."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, parameter
+from algorithms.algorithm import Algorithm, Setting, parameter
 from algorithms.worker import Worker
 
 
@@ -37,6 +37,10 @@ class CoCoDSGD(Algorithm):
     first_all_reduce: bool = parameter(
         True, "average in the first round too, where all models are still identical and it brings nothing"
     )
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of an all-reduce of the model every k steps."""
+        return setting.reduced(setting.model) / self.period
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""

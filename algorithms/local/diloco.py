@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, parameter
+from algorithms.algorithm import Algorithm, Setting, parameter
 from algorithms.local.rounds import local_steps
 from algorithms.worker import Handle, Tensor, Worker
 
@@ -37,6 +37,10 @@ class DiLoCo(Algorithm):
     period: int = parameter(500, "inner steps between two outer steps (H)", minimum=1)
     outer_step: float = parameter(0.7, "outer learning rate", minimum=0.0)
     outer_momentum: float = parameter(0.9, "outer Nesterov momentum (mu)", minimum=0.0)
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of an all-reduce of the model every k steps."""
+        return setting.reduced(setting.model) / self.period
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""
@@ -94,6 +98,10 @@ class StreamingDiLoCo(Algorithm):
             raise ValueError(
                 f"StreamingDiLoCo: fragments must be at most period, got {self.fragments} and {self.period}"
             )
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of an all-reduce of the model every k steps."""
+        return setting.reduced(setting.model) / self.period
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""

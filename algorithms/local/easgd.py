@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, Plan, parameter
+from algorithms.algorithm import Algorithm, Plan, Setting, parameter
 from algorithms.local.rounds import local_steps
 from algorithms.worker import Tensor, Worker
 
@@ -47,6 +47,10 @@ class EASGD(Algorithm):
     def deterministic(self) -> bool:
         """Whether the models do not depend on timing."""
         return self.rounds == "synchronous"
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of a visit to the centre and back, or of an all-reduce, every k steps."""
+        return setting.reduced(setting.model) / self.period
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to the server and back, or the group of all."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from algorithms.algorithm import Algorithm, parameter
+from algorithms.algorithm import Algorithm, Setting, parameter
 from algorithms.local.rounds import RuleState, at_average, local_steps
 from algorithms.worker import Worker
 
@@ -32,6 +32,10 @@ class LocalSGD(Algorithm):
     state: RuleState = parameter(
         "local", "what becomes of the update rule's state at an average, where the rule has one"
     )
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of an all-reduce of the model every k steps."""
+        return setting.reduced(setting.model) / self.period
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""

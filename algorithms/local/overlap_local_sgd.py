@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from algorithms.algorithm import Algorithm, parameter
+from algorithms.algorithm import Algorithm, Setting, parameter
 from algorithms.local.rounds import local_steps
 from algorithms.worker import Handle, Tensor, Worker
 
@@ -31,6 +31,10 @@ class OverlapLocalSGD(Algorithm):
     period: int = parameter(4, "local steps per round (tau), which hide one all-reduce", minimum=1)
     pull: float = parameter(0.6, "how far a model is pulled towards the anchor (alpha)", minimum=0.0)
     anchor_momentum: float = parameter(0.7, "momentum of the anchor (beta)", minimum=0.0)
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of an all-reduce of the model every k steps."""
+        return setting.reduced(setting.model) / self.period
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, parameter
+from algorithms.algorithm import Algorithm, Setting, parameter
 from algorithms.local.rounds import RuleState, at_average, local_steps
 from algorithms.worker import Tensor, Worker
 
@@ -34,6 +34,10 @@ class SlowMo(Algorithm):
     slow_step: float = parameter(1.0, "slow learning rate (alpha), relative to the step size", minimum=0.0)
     slow_momentum: float = parameter(0.5, "slow momentum (beta)", minimum=0.0)
     state: RuleState = parameter("reset", "what becomes of the update rule's state at an average")
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of an all-reduce of the model every k steps."""
+        return setting.reduced(setting.model) / self.period
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, parameter
+from algorithms.algorithm import Algorithm, Setting, parameter
 from algorithms.worker import Tensor, Worker
 
 
@@ -29,6 +29,10 @@ class VRLSGD(Algorithm):
     momentum: ClassVar[Literal["refused"]] = "refused"
 
     period: int = parameter(4, "local steps between two averages (k)", minimum=1)
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of an all-reduce of the model every k steps."""
+        return setting.reduced(setting.model) / self.period
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""

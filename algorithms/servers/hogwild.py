@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, parameter
+from algorithms.algorithm import Algorithm, Setting, parameter
 from algorithms.worker import Tensor, Worker
 
 
@@ -34,6 +34,10 @@ class Hogwild(Algorithm):
     def deterministic(self) -> bool:
         """Whether the models do not depend on timing: what a read sees does."""
         return False
+
+    def traffic(self, setting: Setting) -> float:
+        """Return nothing: the model is in shared memory."""
+        return 0.0
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""

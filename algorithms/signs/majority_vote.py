@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, Plan, parameter
+from algorithms.algorithm import Algorithm, Plan, Setting, parameter
 from algorithms.phantom import Phantom
 from algorithms.signs.bits import Tie, draw, pack, shard_elements, signs, unpack, wire_bytes
 from algorithms.worker import Tensor, Worker
@@ -54,6 +54,13 @@ class SignSGD(Algorithm):
     adversaries: float = parameter(
         0.0, "part of the workers, the last ones, that negate their sign", minimum=0.0
     )
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of the packed signs, up and down or all around."""
+        n = setting.workers
+        if self.meet == "gather":
+            return (n - 1) * wire_bytes(setting.elements, self.tie)
+        return setting.reduced(wire_bytes(setting.elements, self.tie, n if self.meet == "sharded" else 1))
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to the server and back, or the group of all."""

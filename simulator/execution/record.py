@@ -91,9 +91,9 @@ class Record:
     iterations: int
     end: float
     reports: Reports
-    evaluations: float = 0.0
     computations: list[Span] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
+    evaluations: float = 0.0
     observations: list[Observation] = field(default_factory=list)
 
     @property
