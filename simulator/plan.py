@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,9 @@ from simulator.parts import BadInput
 if TYPE_CHECKING:
     from simulator.scenario import Scenario
     from simulator.workload.objective import Oracle
+
+
+_NO_WEIGHTS: Mapping[int, float] = MappingProxyType({})
 
 
 def needs_graph(scenario: Scenario) -> bool:
@@ -45,7 +49,7 @@ def group_share(shares: Sequence[float] | None, members: Sequence[int], rank: in
 def weights(scenario: Scenario, rank: int) -> Mapping[int, float]:
     """Return a rank's row of the mixing matrix without zeros; empty where no graph is needed."""
     if not needs_graph(scenario):
-        return {}
+        return _NO_WEIGHTS
     row = scenario.mixing[rank]
     return {other: float(row[other]) for other in np.flatnonzero(row).tolist()}
 

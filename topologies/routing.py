@@ -11,9 +11,9 @@ is still equal is decided by policy:
   repeated.
 
 Given routes go before the policy. Trees that hang on the rest of the graph, such as the machines of a
-hierarchy, need no search: a route climbs to where the trees meet, or to their roots. What is left, such as the
-spines of a fat tree, is searched: for each destination a breadth-first search backwards counts the best paths
-from each node; it stops as soon as the source is reached and goes on from there when a further source needs it.
+hierarchy, need no search: a route climbs to where the trees meet, or to their roots. In what is left, such as
+the spines of a fat tree, a breadth-first search backwards from each destination counts the best paths from
+each node; it stops as soon as the source is reached and goes on from there when a further source needs it.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class Router:
         ]
 
     def _taken_apart(self, graph: Graph) -> tuple[_HangingTrees, list[list[int]]]:
-        """Return the trees that hang on the graph (none where it is directed), and the neighbours in the rest."""
+        """Return the trees that hang on an undirected graph, and the neighbours in what is left of it."""
         neighbours = self._neighbours(graph.adj)
         trees = _HangingTrees([()] * len(neighbours) if graph.is_directed() else neighbours)
         hanging = [parent >= 0 for parent in trees.parent]

@@ -8,7 +8,6 @@ delivered when its time has passed; so no argument needs to be copied for a comp
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,6 @@ from simulator import faults
 from simulator.engine.evaluation import DeferredPart
 from simulator.engine.groups import Exchange
 from simulator.plan import weights
-from simulator.workload.cutting import cut
 from traces import COMPUTE, Span
 
 if TYPE_CHECKING:
@@ -118,12 +116,12 @@ class VirtualWorker:
         self._cost = scenario.cost
         self._device = scenario.cluster.devices[rank]
         self._device_link = (simulation.network.device(rank),)
-        self._step_time = self._cost.gradient_seconds(self._device, scenario.batches[rank])
+        self._step_time = simulation.step_time(self._device, scenario.batches[rank])
         self._slowdown = scenario.persistent_factor(rank)
         self._jitter = simulation.jitter(rank)
-        self._bounds = cut(self._cost.buckets(), self._cost.parameters, simulation.elements)
+        self._bounds = simulation.bounds
         self._element_bytes = self._cost.parameters * self._cost.parameter_bytes / simulation.elements
-        self._stream: deque[tuple[float, Operation, Any]] = deque()
+        self._stream: list[tuple[float, Operation, Any]] = []
         self._started = 0.0
 
     # What it is.
@@ -230,11 +228,11 @@ class VirtualWorker:
                 self._started = self.clock.now
                 self.clock.flow(self._device_link, seconds, self._end_computation)
                 return
-            self._stream.popleft()
+            self._stream.pop(0)
             self._finish(operation, value)
 
     def _end_computation(self) -> None:
-        _, operation, value = self._stream.popleft()
+        _, operation, value = self._stream.pop(0)
         self._spans.append(
             Span(
                 self.rank,
