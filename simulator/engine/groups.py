@@ -29,7 +29,7 @@ class Meeting:
     def __init__(self, signature: tuple[Any, ...], caller: int) -> None:
         self.signature = signature
         self.caller = caller
-        self.members: dict[int, tuple[VirtualWorker, Operation]] = {}
+        self.members: dict[int, Operation] = {}
         self.tensors: dict[int, Tensor] = {}
         self.value: Tensor | None = None
         self.last_call = 0.0
@@ -52,6 +52,7 @@ class Group:
 
     def __init__(self, name: str, communicator: Communicator, shares: Sequence[float] | None) -> None:
         self.name = name
+        self.title = f"group '{name}'"
         self._communicator = communicator
         self._ranks = communicator.ranks
         self._position = {rank: position for position, rank in enumerate(self._ranks)}
@@ -79,7 +80,7 @@ class Group:
             self._latest = meeting.pending
         elif meeting.signature != signature:
             raise faults.mismatch(self.name, index, meeting.caller, meeting.signature, worker.rank, signature)
-        meeting.members[position] = (worker, operation)
+        meeting.members[position] = operation
         meeting.tensors[position] = x.clone()
         operation.missing = lambda: [r for p, r in enumerate(self._ranks) if p not in meeting.tensors]
         if len(meeting.members) == len(self._ranks):
@@ -99,7 +100,8 @@ class Group:
 
     def _deliver(self, meeting: Meeting, position: int) -> None:
         """End a member's part: its result, and what its time went into."""
-        worker, operation = meeting.members.pop(position)
+        operation = meeting.members.pop(position)
+        worker = operation.worker
         pending = meeting.pending
         assert pending is not None
         assert meeting.value is not None

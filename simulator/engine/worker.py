@@ -265,8 +265,9 @@ class VirtualWorker:
 
     def all_reduce(self, x: Tensor, op: Reduction = "mean", group: str = WORLD) -> Operation:
         """Start an all-reduce over a declared group."""
-        operation = Operation(self, "all_reduce", f"group '{group}'")
-        self._simulation.group(group, self.rank).join(self, operation, x, op)
+        found = self._simulation.group(group, self.rank)
+        operation = Operation(self, "all_reduce", found.title)
+        found.join(self, operation, x, op)
         return operation
 
     def exchange(self, x: Tensor) -> Operation:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,6 +52,51 @@ def test_timing_only_allreduce(benchmark: Any, workers: int, iterations: int) ->
     run = benchmark.pedantic(simulate, (scenario,), {"monitor": False}, rounds=3, warmup_rounds=1)
     assert run.iterations == (iterations,) * workers
     benchmark.extra_info["worker_iterations_per_s"] = workers * iterations / benchmark.stats["median"]
+
+
+MEMORY = """
+import resource, sys, time
+sys.path[:0] = {path!r}
+from test_simulation import timing_only
+from simulator.engine.simulate import Simulation
+
+start = time.process_time()
+scenario = timing_only({workers}, 2).vary(algorithm={algorithm!r})
+simulation = Simulation(scenario, None, monitor=False, core={core!r})
+ready = time.process_time()
+simulation.run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, ready - start, time.process_time() - ready)
+"""
+GOAL_MB = 300
+
+
+@pytest.mark.benchmark(group="memory")
+@pytest.mark.parametrize("algorithm", ["allreduce-sgd", "local-sgd"])
+@pytest.mark.parametrize("core", ["plain", "compiled"])
+def test_memory(
+    benchmark: Any, record_property: Callable[[str, object], None], core: str, algorithm: str
+) -> None:
+    """Peak memory of 16,384 workers without numerics, each time in a process of its own.
+
+    The compiled functions come from their cache: to compile them for the first time takes some 270 MB more.
+    """
+    if core == "compiled":
+        pytest.importorskip("numba")
+    here = Path(__file__).parent
+    path = [str(here), str(here.parents[1])]
+
+    def measured(workers: int) -> list[float]:
+        code = MEMORY.format(path=path, workers=workers, algorithm=algorithm, core=core)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return [float(number) for number in done.stdout.split()]
+
+    measured(16)  # fills the cache
+    kilobytes, setting_up, running = benchmark.pedantic(measured, (16_384,), rounds=1)
+    megabytes = kilobytes * 1024 / 1e6
+    verdict = "reached" if megabytes < GOAL_MB else "missed"
+    record_property("peak memory", f"{megabytes:.0f} MB (goal {GOAL_MB} MB {verdict})")
+    record_property("set-up", f"{setting_up:.1f} CPU s")
+    record_property("run", f"{running:.1f} CPU s")
 
 
 @pytest.mark.benchmark(group="numerics")
