@@ -7,6 +7,7 @@ It has no values: control flow that looks at them is refused with the reason.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -61,8 +62,8 @@ class Phantom:
 
     def __getitem__(self, index: int | slice) -> Phantom:
         if isinstance(index, int):
-            return Phantom(self.shape[1:], self.itemsize)
-        return Phantom((len(range(*index.indices(self.shape[0]))), *self.shape[1:]), self.itemsize)
+            return _outline(self.shape[1:], self.itemsize)
+        return _outline((len(range(*index.indices(self.shape[0]))), *self.shape[1:]), self.itemsize)
 
     def _elementwise(self, *_: object) -> Phantom:
         return self
@@ -120,3 +121,9 @@ class Phantom:
 
     def __repr__(self) -> str:
         return f"Phantom(shape={self.shape}, itemsize={self.itemsize})"
+
+
+@functools.lru_cache(maxsize=256)
+def _outline(shape: tuple[int, ...], itemsize: int) -> Phantom:
+    """Return a phantom of that outline, the same for all who ask: it has nothing that could be changed."""
+    return Phantom(shape, itemsize)

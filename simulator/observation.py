@@ -159,8 +159,9 @@ class Observer:
         samples = self.samples
         samples.time.append(time)
         samples.iteration.append(self.pace.iteration[-1])
-        samples.loss.append(self._objective.loss(average))
-        samples.gradient_norm.append(self._objective.gradient_norm(average))
+        loss, gradient_norm = self._objective.loss_and_gradient_norm(average)
+        samples.loss.append(loss)
+        samples.gradient_norm.append(gradient_norm)
         samples.consensus.append(float((models - average).square().sum(1).mean()))
 
     def _watch(self) -> None:

@@ -20,7 +20,7 @@ Kind = Literal["all_reduce", "all_gather", "all_to_all"]
 """What a collective does."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Transfer:
     """One message of a round.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,9 @@ from simulator.parts import BadInput
 if TYPE_CHECKING:
     from simulator.scenario import Scenario
     from simulator.workload.objective import Oracle
+
+
+_NO_WEIGHTS: Mapping[int, float] = MappingProxyType({})
 
 
 def planned(scenario: Scenario) -> Plan:
@@ -41,7 +45,7 @@ def group_share(shares: Sequence[float] | None, members: Sequence[int], rank: in
 def weights(scenario: Scenario, rank: int) -> Mapping[int, float]:
     """Return a rank's row of the mixing matrix without zeros; empty where no graph is needed."""
     if not scenario.algorithm.needs_graph:
-        return {}
+        return _NO_WEIGHTS
     row = scenario.mixing[rank]
     return {other: float(row[other]) for other in np.flatnonzero(row).tolist()}
 

@@ -12,14 +12,19 @@ the mean speed.
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
 
 Draw = Callable[[], float]
+Factors: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.float64]]"
+
+BLOCK = 32
+"""How many factors are drawn together."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -86,8 +91,10 @@ class LognormalJitter(Straggler):
 
     def step_factor(self, random: np.random.Generator) -> Draw:
         """Return draws of the lognormal factor."""
-        mean, sigma = -(self.sigma**2) / 2, self.sigma
-        return _blocks(lambda count: random.lognormal(mean, sigma, count))
+        return _Blocks(random, self._factors)
+
+    def _factors(self, random: np.random.Generator, count: int) -> Factors:
+        return random.lognormal(-(self.sigma**2) / 2, self.sigma, count)
 
 
 @dataclass(frozen=True)
@@ -104,8 +111,11 @@ class GammaJitter(Straggler):
 
     def step_factor(self, random: np.random.Generator) -> Draw:
         """Return draws of the gamma factor."""
+        return _Blocks(random, self._factors)
+
+    def _factors(self, random: np.random.Generator, count: int) -> Factors:
         shape = 1 / self.variation**2
-        return _blocks(lambda count: random.gamma(shape, 1 / shape, count))
+        return random.gamma(shape, 1 / shape, count)
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,10 @@ class ShiftedExponentialJitter(Straggler):
 
     def step_factor(self, random: np.random.Generator) -> Draw:
         """Return draws of the shifted exponential factor."""
-        return _blocks(lambda count: self.shift + self.mean * random.standard_exponential(count))
+        return _Blocks(random, self._factors)
+
+    def _factors(self, random: np.random.Generator, count: int) -> Factors:
+        return self.shift + self.mean * random.standard_exponential(count)
 
 
 @dataclass(frozen=True)
@@ -141,8 +154,11 @@ class ParetoJitter(Straggler):
 
     def step_factor(self, random: np.random.Generator) -> Draw:
         """Return draws of the Pareto factor."""
+        return _Blocks(random, self._factors)
+
+    def _factors(self, random: np.random.Generator, count: int) -> Factors:
         least = (self.alpha - 1) / self.alpha
-        return _blocks(lambda count: least * (1 + random.pareto(self.alpha, count)))
+        return least * (1 + random.pareto(self.alpha, count))
 
 
 @dataclass(frozen=True)
@@ -223,13 +239,60 @@ STRAGGLERS: dict[str, type] = {
 """Straggler models by the name that a scenario uses."""
 
 
-def _blocks(draw: Callable[[int], np.ndarray[tuple[int], np.dtype[np.float64]]], size: int = 32) -> Draw:
-    """Return single draws of a vectorised generator, which is much faster than asking one by one."""
-    block: list[float] = []
+class _Blocks:
+    """Single draws of a vectorised generator, which is much faster than asking one by one.
 
-    def next_factor() -> float:
-        if not block:
-            block.extend(draw(size)[::-1].tolist())
-        return block.pop()
+    Each of many thousand workers may have one, so between blocks no more is kept of the generator than the
+    numbers that are its state.
 
-    return next_factor
+    Parameters
+    ----------
+    random
+        What the draws come from; nobody else may use it.
+    draw
+        Draws a number of factors.
+    """
+
+    __slots__ = ("_draw", "_left", "_state")
+
+    def __init__(
+        self, random: np.random.Generator, draw: Callable[[np.random.Generator, int], Factors]
+    ) -> None:
+        self._draw = draw
+        self._left = array("d")
+        self._state = _State.of(random)
+
+    def __call__(self) -> float:
+        if not self._left:
+            random = self._state.generator()
+            self._left.frombytes(self._draw(random, BLOCK)[::-1].tobytes())
+            self._state = _State.of(random)
+        return self._left.pop()
+
+
+class _State(NamedTuple):
+    """The state of a generator of NumPy's default kind."""
+
+    state: int
+    increment: int
+    has_half: int
+    half: int
+
+    @classmethod
+    def of(cls, random: np.random.Generator) -> _State:
+        """Return the state of a generator."""
+        whole: dict[str, Any] = dict(random.bit_generator.state)
+        return cls(whole["state"]["state"], whole["state"]["inc"], whole["has_uint32"], whole["uinteger"])
+
+    def generator(self) -> np.random.Generator:
+        """Return a generator in this state."""
+        import numpy as np
+
+        bits = np.random.PCG64(0)
+        bits.state = {
+            "bit_generator": "PCG64",
+            "state": {"state": self.state, "inc": self.increment},
+            "has_uint32": self.has_half,
+            "uinteger": self.half,
+        }
+        return np.random.Generator(bits)

@@ -10,16 +10,17 @@ is still equal is decided by policy:
   the pair; a flow stays on its path, and different flows spread. The hash is a fixed one, so a run can be
   repeated.
 
-Given routes go before the policy. For each destination a breadth-first search backwards counts the best
-paths from each node; it stops as soon as the source is reached and goes on from there when a further source
-needs it.
+Given routes go before the policy. Trees that hang on the rest of the graph, such as the machines of a
+hierarchy, need no search: a route climbs to where the trees meet, or to their roots. In what is left, such as
+the spines of a fat tree, a breadth-first search backwards from each destination counts the best paths from
+each node; it stops as soon as the source is reached and goes on from there when a further source needs it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeAlias
 
 import networkx as nx
@@ -29,7 +30,7 @@ from topologies.attributes import Graph, Node, check_simple, edge_name, kind_of,
 POLICIES = ("shortest", "ecmp")
 
 REMEMBERED_NODES = 500_000
-"""About how many nodes the searches that a router keeps may hold in all; routes, once found, are kept."""
+"""About how many nodes the searches that a router keeps may hold in all."""
 
 Route: TypeAlias = tuple[tuple[Node, Node], ...]
 
@@ -80,8 +81,40 @@ class _Destination:
         return through == self.transit[node]
 
 
+class _HangingTrees:
+    """The trees that hang on a graph by their roots: what is left when leaves are taken off again and again.
+
+    Nodes are numbers in graph order. `parent` leads towards the root, and is -1 where nothing can be taken
+    off: at roots and in between. `depth` is the distance from the root. A tree hangs on one of its own nodes.
+    """
+
+    def __init__(self, neighbours: Sequence[Collection[int]]) -> None:
+        self.parent = [-1] * len(neighbours)
+        self.depth = [0] * len(neighbours)
+        left = [len(others) for others in neighbours]
+        taken = [node for node, degree in enumerate(left) if degree == 1]
+        for node in taken:
+            if left[node] == 0:
+                continue  # the last node of a tree is its root
+            self.parent[node] = next(other for other in neighbours[node] if self.parent[other] != node)
+            left[self.parent[node]] -= 1
+            if left[self.parent[node]] == 1:
+                taken.append(self.parent[node])
+        for node in reversed(taken):
+            if self.parent[node] >= 0:
+                self.depth[node] = self.depth[self.parent[node]] + 1
+
+    def climb(self, source: int, target: int) -> tuple[list[int], list[int]]:
+        """Return the ways up from both ends, to the node where they meet or else to their two roots."""
+        up, down = [source], [target]
+        while up[-1] != down[-1] and (self.depth[up[-1]] or self.depth[down[-1]]):
+            way = up if self.depth[up[-1]] >= self.depth[down[-1]] else down
+            way.append(self.parent[way[-1]])
+        return up, down
+
+
 class Router:
-    """Routes between nodes of one graph, remembered once found.
+    """Routes between nodes of one graph; those that took a search are remembered.
 
     Parameters
     ----------
@@ -115,7 +148,7 @@ class Router:
         self._nodes: list[Node] = list(graph)
         self._index = {node: i for i, node in enumerate(self._nodes)}
         self._is_gpu = [kind_of(graph, node) == "gpu" for node in graph]
-        self._successors = self._neighbours(graph.adj)
+        self._trees, self._successors = self._taken_apart(graph)
         self._predecessors = (
             self._neighbours(graph.pred) if isinstance(graph, nx.DiGraph) else self._successors
         )
@@ -125,8 +158,20 @@ class Router:
             self._found[source, destination] = self._given(source, destination, path)
 
     def _neighbours(self, adjacency: Mapping[Node, Mapping[Node, object]]) -> list[list[int]]:
-        """Return each node's neighbours as numbers in graph order, whatever order the edges came in."""
-        return [sorted(self._index[other] for other in adjacency[node]) for node in self._nodes]
+        """Return each node's other neighbours as numbers in graph order, whatever order the edges came in."""
+        return [
+            sorted(self._index[other] for other in adjacency[node] if other != node) for node in self._nodes
+        ]
+
+    def _taken_apart(self, graph: Graph) -> tuple[_HangingTrees, list[list[int]]]:
+        """Return the trees that hang on an undirected graph, and the neighbours in what is left of it."""
+        neighbours = self._neighbours(graph.adj)
+        trees = _HangingTrees([()] * len(neighbours) if graph.is_directed() else neighbours)
+        hanging = [parent >= 0 for parent in trees.parent]
+        return trees, [
+            [] if hanging[node] else [other for other in others if not hanging[other]]
+            for node, others in enumerate(neighbours)
+        ]
 
     def _number(self, node: Node) -> int:
         try:
@@ -170,29 +215,36 @@ class Router:
         ValueError
             If a node is not in the graph, or no path joins the two.
         """
-        pair = (source, destination)
-        if pair not in self._found:
-            self._found[pair] = self._search(self._number(source), self._number(destination))
-        return self._found[pair]
+        found = self._found.get((source, destination))
+        if found is not None:
+            return found
+        first, last = self._number(source), self._number(destination)
+        if self.graph.has_edge(source, destination):
+            return ((source, destination),) if first != last else ()
+        up, down = self._trees.climb(first, last)
+        between = [up.pop()]
+        if between[-1] != down[-1]:
+            between = self._search(between[-1], down[-1], (first, last))
+        path = [self._nodes[number] for number in (*up, *between, *reversed(down[:-1]))]
+        route = tuple(itertools.pairwise(path))
+        if len(between) > 1:
+            self._found[source, destination] = route
+        return route
 
-    def _search(self, source: int, target: int) -> Route:
-        if self.graph.has_edge(self._nodes[source], self._nodes[target]):
-            numbers = [source, target] if source != target else [source]
-        else:
-            if target not in self._destinations:
-                if len(self._destinations) * len(self._nodes) > REMEMBERED_NODES:
-                    self._destinations.clear()
-                self._destinations[target] = _Destination(target, self._predecessors, self._is_gpu)
-            destination = self._destinations[target]
-            if not destination.reaches(source):
-                raise ValueError(f"no path from {self._nodes[source]!r} to {self._nodes[target]!r}")
-            numbers = self._walk(source, destination)
-        path = [self._nodes[number] for number in numbers]
-        return tuple(itertools.pairwise(path))
+    def _search(self, source: int, target: int, pair: tuple[int, int]) -> list[int]:
+        """Return the way through the part of the graph that is no hanging tree, for a transfer of a pair."""
+        if target not in self._destinations:
+            if len(self._destinations) * len(self._nodes) > REMEMBERED_NODES:
+                self._destinations.clear()
+            self._destinations[target] = _Destination(target, self._predecessors, self._is_gpu)
+        destination = self._destinations[target]
+        if not destination.reaches(source):
+            first, last = (self._nodes[number] for number in pair)
+            raise ValueError(f"no path from {first!r} to {last!r}")
+        return self._walk(source, destination, self._pick(*pair, destination.paths[source]))
 
-    def _walk(self, source: int, destination: _Destination) -> list[int]:
-        """Return the best path of the number that the policy picks, counted in graph order."""
-        number = self._pick(source, destination.target, destination.paths[source])
+    def _walk(self, source: int, destination: _Destination, number: int) -> list[int]:
+        """Return the best path of that number, counted in graph order."""
         path = [source]
         while path[-1] != destination.target:
             for following in self._successors[path[-1]]:

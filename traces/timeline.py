@@ -9,12 +9,16 @@ On disk a timeline is a Parquet table with the columns below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 COMPUTE, TRANSFER, WAIT = "compute", "transfer", "wait"
 """The kinds of spans."""
+
+PACKED_TOGETHER = 4096
+"""So many spans wait until they are moved into the columns, which is faster than one by one."""
 
 
 class Span(NamedTuple):
@@ -49,24 +53,80 @@ class Span(NamedTuple):
 
 
 class Timeline:
-    """Spans in the order in which they were recorded."""
+    """Spans in the order in which they were recorded, kept column by column in some 40 bytes each.
 
-    def __init__(self, spans: list[Span] | None = None) -> None:
-        self.spans: list[Span] = [] if spans is None else spans
+    Parameters
+    ----------
+    spans
+        Those to begin with.
+    """
+
+    def __init__(self, spans: Iterable[Span] = ()) -> None:
+        self._recent: list[Span] = []
+        self._worker = array("i")
+        self._phase = array("H")
+        self._start = array("d")
+        self._end = array("d")
+        self._peer = array("i")
+        self._nbytes = array("d")
+        self._iteration = array("i")
+        self._phases: dict[tuple[str, str], int] = {}
+        for span in spans:
+            self.append(span)
 
     def __len__(self) -> int:
-        return len(self.spans)
+        return len(self._worker) + len(self._recent)
 
     def __iter__(self) -> Iterator[Span]:
-        return iter(self.spans)
+        self._pack()
+        return map(Span._make, zip(*self.columns().values(), strict=True))
 
-    def columns(self) -> dict[str, list[Any]]:
+    @property
+    def spans(self) -> list[Span]:
+        """The spans as a new list."""
+        return list(self)
+
+    def append(self, span: Span) -> None:
+        """Add a span."""
+        self._recent.append(span)
+        if len(self._recent) == PACKED_TOGETHER:
+            self._pack()
+
+    def _pack(self) -> None:
+        """Move the spans that came last into the columns."""
+        if not self._recent:
+            return
+        worker, kind, operation, start, end, peer, nbytes, iteration = zip(*self._recent, strict=True)
+        self._recent.clear()
+        phases = self._phases
+        self._worker.extend(worker)
+        self._phase.extend(
+            phases.setdefault(phase, len(phases)) for phase in zip(kind, operation, strict=True)
+        )
+        self._start.extend(start)
+        self._end.extend(end)
+        self._peer.extend(peer)
+        self._nbytes.extend(nbytes)
+        self._iteration.extend(iteration)
+
+    def columns(self) -> dict[str, Sequence[Any]]:
         """Return the table column by column."""
-        columns = zip(*self.spans, strict=True) if self.spans else ((),) * len(Span._fields)
-        return {name: list(column) for name, column in zip(Span._fields, columns, strict=True)}
+        self._pack()
+        phases = list(self._phases)
+        return {
+            "worker": self._worker,
+            "kind": [phases[phase][0] for phase in self._phase],
+            "operation": [phases[phase][1] for phase in self._phase],
+            "start": self._start,
+            "end": self._end,
+            "peer": self._peer,
+            "nbytes": self._nbytes,
+            "iteration": self._iteration,
+        }
 
     def write(self, path: Path) -> None:
         """Write a Parquet file."""
+        import numpy as np
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -81,7 +141,11 @@ class Timeline:
             pa.int32(),
         ]
         schema = pa.schema(list(zip(Span._fields, types, strict=True)))
-        pq.write_table(pa.table(self.columns(), schema=schema), path)
+        columns = {
+            name: np.asarray(column) if isinstance(column, array) else column
+            for name, column in self.columns().items()
+        }
+        pq.write_table(pa.table(columns, schema=schema), path)
 
     @classmethod
     def read(cls, path: Path) -> Timeline:
@@ -99,4 +163,4 @@ class Timeline:
             columns = pq.read_table(path, columns=list(Span._fields)).to_pydict()
         except (OSError, KeyError, pa.ArrowInvalid) as error:
             raise ValueError(f"{path.name} is not a timeline: {error}") from None
-        return cls([Span(*row) for row in zip(*columns.values(), strict=True)])
+        return cls(map(Span._make, zip(*columns.values(), strict=True)))

@@ -34,7 +34,7 @@ class Meeting:
         self.what = what
         self.signature = signature
         self.caller = caller
-        self.members: dict[int, tuple[VirtualWorker, Operation]] = {}
+        self.members: dict[int, Operation] = {}
         self.given: dict[int, tuple[Tensor, ...]] = {}
         self.results: Sequence[Any] = ()
         self.last_call = 0.0
@@ -65,6 +65,7 @@ class Group:
         shares: Sequence[float] | None,
     ) -> None:
         self.name = name
+        self.title = f"group '{name}'"
         self._communicator = functools.cache(communicator)
         self._ranks = tuple(ranks)
         self._position = {rank: position for position, rank in enumerate(self._ranks)}
@@ -98,7 +99,7 @@ class Group:
             self._latest = meeting.pending
         elif meeting.signature != signature:
             raise faults.mismatch(self.name, index, meeting.caller, meeting.signature, worker.rank, signature)
-        meeting.members[position] = (worker, operation)
+        meeting.members[position] = operation
         meeting.given[position] = given
         operation.missing = lambda: [r for p, r in enumerate(self._ranks) if p not in meeting.given]
         if len(meeting.members) == len(self._ranks):
@@ -130,7 +131,8 @@ class Group:
 
     def _deliver(self, meeting: Meeting, position: int) -> None:
         """End a member's part: its result, and what its time went into."""
-        worker, operation = meeting.members.pop(position)
+        operation = meeting.members.pop(position)
+        worker = operation.worker
         pending = meeting.pending
         assert pending is not None
         sent = self._communicator(_kind(meeting.what)).sent[position] * pending.nbytes

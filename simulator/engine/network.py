@@ -27,7 +27,7 @@ from simulator.transports import Fixed, Transport
 Done = Callable[[], object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Path:
     """The way of a message: link numbers, and the latency of all of them in seconds."""
 
@@ -35,7 +35,7 @@ class Path:
     latency: float
 
 
-@dataclass
+@dataclass(slots=True)
 class Message:
     """A message under way.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import inspect
 import math
@@ -34,7 +35,8 @@ from simulator.run import Progress, Run
 from simulator.scenario import Scenario
 from simulator.stragglers import Straggler
 from simulator.tuning import best_of, single_steps
-from traces import Span, Timeline
+from simulator.workload.cutting import cut
+from traces import Timeline
 
 if TYPE_CHECKING:
     import torch
@@ -124,11 +126,13 @@ class Simulation:
         self.clock = Clock(fairness=scenario.sections.cluster.fairness, core=core)
         self.network = Network(self.clock, scenario, monitor)
         self.limit = scenario.sections.budget.iterations
-        self.spans: list[Span] = []
+        self.spans = Timeline()
         self.observations: list[Observation] = []
         self.final: list[torch.Tensor | None] = [None] * scenario.workers
         self._objective = scenario.objective
         self.elements = self._objective.parameters if self._objective else scenario.cost.parameters
+        self.bounds = cut(scenario.cost.buckets(), scenario.cost.parameters, self.elements)
+        self.step_time = functools.cache(scenario.cost.gradient_seconds)
         self.pool = self._evaluation()
         stop_early = scenario.sections.budget.stop == "target"
         self.observer = Observer(
@@ -340,7 +344,7 @@ class Simulation:
             evaluations=tuple(worker.evaluations for worker in self.workers),
             observations=self.observations,
             bytes_sent=tuple(worker.bytes_sent for worker in self.workers),
-            timeline=Timeline(self.spans),
+            timeline=self.spans,
             samples=self.observer.samples,
             pace=self.observer.pace,
             links=self.network.link_use(),

@@ -19,12 +19,11 @@ from algorithms.phantom import Phantom
 from algorithms.worker import MESSAGE, WORLD, Reduction, Tensor
 from simulator import faults
 from simulator.engine.evaluation import DeferredPart
-from simulator.engine.groups import Exchange, receive, send
+from simulator.engine.groups import Exchange, What, receive, send
 from simulator.engine.memory import Reading, VirtualShared, Writing
 from simulator.observation import Observation
 from simulator.plan import random_numbers, weights
 from simulator.update import UpdateRule
-from simulator.workload.cutting import cut
 from traces import COMPUTE, Span
 
 if TYPE_CHECKING:
@@ -152,17 +151,17 @@ class VirtualWorker:
         self._cost = scenario.cost
         self._device = scenario.cluster.devices[rank]
         self._device_link = (simulation.network.device(rank),)
-        self._step_time = self._cost.gradient_seconds(self._device, scenario.batches[rank])
+        self._step_time = simulation.step_time(self._device, scenario.batches[rank])
         self._slowdown = scenario.persistent_factor(rank)
         self._jitter = simulation.jitter(rank)
-        self._bounds = cut(self._cost.buckets(), self._cost.parameters, simulation.elements)
+        self._bounds = simulation.bounds
         objective = scenario.objective
         self._model_type = None if objective is None else objective.dtype
         self._element_bytes = self._cost.parameters * self._cost.parameter_bytes / simulation.elements
         self._byte_factor = 1.0 if objective is None else self._element_bytes / objective.dtype.itemsize
         self._random: dict[tuple[str, bool], np.random.Generator] = {}
         self._locks: dict[str, Lock] = {}
-        self._stream: deque[tuple[float, Operation, Any]] = deque()
+        self._stream: list[tuple[float, Operation, Any]] = []
         self._started = 0.0
 
     # What it is.
@@ -317,11 +316,11 @@ class VirtualWorker:
                 self._started = self.clock.now
                 self.clock.flow(self._device_link, seconds, self._end_computation)
                 return
-            self._stream.popleft()
+            self._stream.pop(0)
             self._finish(operation, value)
 
     def _end_computation(self) -> None:
-        _, operation, value = self._stream.popleft()
+        _, operation, value = self._stream.pop(0)
         self._spans.append(
             Span(
                 self.rank,
@@ -356,20 +355,20 @@ class VirtualWorker:
 
     def all_reduce(self, x: Tensor, op: Reduction = "mean", group: str = WORLD) -> Operation:
         """Start an all-reduce over a declared group."""
-        operation = Operation(self, "all_reduce", f"group '{group}'")
-        self._simulation.group(group, self.rank).join(self, operation, op, (x,))
-        return operation
+        return self._collective("all_reduce", group, op, (x,))
 
     def all_gather(self, x: Tensor, group: str = WORLD) -> Operation:
         """Start gathering every member's tensor."""
-        operation = Operation(self, "all_gather", f"group '{group}'")
-        self._simulation.group(group, self.rank).join(self, operation, "all_gather", (x,))
-        return operation
+        return self._collective("all_gather", group, "all_gather", (x,))
 
     def all_to_all(self, parts: Sequence[Tensor], group: str = WORLD) -> Operation:
         """Start sending a part to every member."""
-        operation = Operation(self, "all_to_all", f"group '{group}'")
-        self._simulation.group(group, self.rank).join(self, operation, "all_to_all", parts)
+        return self._collective("all_to_all", group, "all_to_all", parts)
+
+    def _collective(self, name: str, group: str, what: What, given: Sequence[Tensor]) -> Operation:
+        found = self._simulation.group(group, self.rank)
+        operation = Operation(self, name, found.title)
+        found.join(self, operation, what, given)
         return operation
 
     def send(self, x: Tensor, to: int, channel: str = MESSAGE) -> Operation:

@@ -216,6 +216,10 @@ class Objective(ABC):
     def gradient_norm(self, x: Tensor) -> float:
         """‖∇f(x)‖, over all data; deterministic."""
 
+    def loss_and_gradient_norm(self, x: Tensor) -> tuple[float, float]:
+        """f(x) and ‖∇f(x)‖, in one pass over the data where that gives the same numbers."""
+        return self.loss(x), self.gradient_norm(x)
+
     @abstractmethod
     def oracle(self, rank: int, shares: Sequence[float], batch: int, seed: int) -> Oracle:
         """The oracle of one worker.
@@ -812,10 +816,13 @@ class ModuleObjective(SampledObjective):
         samples = _take(*self.samples, indices)
         with self._lock, self._randomness(draw):
             self._prepare(x, training=True)
-            return self._gradient(samples)
+            return self._value_and_gradient(samples)[1]
 
     def batch_gradients(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Gradients of several workers by `torch.func.vmap`, for each size of mini-batch.
+        """Gradients of several workers, for each size of mini-batch.
+
+        A stack of linear layers under cross-entropy takes stacked matrix products; any other network
+        `torch.func.vmap`, which takes longer to set out.
 
         Raises
         ------
@@ -840,6 +847,8 @@ class ModuleObjective(SampledObjective):
         chosen = tuple(values[indices] for values in inputs)
         with self._lock:
             self._prepare(requests[0].x, training=True)
+            if self._stack is not None and chosen[0].is_floating_point():
+                return self._stack.gradients(torch.stack([r.x for r in requests]), chosen[0], labels[indices])
             try:
                 return self._vectorised(torch.stack([r.x for r in requests]), chosen, labels[indices])
             except RuntimeError as error:
@@ -877,6 +886,14 @@ class ModuleObjective(SampledObjective):
                 except RuntimeError as error:
                     raise ValueError(f"{self.name}: {_why_not_alone(error)}") from error
         return gradients
+
+    @functools.cached_property
+    def _stack(self) -> _LinearStack | None:
+        """The network as a stack of linear layers, if it is one that is trained on labels."""
+        inputs, labels = self.samples
+        if self._loss is not F.cross_entropy or labels.dim() != 1 or labels.is_floating_point():
+            return None
+        return _LinearStack.of(self._module) if len(inputs) == 1 else None
 
     @functools.cached_property
     def _vectorised(self) -> Callable[[Tensor, tuple[Tensor, ...], Tensor], Tensor]:
@@ -920,13 +937,24 @@ class ModuleObjective(SampledObjective):
 
     def mean_gradient(self, x: Tensor, indices: datasets.Indices | None) -> Tensor:
         """Mean gradient over the given samples in evaluation mode, accumulated in float64."""
+        return self._mean_loss_and_gradient(x, indices)[1]
+
+    def loss_and_gradient_norm(self, x: Tensor) -> tuple[float, float]:
+        """Both from one forward and backward pass, which gives the same numbers as `loss` alone."""
+        loss, gradient = self._mean_loss_and_gradient(x, None)
+        return loss, float(torch.linalg.vector_norm(gradient))
+
+    def _mean_loss_and_gradient(self, x: Tensor, indices: datasets.Indices | None) -> tuple[float, Tensor]:
+        """Mean loss over the given samples and its gradient, in evaluation mode, added up in float64."""
         self._check_model(x)
-        total = torch.zeros(self.parameters, dtype=torch.float64)
+        loss, total = 0.0, torch.zeros(self.parameters, dtype=torch.float64)
         with self._lock, self._randomness(None):
             for samples, weight in self._chunks(indices):
                 self._prepare(x, training=False)
-                total.add_(self._gradient(samples), alpha=weight)
-        return total
+                value, gradient = self._value_and_gradient(samples)
+                loss += weight * float(value)
+                total.add_(gradient, alpha=weight)
+        return loss, total
 
     def _bucket_plan(self, bounds: Bounds) -> _BucketPlan:
         """The plan for these bounds, made once; the first one hooks the parameters."""
@@ -970,20 +998,21 @@ class ModuleObjective(SampledObjective):
             raise ValueError(f"{self.name}: the loss must be a tensor of one element, got {shape}")
         return value.reshape(())
 
-    def _gradient(self, samples: Samples) -> Tensor:
-        """Gradient of the mean loss of the samples, as a fresh flat tensor."""
+    def _value_and_gradient(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """The mean loss of the samples, and its gradient as a fresh flat tensor."""
         try:
-            self._back_propagate(samples)
-            return torch.cat([_flat_gradient(parameter) for parameter in self._trainable])
+            value = self._back_propagate(samples)
+            return value.detach(), torch.cat([_flat_gradient(parameter) for parameter in self._trainable])
         finally:
             self._forget_gradients()
 
-    def _back_propagate(self, samples: Samples) -> None:
-        """Leave the gradient of the mean loss of the samples on the parameters."""
+    def _back_propagate(self, samples: Samples) -> Tensor:
+        """Leave the gradient of the mean loss of the samples on the parameters; return that loss."""
         with torch.enable_grad():
             value = self._value(samples)
         if value.requires_grad:
             value.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+        return value
 
     def _forget_gradients(self) -> None:
         """Take the gradients off the parameters."""
@@ -999,6 +1028,69 @@ class ModuleObjective(SampledObjective):
         seed, rank, number = draw or (0, 0, 0)
         with _torch_seeded(seed_of(seed, rank, Purpose.MODULE, number)):
             yield
+
+
+class _LinearStack:
+    """A network of linear layers with element-wise functions in between, for several models at once.
+
+    Parameters
+    ----------
+    layers : list of torch.nn.Module
+        `nn.Linear` with weights and biases of its own, and layers without parameters.
+    """
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self._layers = layers
+        self._sizes = [parameter.numel() for layer in layers for parameter in layer.parameters()]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _LinearStack | None:
+        """The stack that a network is; None where it is none, or does more than its layers say."""
+        if type(module) is not nn.Sequential:
+            return None
+        layers = [layer for layer in module if type(layer) is not nn.Flatten]
+        linear = [layer for layer in layers if type(layer) is nn.Linear]
+        known = all(type(layer) in (nn.Linear, *_ELEMENTWISE) for layer in layers)
+        hooked = any(
+            part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
+            for part in module.modules()
+        )
+        trained = all(parameter.requires_grad for parameter in module.parameters())
+        if not known or hooked or not trained or len(set(map(id, linear))) < len(linear):
+            return None
+        if type(module[0]) is not nn.Flatten or (module[0].start_dim, module[0].end_dim) != (1, -1):
+            return None
+        return cls(layers) if all(layer.bias is not None for layer in linear) else None
+
+    def gradients(self, x: Tensor, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Gradients of the mean cross-entropy.
+
+        Parameters
+        ----------
+        x : torch.Tensor
+            Models, [w, d].
+        inputs, labels : torch.Tensor
+            Of each model's mini-batch, [w, batch, ...] and [w, batch].
+
+        Returns
+        -------
+        torch.Tensor
+            [w, d]
+        """
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            parts = iter(torch.split(x, self._sizes, dim=1))
+            values = inputs.flatten(2)
+            for layer in self._layers:
+                if isinstance(layer, nn.Linear):
+                    weight = next(parts).view(-1, layer.out_features, layer.in_features)
+                    values = torch.baddbmm(next(parts).unsqueeze(1), values, weight.transpose(1, 2))
+                else:
+                    values = layer(values)
+            # The sum over all models of the mean over each mini-batch.
+            total = F.cross_entropy(values.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
+            (gradients,) = torch.autograd.grad(total, x)
+        return gradients
 
 
 class _BucketPlan:
@@ -1124,6 +1216,20 @@ def _why_not_alone(error: RuntimeError) -> str:
             "the model draws random numbers even in evaluation mode, so its summands are no fixed functions"
         )
     return f"torch.func cannot take the gradient of one sample: {text.splitlines()[0]}"
+
+
+_ELEMENTWISE = (
+    nn.ReLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.GELU,
+    nn.SiLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.Softplus,
+    nn.Identity,
+)
+"""Layers without parameters that treat every value alike."""
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -254,11 +254,8 @@ def test_the_averaged_model_is_weighted_and_sampled_at_every_nth_report() -> Non
         def initial_model(self) -> torch.Tensor:
             return torch.tensor([100.0])
 
-        def loss(self, x: torch.Tensor) -> float:
-            return float(x.sum())
-
-        def gradient_norm(self, x: torch.Tensor) -> float:
-            return 0.0
+        def loss_and_gradient_norm(self, x: torch.Tensor) -> tuple[float, float]:
+            return float(x.sum()), 0.0
 
     observer = Observer(Sum(), (0.25, 0.75), 2, Target(loss=0.0))  # type: ignore[arg-type]
     observer.report(0, 1.0, 1, torch.tensor([4.0]))

@@ -212,4 +212,43 @@ def test_all_pairs_of_256_gpus_are_fast(graph: Any, policy: str) -> None:
     for pair in pairs:
         router.route(*pair)
     assert time.process_time() - start < 5  # 0.4 s on a quiet machine
-    assert router.route(*pairs[0]) is router.route(*pairs[0])
+
+
+def test_routes_that_took_a_search_are_remembered() -> None:
+    router = Router(torus(dimensions=(16, 16)))
+    assert router.route(0, 100) is router.route(0, 100)
+
+
+@given(graph=graphs(), joints=st.data(), policy=st.sampled_from(["shortest", "ecmp"]))
+@settings(max_examples=100, deadline=None)
+def test_trees_that_hang_on_a_graph_do_not_change_its_ways(
+    graph: Any, joints: st.DataObject, policy: str
+) -> None:
+    # Leaves on leaves: nothing between the other nodes goes through them.
+    if graph.is_directed():
+        graph = graph.to_undirected()
+    routes = {
+        pair: Router(graph, policy).route(*pair)
+        for pair in itertools.permutations(graph, 2)
+        if nx.has_path(graph, *pair)
+    }
+    hanging = ("u", "v", "w", "x", "y")
+    for name in hanging:
+        above = joints.draw(st.sampled_from(sorted(graph, key=str)))
+        graph.add_node(name, kind=joints.draw(st.sampled_from(["gpu", "switch"])))
+        graph.add_edge(name, above)
+    router = Router(graph, policy)
+    assert all(router.route(*pair) == route for pair, route in routes.items())
+    for name in hanging:
+        for target in set(graph) - {name}:
+            paths = best_paths(graph, name, target) if nx.has_path(graph, name, target) else []
+            if paths:
+                assert list(router.route(name, target)) in [list(itertools.pairwise(path)) for path in paths]
+
+
+def test_routes_of_a_large_hierarchy_take_no_search() -> None:
+    router = Router(two_level(hosts=2048, gpus_per_host=8))
+    start = time.process_time()
+    for host in range(2048):
+        assert len(router.route(f"host{host}/gpu7", f"host{(host + 1) % 2048}/gpu0")) == 4
+    assert time.process_time() - start < 1  # 0.02 s on a quiet machine; 14 s with searches

@@ -103,6 +103,72 @@ def test_gradient_is_the_derivative_of_the_loss(name: str) -> None:
     assert objective.gradient_norm(x) == pytest.approx(float(gradient.norm()), rel=1e-12)
 
 
+@pytest.mark.parametrize("name", [*KINDS, "mlp in float32", "task with dropout"])
+def test_loss_and_gradient_norm_together_are_those_of_each_alone(name: str) -> None:
+    others: dict[str, Callable[[], ObjectiveKind]] = {
+        "mlp in float32": Mlp,
+        "task with dropout": lambda: Task(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, 10)),
+            (datasets.digits().features, datasets.digits().labels),
+            F.cross_entropy,
+        ),
+    }
+    objective = {**KINDS, **others}[name]().build(3)
+    x = near_start(objective)
+    assert objective.loss_and_gradient_norm(x) == (objective.loss(x), objective.gradient_norm(x))
+
+
+def _stack(*layers: nn.Module) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        for layer in layers:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+    return nn.Sequential(*layers)
+
+
+def _hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda _, inputs, output: 2 * output)
+    return module
+
+
+def _frozen(layer: nn.Linear) -> nn.Linear:
+    layer.bias.requires_grad_(False)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("module", "stacked"),
+    [
+        (_stack(nn.Flatten(), nn.Linear(64, 10)), True),
+        (_stack(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 10)), True),
+        (
+            _stack(
+                nn.Flatten(), nn.Linear(64, 16), nn.GELU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10)
+            ),
+            True,
+        ),
+        (_stack(nn.Flatten(), nn.Linear(64, 16, bias=False), nn.Linear(16, 10)), False),
+        (_stack(nn.Flatten(), _frozen(nn.Linear(64, 16)), nn.Linear(16, 10)), False),
+        (_stack(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(1)), False),
+        (_hooked(_stack(nn.Flatten(), nn.Linear(64, 10))), False),
+        (_stack(nn.Flatten(), _hooked(nn.Linear(64, 10))), False),
+    ],
+)
+def test_gradients_of_linear_layers_are_stacked_products(module: nn.Module, stacked: bool) -> None:
+    digits = datasets.digits()
+    task = Task(module, (digits.features, digits.labels), F.cross_entropy, dtype="float64")
+    objective = task.build(1)
+    assert (objective._stack is not None) is stacked
+    oracles = [objective.oracle(rank, (0.5, 0.25, 0.25), 4, 1) for rank in range(3)]
+    again = [objective.oracle(rank, (0.5, 0.25, 0.25), 4, 1) for rank in range(3)]
+    models = [near_start(objective, rank) for rank in range(3)]
+    together = objective.batch_gradients([o.request(x) for o, x in zip(oracles, models, strict=True)])
+    for oracle, x, gradient in zip(again, models, together, strict=True):
+        torch.testing.assert_close(gradient, oracle.gradient(x), rtol=1e-12, atol=1e-14)
+        assert not gradient.requires_grad
+
+
 @pytest.mark.parametrize(
     ("name", "workers"),
     [
