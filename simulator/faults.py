@@ -140,6 +140,21 @@ def no_graph(rank: int, operation: str, algorithm: str) -> AlgorithmError:
     )
 
 
+def no_shared_memory(rank: int, algorithm: str) -> AlgorithmError:
+    """Return the error of a shared vector in an algorithm that does not require shared memory."""
+    return AlgorithmError(
+        f"worker {rank} called shared, but {algorithm} does not require shared memory; "
+        "add 'shared-memory' to its requires"
+    )
+
+
+def unequal_shared(rank: int, name: str, own: str, there: str) -> AlgorithmError:
+    """Return the error of a shared vector whose length or type differs between two workers."""
+    return AlgorithmError(
+        f"worker {rank} shares '{name}' as {own} elements, but another worker shares it as {there}"
+    )
+
+
 @dataclass(frozen=True)
 class Waiting:
     """One worker that waits for ever.
@@ -178,16 +193,26 @@ def deadlock(waiting: Sequence[Waiting]) -> AlgorithmError:
 
 
 Signature = tuple[str, int, str]
-"""What must agree in a collective: the reduction, the number of elements, the element type."""
+"""What must agree in a collective: what it does, the number of elements, the element type."""
 
 
 def mismatch(
     group: str, index: int, first: int, called: Signature, other: int, differs: Signature
 ) -> AlgorithmError:
     """Return the error of a collective that two workers called differently."""
+    kinds = {"all_reduce" if what in ("sum", "mean", "max") else what for what in (called[0], differs[0])}
+    kind = kinds.pop() if len(kinds) == 1 else "collective"
     return AlgorithmError(
-        f"all_reduce number {index} of the group '{group}' differs: worker {first} called "
+        f"{kind} number {index} of the group '{group}' differs: worker {first} called "
         f"{_call(called)}, worker {other} called {_call(differs)}"
+    )
+
+
+def unequal_parts(rank: int, group: str, lengths: Sequence[int], members: int) -> AlgorithmError:
+    """Return the error of an all-to-all whose parts are not one for each member, all equally long."""
+    return AlgorithmError(
+        f"worker {rank} called all_to_all of the group '{group}' with parts of "
+        f"{', '.join(map(str, lengths))} elements; it takes {members} parts of one length"
     )
 
 

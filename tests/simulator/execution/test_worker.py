@@ -30,6 +30,7 @@ class Echo:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
+        self.sent: list[torch.Tensor] = []
 
     def all_reduce(self, x: torch.Tensor, op: Reduction, group: str) -> None:
         time.sleep(self.seconds)
@@ -40,6 +41,22 @@ class Echo:
         time.sleep(self.seconds)
         # The neighbours send back what they get, so that a test sees what was sent.
         return {source: x.clone() for source in sources}
+
+    def all_gather(self, x: torch.Tensor, group: str, members: int) -> tuple[torch.Tensor, ...]:
+        time.sleep(self.seconds)
+        return tuple(x.clone() for _ in range(members))
+
+    def all_to_all(self, parts: torch.Tensor, group: str) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return parts.clone()
+
+    def send(self, x: torch.Tensor, to: int, channel: int) -> None:
+        time.sleep(self.seconds)
+        self.sent.append(x)
+
+    def recv(self, source: int, channel: int) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return torch.ones(3)
 
 
 def run(scenario: Scenario, body: Body, communicator: Communicator | None = None) -> Record:
@@ -320,10 +337,10 @@ class TestBaton:
 
     def test_a_long_wait_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("simulator.execution.streams.LONG", 0.01)
-        told: list[tuple[Call | None, str]] = []
+        told: list[tuple[Call, str | None]] = []
 
-        def waiting(call: Call | None, line: str) -> None:
-            told.append((call, line))
+        def waiting(handle: WallHandle[Any], line: str | None) -> None:
+            told.append((handle.call, line))
 
         call = Call("all_reduce", 1, "world", 0, (1,))
         handle: WallHandle[TimeoutError] = WallHandle(call, Baton(), waiting)
@@ -338,7 +355,7 @@ class TestBaton:
         source = Path(__file__).read_text().splitlines()
         line = next(k for k, text in enumerate(source, 1) if text.endswith("# the line that waits"))
         where = f"{Path(__file__).name}:{line}"
-        assert told == [(call, where), (None, where)]
+        assert told == [(call, where), (call, None)]
 
 
 def test_a_stream_works_in_the_order_of_the_calls() -> None:
