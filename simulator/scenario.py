@@ -489,7 +489,7 @@ class Scenario:
     def _check_gossip(self) -> None:
         parts = (self.sections.algorithm, *self.sections.compare)
         for entry in parts:
-            for need in sorted(entry.build().requires - {"graph"}):
+            for need in sorted(entry.build().requires - {"graph", "shared-memory"}):
                 raise BadInput(
                     "algorithm", f"{entry.name} requires '{need}', which no run offers; known is 'graph'"
                 )

@@ -31,7 +31,7 @@ PATIENCE = datetime.timedelta(hours=1)
 _OPERATORS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
-_TYPES = (
+ELEMENT_TYPES = (
     torch.float32,
     torch.float64,
     torch.float16,
@@ -45,7 +45,7 @@ _TYPES = (
     torch.complex64,
     torch.complex128,
 )
-"""The types of elements that a channel carries; the header holds the place in this list."""
+"""The types of elements that a header can name, by the place in this list."""
 
 
 class CommunicationFailed(RuntimeError):
@@ -167,7 +167,7 @@ class GlooCommunicator:
     def send(self, x: torch.Tensor, to: int, channel: int) -> None:
         """Send ``x`` over the channel of a number."""
         group = self._direction(self._rank, to)
-        header = torch.tensor([x.numel(), _TYPES.index(x.dtype)])
+        header = torch.tensor([x.numel(), ELEMENT_TYPES.index(x.dtype)])
         with _failing("send"):
             dist.send(header, to, group, tag=channel + 1)
             if x.numel():
@@ -180,7 +180,7 @@ class GlooCommunicator:
         with _failing("recv"):
             dist.recv(header, source, group, tag=channel + 1)
             elements, code = header.tolist()
-            x = torch.empty(elements, dtype=_TYPES[code])
+            x = torch.empty(elements, dtype=ELEMENT_TYPES[code])
             if elements:
                 dist.recv(_bytes(x), source, group, tag=channel + 1)
         return x

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 
 from algorithms.worker import Handle, Tensor
 from simulator import faults
+from simulator.execution.communicator import ELEMENT_TYPES
 
 T = TypeVar("T")
 
@@ -30,6 +32,8 @@ Starter = Callable[[str, Callable[[], Any]], Handle[Any]]
 
 _LINE = 64
 """Bytes of a cache line: the elements begin at a multiple of it."""
+_START = struct.Struct("3q")
+"""How the header begins."""
 
 
 class Memory:
@@ -66,7 +70,7 @@ class Memory:
             nbytes = header + x.nbytes
             if self._folder is None:
                 whole = torch.zeros(nbytes, dtype=torch.uint8)
-                self._open(whole, header, name, x)
+                self._open(whole, header, x)
             else:
                 whole = self._mapped(self._folder, nbytes, header, name, x)
             counters = _integers(whole, header)[3 : 3 + self._world_size]
@@ -78,31 +82,37 @@ class Memory:
         """Return the file of a name as bytes; it has its first values already."""
         path = folder / f"shared-{hashlib.sha256(name.encode()).hexdigest()}"
         with _locked(folder):
-            # An existing file keeps what it holds, and grows with zeros if it is shorter.
+            if path.exists():
+                self._check(path, name, x)
             whole = torch.from_file(str(path), shared=True, size=nbytes, dtype=torch.uint8)
-            if self._open(whole, header, name, x) == self._world_size:
+            if self._open(whole, header, x) == self._world_size:
                 path.unlink()
         return whole
 
-    def _open(self, whole: torch.Tensor, header: int, name: str, x: torch.Tensor) -> int:
-        """Fill a new vector, or check one that is there, and return how many ranks have it now."""
-        facts = _integers(whole, header)
-        own = [x.numel(), _TYPES.index(x.dtype)]
-        if facts[0] == 0:
-            whole[header:].view(x.dtype).copy_(x)
-            facts[1], facts[2] = own
-        elif facts[1:3].tolist() != own:
-            there = facts[1:3].tolist()
+    def _check(self, path: Path, name: str, x: torch.Tensor) -> None:
+        """Refuse to map what another rank has made in another length or type."""
+        with path.open("rb") as file:
+            _, *there = _START.unpack(file.read(_START.size))
+        own = _facts(x)
+        if there != own:
             raise faults.unequal_shared(self._rank, name, _said(*own), _said(*there))
-        facts[0] += 1
-        return int(facts[0])
+
+    def _open(self, whole: torch.Tensor, header: int, x: torch.Tensor) -> int:
+        """Fill a vector if it is new, and return how many ranks have it now."""
+        start = _integers(whole, header)
+        if start[0] == 0:
+            whole[header:].view(x.dtype).copy_(x)
+            start[1], start[2] = _facts(x)
+        start[0] += 1
+        return int(start[0])
 
 
-_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
+def _facts(x: torch.Tensor) -> list[int]:
+    return [x.numel(), ELEMENT_TYPES.index(x.dtype)]
 
 
-def _said(elements: int, code: int) -> str:
-    return f"{elements} {str(_TYPES[code]).removeprefix('torch.')}"
+def _said(elements: int, place: int) -> str:
+    return f"{elements} {str(ELEMENT_TYPES[place]).removeprefix('torch.')}"
 
 
 def _integers(whole: torch.Tensor, header: int) -> torch.Tensor:

@@ -36,6 +36,7 @@ from simulator.workload.cutting import cut
 from traces import COMPUTE, Span
 
 if TYPE_CHECKING:
+    import networkx as nx
     import numpy as np
 
     from algorithms.problem import Problem
@@ -143,6 +144,11 @@ class WallWorker:
     def weights(self) -> Mapping[int, float]:
         """This worker's row of the mixing matrix."""
         return plan.weights(self._scenario, self._rank)
+
+    @property
+    def graph(self) -> nx.Graph[int] | None:
+        """The communication graph on ranks; None unless the algorithm requires one."""
+        return self._scenario.communication_graph if plan.needs_graph(self._scenario) else None
 
     @property
     def batch(self) -> int:

@@ -6,7 +6,9 @@ The algorithms check what they see; what they raise fails the run, and the test 
 from __future__ import annotations
 
 import tempfile
+import textwrap
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from simulator.execution import execute
+from simulator.faults import AlgorithmError, WorkerFailed
 from simulator.plan import random_numbers
 from simulator.run import Run
 from simulator.scenario import Scenario
@@ -22,7 +25,9 @@ from traces import TRANSFER, WAIT
 START = "import torch\nx = worker.initial_model()\nn, rank = worker.world_size, worker.rank\n"
 END = "\nworker.report(await worker.gradient(x))\n"
 SHARED = 'frozenset({"shared-memory"})'
-EVERY_PAIR = 'Plan({}, tuple((i, j, name) for i in range(world_size) for j in range(world_size) for name in ("a", "b")))'
+EVERY_PAIR = (
+    "Plan({}, tuple((i, j, name) for i in range(world_size) for j in range(world_size) for name in 'ab'))"
+)
 
 
 def done(scenario: Scenario) -> Run:
@@ -36,8 +41,6 @@ def carried(own: Any) -> Callable[..., Run]:
     """Return a function that executes lines on some ranks, between a start and an end common to all."""
 
     def execute_lines(lines: str, workers: int, plan: str = EVERY_PAIR, **more: Any) -> Run:
-        import textwrap
-
         return done(own(START + textwrap.dedent(lines) + END, workers, plan=plan, **more))
 
     return execute_lines
@@ -107,15 +110,15 @@ class TestCollectives:
     def test_all_kinds_of_a_group_take_turns(self, carried: Any) -> None:
         run = carried(
             """
-            handles = [worker.all_reduce(x), worker.all_gather(x), worker.all_to_all([x, x]), worker.all_reduce(x)]
-            for handle in reversed(handles):
+            handles = [worker.all_reduce(x), worker.all_gather(x), worker.all_to_all([x, x])]
+            for handle in [worker.all_reduce(x), *handles]:
                 await handle
             """,
             2,
         )
         moves = [span for span in run.timeline if span.worker == 0 and span.kind == TRANSFER]
         assert [span.operation for span in moves] == ["all_reduce", "all_gather", "all_to_all", "all_reduce"]
-        assert all(early.end <= late.start for early, late in zip(moves, moves[1:], strict=False))
+        assert all(early.end <= late.start for early, late in pairwise(moves))
 
 
 class TestChannels:
@@ -158,9 +161,8 @@ class TestChannels:
             for k in range(100):
                 # The other channel's messages are received in bulk, before and after.
                 if k in (20, 60):
-                    for j in range(50):
-                        got = await worker.recv(1 - rank, "b")
-                        assert got.tolist() == [5000 + (k - 20) // 40 * 50 + j] * (((k - 20) // 40 * 50 + j) % 3)
+                    for j in range(50) if k == 20 else range(50, 100):
+                        assert (await worker.recv(1 - rank, "b")).tolist() == [5000 + j] * (j % 3)
                 assert (await worker.recv(1 - rank, "a")).tolist() == [1000 + k] * (k % 3)
             for task in tasks:
                 await task
@@ -218,7 +220,7 @@ class TestChannels:
         spans = [span for span in run.timeline if span.operation in ("send", "recv")]
         (wait,) = [span for span in spans if span.kind == WAIT and span.end - span.start > 0.1]
         assert (wait.worker, wait.operation, wait.peer) == (1, "recv", 0)
-        assert 0.25 < wait.end - wait.start
+        assert wait.end - wait.start > 0.25
         moves = sorted((span.worker, span.peer, span.nbytes) for span in spans if span.kind == TRANSFER)
         assert moves == [(0, 1, 40.0), (1, 0, 0.0)]
 
@@ -356,25 +358,59 @@ class TestSharedMemory:
         assert noted(run, "folders") == [[1], [1]]
         assert list(folder.iterdir()) == []
 
-    def test_a_read_may_mix_versions(self, carried: Any) -> None:
-        # One rank adds one to a large vector over and over, the other reads: some reads see a part only.
+    def test_reads_mix_versions(self, carried: Any) -> None:
+        # One rank adds ones to a large vector, the other reads until it has seen a part of an addition.
         run = carried(
             """
-            memory = worker.shared("m", torch.zeros(400_000))
-            mixed = 0
-            for _ in range(60):
-                if rank == 0:
-                    await memory.add(torch.ones(400_000))
-                else:
+            memory = worker.shared("m", torch.zeros(2_000_000))
+            over = worker.shared("over", torch.zeros(1))
+            mixed, deadline = False, time.monotonic() + 30
+            if rank == 0:
+                while not await over.read() and time.monotonic() < deadline:
+                    await memory.add(torch.ones(2_000_000))
+            else:
+                while not mixed and time.monotonic() < deadline:
                     seen = await memory.read()
-                    mixed += int(seen.min() != seen.max())
-            worker.observe("mixed", mixed)
+                    mixed = bool(seen.min() != seen.max())
+                await over.add(torch.ones(1))
+                worker.observe("mixed", mixed)
             """,
             2,
             requires=SHARED,
         )
-        assert noted(run, "mixed")[0] == [0]
-        assert noted(run, "mixed")[1][0] <= 60
+        assert noted(run, "mixed") == [[], [1.0]]
+
+    def test_different_lengths(self, own: Any) -> None:
+        body = """
+            import torch
+            x = await worker.gradient(worker.initial_model())
+            worker.report(x)
+            if worker.rank == 1:
+                await worker.all_reduce(x)
+            memory = worker.shared("m", torch.zeros(3 + worker.rank))
+            if worker.rank == 0:
+                await worker.all_reduce(x)
+            await worker.all_reduce(x)
+        """
+        with pytest.raises(AlgorithmError) as caught:
+            execute(own(body, 2, requires=SHARED))
+        assert str(caught.value) == (
+            "worker 1 shares 'm' as 4 float32 elements, but another worker shares it as 3 float32"
+        )
+
+    def test_a_run_that_fails_leaves_no_file(
+        self, own: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "temporary"
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        body = """
+            worker.shared("m", worker.initial_model())
+            os.kill(os.getpid(), signal.SIGKILL)
+        """
+        with pytest.raises(WorkerFailed):
+            execute(own(body, 3, requires=SHARED))
+        assert list(folder.iterdir()) == []
 
 
 def test_an_algorithm_of_tasks_and_channels_goes_on_many_times(own: Any) -> None:
