@@ -40,7 +40,7 @@ from torch._C._distributed_c10d import FileStore
 from simulator import faults
 from simulator.execution.communicator import PATIENCE, CommunicationFailed, GlooCommunicator
 from simulator.execution.record import Record
-from simulator.execution.streams import StreamKey
+from simulator.execution.streams import Call, StreamKey
 from simulator.execution.tasks import Wait
 from simulator.execution.worker import Listener, WallWorker
 from simulator.faults import AlgorithmError, WorkerFailed
@@ -444,10 +444,21 @@ class _Collection:
             for call, line in news.waits:
                 missing = [peer for peer in call.peers if calls[peer].get(call.matching, 0) <= call.number]
                 if call.stream and not missing:
+                    self._check_alike(rank, call)
                     return
                 operation = f"{call.operation} {call.about}".strip()
                 report.append(faults.Waiting(rank, operation, round(call.since, 3), tuple(missing), line))
         raise faults.deadlock(report)
+
+    def _check_alike(self, rank: int, call: Call) -> None:
+        """Raise if a peer waits in another kind of collective in the place of this one."""
+        for peer in call.peers:
+            for other, _ in self._waits[peer].waits if peer in self._waits else ():
+                if (other.stream, other.number) == (call.stream, call.number) and call.signature:
+                    assert other.signature is not None
+                    if other.operation != call.operation:
+                        group, number = str(call.stream), call.number
+                        raise faults.mismatch(group, number, rank, call.signature, peer, other.signature)
 
 
 def _ending(exitcode: int) -> str:

@@ -21,7 +21,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from simulator.faults import Signature
 
 T = TypeVar("T")
 
@@ -132,6 +135,8 @@ class Call(NamedTuple):
         What it works on, for messages to a reader: ``group 'world'``.
     depends
         Whether its end depends on other tasks or ranks, unlike that of a computation.
+    signature
+        Of a collective: what must be the same on all ranks.
     """
 
     operation: str
@@ -142,6 +147,7 @@ class Call(NamedTuple):
     since: float = 0.0
     about: str = ""
     depends: bool = False
+    signature: Signature | None = None
 
     @property
     def matching(self) -> StreamKey:

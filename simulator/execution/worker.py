@@ -324,7 +324,8 @@ class WallWorker:
                 self._communicating().all_reduce(part, op, group)
             return numerics.finished_mean(part, count, share) if op == "mean" else part
 
-        return self._collective("all_reduce", group, work, 2 * (count - 1) / count * part.nbytes)
+        nbytes = 2 * (count - 1) / count * part.nbytes
+        return self._collective("all_reduce", group, work, nbytes, _signature(op, part))
 
     def all_gather(self, x: Tensor, group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
         """Start gathering every member's tensor, all of one length, in the group's order."""
@@ -334,7 +335,8 @@ class WallWorker:
         def work() -> tuple[Tensor, ...]:
             return self._communicating().all_gather(part, group, others + 1) if others else (part,)
 
-        return self._collective("all_gather", group, work, float(others * part.nbytes))
+        nbytes = float(others * part.nbytes)
+        return self._collective("all_gather", group, work, nbytes, _signature("all_gather", part))
 
     def all_to_all(self, parts: Sequence[Tensor], group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
         """Start sending the k-th part to the k-th member, for every k; all parts are of one length."""
@@ -348,11 +350,15 @@ class WallWorker:
         def work() -> tuple[Tensor, ...]:
             return (self._communicating().all_to_all(rows, group) if len(members) > 1 else rows).unbind()
 
-        return self._collective("all_to_all", group, work, float((len(members) - 1) * rows[0].nbytes))
+        nbytes = float((len(members) - 1) * rows[0].nbytes)
+        return self._collective("all_to_all", group, work, nbytes, _signature("all_to_all", rows[0]))
 
-    def _collective(self, operation: str, group: str, work: Callable[[], T], nbytes: float) -> WallHandle[T]:
+    def _collective(
+        self, operation: str, group: str, work: Callable[[], T], nbytes: float, signature: faults.Signature
+    ) -> WallHandle[T]:
         peers = tuple(member for member in self._members(group) if member != self._rank)
-        return self._communicate(operation, f"group '{group}'", group, work, peers, nbytes)
+        about = f"group '{group}'"
+        return self._communicate(operation, about, group, work, peers, nbytes, signature)
 
     def send(self, x: Tensor, to: int, channel: str = MESSAGE) -> Handle[None]:
         """Start sending ``x`` over a declared channel."""
@@ -420,6 +426,7 @@ class WallWorker:
         work: Callable[[], T],
         peers: tuple[int, ...],
         nbytes: float,
+        signature: faults.Signature | None = None,
     ) -> WallHandle[T]:
         """Start a message on its stream and note when it began and ended."""
         if stream not in self._message_streams:
@@ -427,7 +434,9 @@ class WallWorker:
             self._messages[stream] = []
         number = self._calls.get(stream, 0)
         self._calls[stream] = number + 1
-        call = Call(operation, self._iteration, stream, number, peers, self.now, about, depends=bool(peers))
+        call = Call(
+            operation, self._iteration, stream, number, peers, self.now, about, bool(peers), signature
+        )
         handle: WallHandle[T] = self._handle(call)
         notes = self._messages[stream]
 
@@ -578,6 +587,10 @@ def _values(x: Tensor) -> torch.Tensor:
     """Return a tensor of an algorithm, which on this clock always has values."""
     assert isinstance(x, torch.Tensor)
     return x
+
+
+def _signature(what: str, x: torch.Tensor) -> faults.Signature:
+    return what, x.numel(), str(x.dtype).removeprefix("torch.")
 
 
 def _single_threaded() -> None:

@@ -360,6 +360,20 @@ class TestRunsThatCannotGoOn:
             'async with worker.lock("shelf"):',
         ]
 
+    def test_different_collectives_in_one_place(self, own: Any) -> None:
+        body = """
+            x = await worker.gradient(worker.initial_model())
+            await worker.all_reduce(x)
+            if worker.rank == 1:
+                await worker.all_gather(x[1:])
+            else:
+                await worker.all_reduce(x, "sum")
+        """
+        assert broken_rule(own(body, 2)) == (
+            "collective number 1 of the group 'world' differs: worker 0 called sum of 5 float64 elements, "
+            "worker 1 called all_gather of 4 float64 elements"
+        )
+
     def test_a_lock_taken_twice(self, own: Any) -> None:
         body = """
             async with worker.lock():

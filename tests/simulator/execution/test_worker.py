@@ -110,6 +110,15 @@ class TestPlaceInTheWorld:
         assert record.iterations == 3
         assert record.reports.iterations == [1, 2, 3]
 
+    def test_batch_step_size_and_rule(self, make: Any) -> None:
+        scenario = make("local-sgd", 3, QUADRATIC, batch=10, slowdowns={2: 2.0})
+        workers = [WallWorker(scenario, rank, Echo()) for rank in range(3)]
+        assert [worker.batch for worker in workers] == [12, 12, 6]
+        assert workers[0].step_size == 0.1
+        assert workers[0].rule_state is None
+        assert workers[0].graph is None
+        assert list(WallWorker(make("d-psgd", 3, QUADRATIC), 0, Echo()).graph or ()) == [0, 1, 2]
+
     def test_an_initial_model_is_fresh(self, make: Any) -> None:
         worker = WallWorker(make("local-sgd", 1, QUADRATIC), 0, None)
         worker.initial_model().fill_(7)
@@ -253,6 +262,29 @@ class TestOverlap:
                 await handle
 
         record = run(make("local-sgd", 2, QUADRATIC), finished(body), Echo(0.1))
+        first, second = record.messages
+        assert (first.call.number, second.call.number) == (0, 1)
+        assert first.end <= second.begin
+
+    def test_channels_and_directions_do_not_wait_for_each_other(self, own: Any) -> None:
+        async def body(worker: Any) -> None:
+            x = worker.initial_model()
+            handles = [worker.all_reduce(x), worker.send(x, 1, "a"), worker.send(x, 1, "b")]
+            for handle in [*handles, worker.recv(1, "a"), worker.recv(2, "a")]:
+                await handle
+
+        plan = 'Plan({}, ((0, 1, "a"), (0, 1, "b"), (1, 0, "a"), (2, 0, "a")))'
+        record = run(own("pass", 3, plan=plan), finished(body), Echo(0.5))
+        assert 0.5 <= record.end < 0.9
+        assert len(record.messages) == 5
+
+    def test_messages_of_a_channel_take_turns(self, own: Any) -> None:
+        async def body(worker: Any) -> None:
+            x = worker.initial_model()
+            for handle in [worker.send(x, 1, "a"), worker.send(x, 1, "a")]:
+                await handle
+
+        record = run(own("pass", 2, plan='Plan({}, ((0, 1, "a"),))'), finished(body), Echo(0.1))
         first, second = record.messages
         assert (first.call.number, second.call.number) == (0, 1)
         assert first.end <= second.begin
