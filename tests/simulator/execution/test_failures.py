@@ -332,18 +332,17 @@ class TestRunsThatCannotGoOn:
         body = """
             x = await worker.gradient(worker.initial_model())
             worker.report(x)
-            async def hold():
-                async with worker.lock("shelf"):
-                    await worker.recv(1, "a")
             async def ask():
                 async with worker.lock("shelf"):
                     pass
+            async def hold():
+                async with worker.lock("shelf"):
+                    asker = worker.spawn(ask())
+                    await worker.recv(1, "a")
+                await asker
             if worker.rank == 0:
                 holder = worker.spawn(hold())
-                await worker.gradient(x)
-                asker = worker.spawn(ask())
                 await holder
-                await asker
         """
         message = broken_rule(own(body, 2, plan=BOTH_WAYS))
         waits = message.removeprefix("the run cannot go on: ").split("; ")
