@@ -225,11 +225,14 @@ class Sharing(Algorithm):
 """
 
 
+ONE_MACHINE = {"builder": "two-level", "hosts": 1, "gpus-per-host": 2}
+
+
 def described(algorithm: object) -> dict[str, Any]:
     """Return the keys of a scenario of two workers."""
     return {
         "name": "test",
-        "cluster": {"topology": {"builder": "switch", "gpus": 2}, "device": "gtx-1080-ti"},
+        "cluster": {"topology": ONE_MACHINE, "device": "gtx-1080-ti"},
         "workload": {
             "cost": {"parameters": 100, "batch": 2, "gradient": "1 ms"},
             "objective": {"kind": "quadratic", "dimension": 6, "sigma2": 1.0},
@@ -347,12 +350,14 @@ class TestTorchrun:
     def test_shared_memory_on_two_machines(
         self, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        # The scenario thinks of one machine, torchrun has taken two.
         (tmp_path / "far.py").write_text(SHARING)
+        cluster = {"topology": {**ONE_MACHINE, "gpus-per-host": 4}, "device": "gtx-1080-ti"}
         changes = {**self.environment(0, 4, 1), "LOCAL_WORLD_SIZE": "2"}
         for name, value in changes.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(BadInput) as caught:
-            execute(make("far.py:Sharing", 4, QUADRATIC, folder=tmp_path))
+            execute(make("far.py:Sharing", 4, QUADRATIC, folder=tmp_path, cluster=cluster))
         assert str(caught.value) == (
             "algorithm: far.py:Sharing needs all workers on one machine, because they share memory, but only "
             "2 of torchrun's 4 ranks are on this one"

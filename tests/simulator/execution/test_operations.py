@@ -30,6 +30,12 @@ EVERY_PAIR = (
 )
 
 
+def one_machine(workers: int) -> dict[str, Any]:
+    """Return the keys of a cluster whose workers may share memory."""
+    topology = {"builder": "two-level", "hosts": 1, "gpus-per-host": workers}
+    return {"topology": topology, "device": "gtx-1080-ti"}
+
+
 def done(scenario: Scenario) -> Run:
     run = execute(scenario)
     assert run is not None
@@ -41,6 +47,8 @@ def carried(own: Any) -> Callable[..., Run]:
     """Return a function that executes lines on some ranks, between a start and an end common to all."""
 
     def execute_lines(lines: str, workers: int, plan: str = EVERY_PAIR, **more: Any) -> Run:
+        if more.get("requires") == SHARED:
+            more["cluster"] = one_machine(workers)
         return done(own(START + textwrap.dedent(lines) + END, workers, plan=plan, **more))
 
     return execute_lines
@@ -393,7 +401,7 @@ class TestSharedMemory:
             await worker.all_reduce(x)
         """
         with pytest.raises(AlgorithmError) as caught:
-            execute(own(body, 2, requires=SHARED))
+            execute(own(body, 2, requires=SHARED, cluster=one_machine(2)))
         assert str(caught.value) == (
             "worker 1 shares 'm' as 4 float32 elements, but another worker shares it as 3 float32"
         )
@@ -409,7 +417,7 @@ class TestSharedMemory:
             os.kill(os.getpid(), signal.SIGKILL)
         """
         with pytest.raises(WorkerFailed):
-            execute(own(body, 3, requires=SHARED))
+            execute(own(body, 3, requires=SHARED, cluster=one_machine(3)))
         assert list(folder.iterdir()) == []
 
 
