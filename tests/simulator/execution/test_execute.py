@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -273,10 +274,20 @@ class TestNothingIsLeft:
         stop: Callable[[subprocess.Popen[str]], None],
         returncode: int,
     ) -> None:
-        temporary = tmp_path / "temporary"
-        temporary.mkdir()
+        # The path of a socket must be short, and that of a test's own folder may not be.
+        with tempfile.TemporaryDirectory() as temporary:
+            self.end_launcher(tmp_path, Path(temporary), session_left, stop, returncode)
+
+    def end_launcher(
+        self,
+        folder: Path,
+        temporary: Path,
+        session_left: Callable[[int], list[int]],
+        stop: Callable[[subprocess.Popen[str]], None],
+        returncode: int,
+    ) -> None:
         process = subprocess.Popen(
-            program(tmp_path, "stuck.py:Stuck"),
+            program(folder, "stuck.py:Stuck"),
             env={**os.environ, "TMPDIR": str(temporary)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

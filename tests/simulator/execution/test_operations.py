@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from simulator.execution import execute
+from simulator.execution.launch import warm_up
 from simulator.faults import AlgorithmError, WorkerFailed
 from simulator.plan import random_numbers
 from simulator.run import Run
@@ -350,6 +351,8 @@ class TestSharedMemory:
         )
 
     def test_no_file_is_left(self, carried: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        # The helper process has a folder of its own, elsewhere.
+        warm_up()
         folder = tmp_path / "temporary"
         folder.mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -409,6 +412,8 @@ class TestSharedMemory:
     def test_a_run_that_fails_leaves_no_file(
         self, own: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
+        # The helper process has a folder of its own, elsewhere.
+        warm_up()
         folder = tmp_path / "temporary"
         folder.mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
