@@ -140,6 +140,21 @@ def no_graph(rank: int, operation: str, algorithm: str) -> AlgorithmError:
     )
 
 
+def no_shared_memory(rank: int, algorithm: str) -> AlgorithmError:
+    """Return the error of a shared vector in an algorithm that does not require shared memory."""
+    return AlgorithmError(
+        f"worker {rank} called shared, but {algorithm} does not require shared memory; "
+        "add 'shared-memory' to its requires"
+    )
+
+
+def unequal_shared(rank: int, name: str, own: str, there: str) -> AlgorithmError:
+    """Return the error of a shared vector whose length or type differs between two workers."""
+    return AlgorithmError(
+        f"worker {rank} shares '{name}' as {own} elements, but another worker shares it as {there}"
+    )
+
+
 @dataclass(frozen=True)
 class Waiting:
     """One worker that waits for ever.

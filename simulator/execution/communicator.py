@@ -1,8 +1,12 @@
 """The messages of one rank on ``torch.distributed`` with Gloo: blocking calls on tensors of the CPU.
 
-Process groups are made up front, in the order of the algorithm's plan, on every rank alike. An exchange
-has two groups, one for the messages to higher ranks and one for those to lower ranks: one pair of ranks in
-one Gloo group has a single connection, whose two directions take turns on large messages.
+Process groups are made up front, in the order of the algorithm's plan, on every rank alike. What goes from
+one rank to another has two groups, one for the messages to higher ranks and one for those to lower ranks:
+one pair of ranks in one Gloo group has a single connection, whose two directions take turns on large
+messages. Channels share these two groups and have a tag each; exchanges have the tag 0.
+
+A message of a channel is framed, since its receiver knows neither length nor type: a header of two integers
+goes first. What is not reduced travels as bytes, because Gloo knows few types of elements.
 """
 
 from __future__ import annotations
@@ -10,7 +14,8 @@ from __future__ import annotations
 import datetime
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -26,8 +31,39 @@ PATIENCE = datetime.timedelta(hours=1)
 _OPERATORS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 
 
+ELEMENT_TYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+    torch.complex64,
+    torch.complex128,
+)
+"""The types of elements that a header can name, by the place in this list."""
+
+
 class CommunicationFailed(RuntimeError):
     """The backend gave up an operation, as a rule because another rank has ended."""
+
+
+@contextmanager
+def _failing(operation: str) -> Iterator[None]:
+    """Say of the backend's errors in which operation they came up."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise CommunicationFailed(f"{operation}: {error}") from error
+
+
+def _bytes(x: torch.Tensor) -> torch.Tensor:
+    """Return a view of a vector as bytes."""
+    return x.view(torch.uint8)
 
 
 class Communicator(Protocol):
@@ -41,6 +77,22 @@ class Communicator(Protocol):
         self, x: torch.Tensor, sources: Sequence[int], destinations: Sequence[int]
     ) -> dict[int, torch.Tensor]:
         """Send ``x`` to the destinations and return the tensors of the sources, by ascending rank."""
+        ...
+
+    def all_gather(self, x: torch.Tensor, group: str, members: int) -> tuple[torch.Tensor, ...]:
+        """Return the tensors of all members, in the group's order."""
+        ...
+
+    def all_to_all(self, parts: torch.Tensor, group: str) -> torch.Tensor:
+        """Send the k-th row to the k-th member and return what the members have sent, a row each."""
+        ...
+
+    def send(self, x: torch.Tensor, to: int, channel: int) -> None:
+        """Send ``x`` over the channel of a number."""
+        ...
+
+    def recv(self, source: int, channel: int) -> torch.Tensor:
+        """Return the next tensor from the channel of a number."""
         ...
 
 
@@ -75,10 +127,8 @@ class GlooCommunicator:
     def all_reduce(self, x: torch.Tensor, op: Reduction, group: str) -> None:
         """Reduce ``x`` over a group, in place; a mean is summed only."""
         if x.numel():
-            try:
+            with _failing("all_reduce"):
                 dist.all_reduce(x, _OPERATORS[op], self._groups[group])
-            except RuntimeError as error:
-                raise CommunicationFailed(f"all_reduce: {error}") from error
 
     def exchange(
         self, x: torch.Tensor, sources: Sequence[int], destinations: Sequence[int]
@@ -89,16 +139,54 @@ class GlooCommunicator:
             return arrivals
         arcs = [(self._rank, destination, x) for destination in destinations]
         arcs += [(source, self._rank, buffer) for source, buffer in arrivals.items()]
-        try:
+        with _failing("exchange"):
             under_way = [
                 *self._batch([arc for arc in arcs if arc[0] < arc[1]], self._upward),
                 *self._batch([arc for arc in arcs if arc[0] > arc[1]], self._downward),
             ]
             for transfer in under_way:
                 transfer.wait()
-        except RuntimeError as error:
-            raise CommunicationFailed(f"exchange: {error}") from error
         return arrivals
+
+    def all_gather(self, x: torch.Tensor, group: str, members: int) -> tuple[torch.Tensor, ...]:
+        """Return the tensors of all members, in the group's order."""
+        gathered = tuple(torch.empty_like(x) for _ in range(members))
+        if x.numel():
+            with _failing("all_gather"):
+                dist.all_gather([_bytes(part) for part in gathered], _bytes(x), self._groups[group])
+        return gathered
+
+    def all_to_all(self, parts: torch.Tensor, group: str) -> torch.Tensor:
+        """Send the k-th row to the k-th member and return what the members have sent, a row each."""
+        received = torch.empty_like(parts)
+        if parts.numel():
+            with _failing("all_to_all"):
+                dist.all_to_all_single(_bytes(received), _bytes(parts), group=self._groups[group])
+        return received
+
+    def send(self, x: torch.Tensor, to: int, channel: int) -> None:
+        """Send ``x`` over the channel of a number."""
+        group = self._direction(self._rank, to)
+        header = torch.tensor([x.numel(), ELEMENT_TYPES.index(x.dtype)])
+        with _failing("send"):
+            dist.send(header, to, group, tag=channel + 1)
+            if x.numel():
+                dist.send(_bytes(x), to, group, tag=channel + 1)
+
+    def recv(self, source: int, channel: int) -> torch.Tensor:
+        """Return the next tensor from the channel of a number."""
+        group = self._direction(source, self._rank)
+        header = torch.empty(2, dtype=torch.int64)
+        with _failing("recv"):
+            dist.recv(header, source, group, tag=channel + 1)
+            elements, code = header.tolist()
+            x = torch.empty(elements, dtype=ELEMENT_TYPES[code])
+            if elements:
+                dist.recv(_bytes(x), source, group, tag=channel + 1)
+        return x
+
+    def _direction(self, source: int, destination: int) -> Any:
+        return self._upward if source < destination else self._downward
 
     def _batch(self, arcs: list[tuple[int, int, torch.Tensor]], group: Any) -> list[dist.Work]:
         """Start the transfers of one direction, in ascending order of (source, destination)."""

@@ -15,6 +15,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import shutil
 import signal
 import socket
 import sys
@@ -24,7 +25,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -39,7 +40,8 @@ from torch._C._distributed_c10d import FileStore
 from simulator import faults
 from simulator.execution.communicator import PATIENCE, CommunicationFailed, GlooCommunicator
 from simulator.execution.record import Record
-from simulator.execution.streams import Call
+from simulator.execution.streams import Call, StreamKey
+from simulator.execution.tasks import Wait
 from simulator.execution.worker import Listener, WallWorker
 from simulator.faults import AlgorithmError, WorkerFailed
 from simulator.parts import BadInput
@@ -73,7 +75,11 @@ _PARTING = 5.0
 
 
 def perform(
-    scenario: Scenario, rank: int, buckets: Buckets | None = None, listener: Listener | None = None
+    scenario: Scenario,
+    rank: int,
+    buckets: Buckets | None = None,
+    listener: Listener | None = None,
+    folder: Path | None = None,
 ) -> tuple[Record, GlooCommunicator | None]:
     """Run one rank in this process, whose default process group exists if there are several.
 
@@ -85,6 +91,8 @@ def perform(
         The cost model's buckets, where the caller has them already.
     listener
         Told how the worker gets on.
+    folder
+        Where the files of shared memory are; None where the worker is alone or has none.
 
     Returns
     -------
@@ -100,7 +108,7 @@ def perform(
     torch.set_num_threads(1)
     several = scenario.workers > 1
     communicator = GlooCommunicator(rank, scenario.workers, planned(scenario)) if several else None
-    worker = WallWorker(scenario, rank, communicator, buckets, listener)
+    worker = WallWorker(scenario, rank, communicator, buckets, listener, folder)
     algorithm = scenario.algorithm
     start = time.monotonic() if communicator is None else communicator.common_start()
     try:
@@ -124,11 +132,10 @@ class _Began:
 
 @dataclass(frozen=True)
 class _Waits:
-    """News of a rank: it waits for a message in a line of its algorithm, or goes on (call is None)."""
+    """News of a rank: all its tasks wait, in lines of the algorithm, or it goes on (no waits)."""
 
-    call: Call | None
-    line: str
-    calls: Mapping[str, int]
+    waits: tuple[Wait, ...]
+    calls: Mapping[StreamKey, int]
 
 
 @dataclass(frozen=True)
@@ -155,39 +162,46 @@ class _Messenger:
         self._connection = connection
         self._counts = counts
         self._told = 0.0
+        # Every task of the worker may have news.
+        self._turn = threading.Lock()
 
     def iterated(self, iterations: int) -> None:
         """Pass on the iterations begun, ten times a second at most."""
         if self._counts and time.monotonic() - self._told > 0.1:
             self._told = time.monotonic()
-            self._connection.send(_Began(iterations))
+            self.pass_on(_Began(iterations))
 
-    def waiting(self, call: Call | None, line: str, calls: Mapping[str, int]) -> None:
-        """Pass on that the worker waits for a message."""
-        if call is None or call.stream:
-            self._connection.send(_Waits(call, line, dict(calls)))
+    def waiting(self, waits: Sequence[Wait], calls: Mapping[StreamKey, int]) -> None:
+        """Pass on that the worker stands still, or goes on."""
+        self.pass_on(_Waits(tuple(waits), dict(calls)))
+
+    def pass_on(self, news: object) -> None:
+        """Send news to the launcher."""
+        with self._turn:
+            self._connection.send(news)
 
 
 def _serve(
-    rank: int, world_size: int, payload: bytes, buckets: Buckets, meeting: str, connection: Connection
+    rank: int, world_size: int, payload: bytes, buckets: Buckets, folder: Path, connection: Connection
 ) -> None:
     """Be one local rank: the body of its process."""
     # Ctrl-C reaches every process of a terminal. The helper of somebody else may not have masked it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    threading.Thread(target=_end_with_launcher, args=(folder,), daemon=True).start()
     os.environ.update(ONE_THREAD)
+    messenger = _Messenger(connection, counts=rank == 0)
     try:
         scenario: Scenario = pickle.loads(payload)
         if world_size > 1:
-            _meet(rank, world_size, meeting)
+            _meet(rank, world_size, folder / "meeting")
         news: Record | _Failed
-        news, _ = perform(scenario, rank, buckets, _Messenger(connection, counts=rank == 0))
+        news, _ = perform(scenario, rank, buckets, messenger, folder)
     except BaseException as error:
         news = _failure(rank, error)
     sys.stdout.flush()
     sys.stderr.flush()
     with suppress(BrokenPipeError):
-        connection.send(news)
+        messenger.pass_on(news)
         # Peers may still be receiving: a rank stays until the launcher closes the pipe.
         with suppress(EOFError):
             connection.recv()
@@ -206,19 +220,21 @@ def _failure(rank: int, error: BaseException) -> _Failed:
     return _Failed(error, followed, trace)
 
 
-def _end_with_launcher() -> None:
+def _end_with_launcher(folder: Path) -> None:
     launcher = multiprocessing.parent_process()
     assert launcher is not None
     launcher.join()
+    # A launcher that was killed has left it behind.
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
-def _meet(rank: int, world_size: int, meeting: str) -> None:
+def _meet(rank: int, world_size: int, meeting: Path) -> None:
     """Join the other local ranks."""
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     if loopback:
         os.environ["GLOO_SOCKET_IFNAME"] = loopback[0]
-    store = FileStore(meeting, world_size)
+    store = FileStore(str(meeting), world_size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
 
 
@@ -272,7 +288,7 @@ def launch(scenario: Scenario, progress: Progress | None = None) -> list[Record]
         try:
             with _main_module(needed=b"__main__" in payload):
                 for rank in range(scenario.workers):
-                    arguments = (rank, scenario.workers, payload, buckets, f"{folder}/meeting")
+                    arguments = (rank, scenario.workers, payload, buckets, Path(folder))
                     ranks.append(_start(context, arguments))
             collection = _Collection(ranks, _fraction(progress, scenario.sections.budget.iterations))
             records = collection.records()
@@ -389,7 +405,7 @@ class _Collection:
         match news:
             case _Began(iterations):
                 self._begun(iterations)
-            case _Waits(None):
+            case _Waits(()):
                 self._waits.pop(number, None)
             case _Waits():
                 self._waits[number] = news
@@ -413,26 +429,36 @@ class _Collection:
         return first.error
 
     def _check_for_deadlock(self) -> None:
-        """Raise if every rank has ended or waits for a call that a waiting or ended rank will never make.
+        """Raise if every rank has ended or stands still, waiting for calls that nobody will make.
 
-        The news need not be of one moment. The first rank to go on after its news would need a call that
-        a peer made after its own, so that the peer had gone on before it.
+        The news need not be of one moment. The first task to go on after its rank's news would need a call
+        that a peer made after its own news, so that a task of the peer had gone on before it; or it would
+        need another task of its own rank to go on.
         """
         if not self._waits or len(self._waits) + len(self._records) < len(self._ranks):
             return
-        calls: dict[int, Mapping[str, int]] = {rank: waits.calls for rank, waits in self._waits.items()}
+        calls: dict[int, Mapping[StreamKey, int]] = {rank: news.calls for rank, news in self._waits.items()}
         calls.update({rank: record.calls for rank, record in self._records.items()})
         report = []
-        for rank, waits in sorted(self._waits.items()):
-            call = waits.call
-            assert call is not None
-            missing = [peer for peer in call.peers if calls[peer].get(call.stream, 0) <= call.number]
-            if not missing:
-                return
-            group = f" group '{call.stream}'" if call.operation == "all_reduce" else ""
-            since = round(call.since, 3)
-            report.append(faults.Waiting(rank, call.operation + group, since, tuple(missing), waits.line))
+        for rank, news in sorted(self._waits.items()):
+            for call, line in news.waits:
+                missing = [peer for peer in call.peers if calls[peer].get(call.matching, 0) <= call.number]
+                if call.stream and not missing:
+                    self._check_alike(rank, call)
+                    return
+                operation = f"{call.operation} {call.about}".strip()
+                report.append(faults.Waiting(rank, operation, round(call.since, 3), tuple(missing), line))
         raise faults.deadlock(report)
+
+    def _check_alike(self, rank: int, call: Call) -> None:
+        """Raise if a peer waits in another kind of collective in the place of this one."""
+        for peer in call.peers:
+            for other, _ in self._waits[peer].waits if peer in self._waits else ():
+                if (other.stream, other.number) == (call.stream, call.number) and call.signature:
+                    assert other.signature is not None
+                    if other.operation != call.operation:
+                        group, number = str(call.stream), call.number
+                        raise faults.mismatch(group, number, rank, call.signature, peer, other.signature)
 
 
 def _ending(exitcode: int) -> str:
@@ -493,13 +519,26 @@ class _Counter:
     def __init__(self, begun: Callable[[int], None]) -> None:
         self.iterated = begun
 
-    def waiting(self, call: Call | None, line: str, calls: Mapping[str, int]) -> None:
+    def waiting(self, waits: Sequence[Wait], calls: Mapping[StreamKey, int]) -> None:
         """Nobody collects the news of all ranks here."""
 
 
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def _common_folder(rank: int) -> Iterator[Path]:
+    """Give a folder that all ranks know; it vanishes when rank 0 ends its work."""
+    named: list[Any] = [None]
+    if rank > 0:
+        dist.broadcast_object_list(named, 0)
+        yield Path(named[0])
+        return
+    with tempfile.TemporaryDirectory(prefix="paceline-") as folder:
+        dist.broadcast_object_list([folder], 0)
+        yield Path(folder)
 
 
 def join(
@@ -516,12 +555,20 @@ def join(
     AlgorithmError, WorkerFailed
         This rank fails; torchrun ends the others.
     BadInput
-        There are more or fewer ranks than workers.
+        There are more or fewer ranks than workers, or they are to share memory across machines.
     """
     if world_size != scenario.workers:
         raise BadInput(
             "cluster.workers",
             f"the scenario has {scenario.workers} workers, but torchrun has started {world_size} ranks",
+        )
+    shares_memory = "shared-memory" in scenario.algorithm.requires and world_size > 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if shares_memory and local != world_size:
+        raise BadInput(
+            "algorithm",
+            f"{scenario.sections.algorithm.name} needs all workers on one machine, because they share "
+            f"memory, but only {local} of torchrun's {world_size} ranks are on this one",
         )
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=PATIENCE)
@@ -529,12 +576,14 @@ def join(
         atexit.register(_leave)
     begun = _fraction(progress if rank == 0 else None, scenario.sections.budget.iterations)
     threads = torch.get_num_threads()
-    try:
-        record, communicator = perform(scenario, rank, listener=_Counter(begun))
-    finally:
-        torch.set_num_threads(threads)
-    if communicator is None:
-        return [record]
-    records = communicator.gather(record)
-    communicator.close()
+    with _common_folder(rank) if shares_memory else nullcontext() as folder:
+        try:
+            record, communicator = perform(scenario, rank, listener=_Counter(begun), folder=folder)
+        finally:
+            torch.set_num_threads(threads)
+        if communicator is None:
+            return [record]
+        # When rank 0 has heard of all of them, no rank needs the folder any more.
+        records = communicator.gather(record)
+        communicator.close()
     return records

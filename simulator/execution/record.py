@@ -1,7 +1,8 @@
 """What one rank brings home from a run, and how the ranks' notes become one timeline.
 
 A rank notes when its stream began and ended each message. The same operation of the same stream has the
-same number on all ranks, so that the notes can be matched afterwards. On one machine all ranks read one
+same number on all ranks, and a message of a channel the same at both ends, so that the notes can be matched
+afterwards. On one machine all ranks read one
 monotonic clock; an operation that involves several ranks then divides exactly:
 
     wait      from this rank's begin to the last of its peers' begins, naming that peer
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from simulator.execution.streams import Call
+from simulator.execution.streams import Call, StreamKey
 from simulator.observation import Observation
 from traces import TRANSFER, WAIT, Span
 
@@ -75,12 +76,12 @@ class Record:
         Gradients begun.
     end
         Seconds at which its coroutine ended.
+    reports
+        Its models.
     computations
         Its compute spans.
     messages
         Its communications.
-    reports
-        Its models.
     evaluations
         Gradients evaluated, in mini-batches of its own.
     observations
@@ -97,7 +98,7 @@ class Record:
     observations: list[Observation] = field(default_factory=list)
 
     @property
-    def calls(self) -> Counter[str]:
+    def calls(self) -> Counter[StreamKey]:
         """Messages that this rank called, by stream."""
         return Counter(message.call.stream for message in self.messages)
 
@@ -105,6 +106,10 @@ class Record:
     def bytes_sent(self) -> float:
         """Bytes that this rank sent."""
         return sum(message.nbytes for message in self.messages)
+
+
+Begins = dict[tuple[int, StreamKey, int], float]
+"""When each message of each rank began, by rank, stream and number."""
 
 
 def spans(records: Sequence[Record]) -> list[Span]:
@@ -121,13 +126,19 @@ def spans(records: Sequence[Record]) -> list[Span]:
     return sorted(found, key=lambda span: (span.start, span.worker, span.end))
 
 
-def _divided(rank: int, message: Message, begins: dict[tuple[int, str, int], float]) -> Iterator[Span]:
+def _divided(rank: int, message: Message, begins: Begins) -> Iterator[Span]:
     """Yield the wait, if any, and the transfer of one message."""
-    operation, iteration, stream, number, peers, _ = message.call
+    call = message.call
+    operation, iteration, peers = call.operation, call.iteration, call.peers
+
+    def begun(peer: int) -> float:
+        # What a worker sends to itself may stay in its channel, so that nothing matches it.
+        return begins.get((peer, call.matching, call.number), message.begin)
+
     # max() keeps the first of equals, so ties go to the lowest rank.
-    last = max(peers, key=lambda peer: begins[peer, stream, number])
+    last = max(peers, key=begun)
     # Clocks of different machines may disagree; a span never ends before it starts.
-    middle = min(max(message.begin, begins[last, stream, number]), message.end)
+    middle = min(max(message.begin, begun(last)), message.end)
     if middle > message.begin:
         yield Span(rank, WAIT, operation, message.begin, middle, last, 0.0, iteration)
     peer = peers[0] if len(peers) == 1 else -1

@@ -1,9 +1,10 @@
 """How a worker's operations overlap on the wall clock: streams, handles and the baton.
 
 A **stream** is a thread that does the work given to it one after another, in the order of the calls: one
-for the computations of a rank, one for each of its groups, one for its exchanges. A call gives the work to
-a stream and returns a **handle**; awaiting the handle blocks until the work is done. Nothing needs an event
-loop, because an awaitable that blocks never yields: one ``send(None)`` drives a coroutine to its end.
+for the computations of a rank, one for each of its groups, one for its exchanges, one for each end of its
+channels. A call gives the work to a stream and returns a **handle**; awaiting the handle blocks until the
+work is done. Nothing needs an event loop, because an awaitable that blocks never yields: one
+``send(None)`` drives a coroutine to its end.
 
 The **baton** of a rank is held while the algorithm's own lines run and is given away only inside an await.
 So code between two awaits is atomic, as it is on the virtual clock, however many tasks a worker runs.
@@ -20,7 +21,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from simulator.faults import Signature
 
 T = TypeVar("T")
 
@@ -86,6 +90,32 @@ class Baton:
             self._lock.acquire()
 
 
+class End(NamedTuple):
+    """One end of a channel.
+
+    Attributes
+    ----------
+    side
+        Whether it sends or receives.
+    source, destination, name
+        The channel.
+    """
+
+    side: Literal["send", "recv"]
+    source: int
+    destination: int
+    name: str
+
+    @property
+    def other(self) -> End:
+        """The end of the peer."""
+        return self._replace(side="recv" if self.side == "send" else "send")
+
+
+StreamKey = str | End
+"""What messages of a rank are in order: a group by its name, the exchanges, or an end of a channel."""
+
+
 class Call(NamedTuple):
     """An operation that was called.
 
@@ -98,17 +128,31 @@ class Call(NamedTuple):
     stream, number
         Of a message: its stream, and how many of it the rank had called before.
     peers
-        Of a message: the other ranks that it needs.
+        Of a message: the ranks that it needs.
     since
         When it was called, in seconds.
+    about
+        What it works on, for messages to a reader: ``group 'world'``.
+    depends
+        Whether its end depends on other tasks or ranks, unlike that of a computation.
+    signature
+        Of a collective: what must be the same on all ranks.
     """
 
     operation: str
     iteration: int
-    stream: str = ""
+    stream: StreamKey = ""
     number: int = 0
     peers: tuple[int, ...] = ()
     since: float = 0.0
+    about: str = ""
+    depends: bool = False
+    signature: Signature | None = None
+
+    @property
+    def matching(self) -> StreamKey:
+        """The stream of its peers whose call of the same number belongs to it."""
+        return self.stream.other if isinstance(self.stream, End) else self.stream
 
 
 class WallHandle(Generic[T]):
@@ -121,16 +165,23 @@ class WallHandle(Generic[T]):
     baton
         Given away while the caller waits.
     waiting
-        Called when the caller has waited for :data:`LONG`, with the call and the caller's file and line,
-        and when it goes on, with None.
+        Called when the caller has waited for :data:`LONG`, with this handle and the file and line that
+        waits, and when it goes on, with None for the line.
     """
 
-    def __init__(self, call: Call, baton: Baton, waiting: Callable[[Call | None, str], None]) -> None:
+    def __init__(
+        self, call: Call, baton: Baton, waiting: Callable[[WallHandle[Any], str | None], None]
+    ) -> None:
         self.call = call
         self.awaited = False
         self._baton = baton
         self._waiting = waiting
         self._outcome: Future[T] = Future()
+
+    @property
+    def done(self) -> bool:
+        """Whether the operation has ended."""
+        return self._outcome.done()
 
     def finish(self, value: T) -> None:
         """Deliver the value."""
@@ -159,10 +210,16 @@ class WallHandle(Generic[T]):
             # This returns the operation's own error instead of raising it.
             self._outcome.exception(LONG)
         except TimeoutError:
-            line = f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"
-            self._waiting(self.call, line)
+            self._waiting(self, _line(caller))
             self._outcome.exception()
-            self._waiting(None, line)
+            self._waiting(self, None)
+
+
+def _line(frame: FrameType) -> str:
+    """Return the file and line of the algorithm that called, perhaps through a module of this folder."""
+    while Path(frame.f_code.co_filename).parent == Path(__file__).parent and frame.f_back is not None:
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float, float]:

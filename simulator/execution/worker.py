@@ -3,50 +3,60 @@
 The arithmetic is that of :mod:`simulator.numerics`, in one torch thread, and Gloo sums in the order that
 module describes, so a synchronous algorithm gives the same bits here as on the virtual clock.
 
-Computations run on one stream, each group's collectives and the exchanges on a stream of their own, so
-that computation and communication overlap for real. Arguments are copied when an operation is called:
-nothing that an algorithm does to them afterwards reaches an operation under way.
+Computations run on one stream; each group's collectives, the exchanges and each end of a channel have a
+stream of their own, so that computation and communication overlap for real, and so do both directions.
+Arguments are copied when an operation is called: nothing that an algorithm does to them afterwards reaches
+an operation under way.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
 from algorithms import WORLD, Algorithm, Reduction
 from algorithms.algorithm import EXCHANGE
-from algorithms.worker import Handle, Tensor
+from algorithms.worker import MESSAGE, Handle, SharedTensor, Tensor
 from simulator import faults, numerics, plan
 from simulator.execution.communicator import Communicator
+from simulator.execution.memory import Memory
 from simulator.execution.record import Message, Record, Reports
-from simulator.execution.streams import Baton, Call, Stream, WallHandle, timed
+from simulator.execution.streams import Baton, Call, End, Stream, StreamKey, WallHandle, timed
+from simulator.execution.tasks import Lock, Tasks, Wait
+from simulator.observation import Observation
 from simulator.update import UpdateRule
 from simulator.workload.cutting import cut
 from traces import COMPUTE, Span
 
 if TYPE_CHECKING:
+    import networkx as nx
+    import numpy as np
+
+    from algorithms.problem import Problem
     from simulator.scenario import Scenario
 
 T = TypeVar("T")
 
 
 class Listener(Protocol):
-    """Told how a worker gets on, in the thread of its algorithm."""
+    """Told how a worker gets on, in the threads of its tasks."""
 
     def iterated(self, iterations: int) -> None:
         """Take in the gradients begun, whenever the algorithm asks whether to go on."""
         ...
 
-    def waiting(self, call: Call | None, line: str, calls: Mapping[str, int]) -> None:
-        """Take in the message that a worker has been waiting for, or None when it goes on.
+    def waiting(self, waits: Sequence[Wait], calls: Mapping[StreamKey, int]) -> None:
+        """Take in what all tasks of a worker that stands still wait for, or nothing when it goes on.
 
-        ``line`` is the algorithm's file and line that waits; ``calls`` counts the messages that the worker
-        has called, by stream.
+        ``calls`` counts the messages that the worker has called, by stream.
         """
         ...
 
@@ -66,6 +76,8 @@ class WallWorker:
         The buckets of the cost model; taken from the scenario if not given.
     listener
         Told how the worker gets on.
+    folder
+        Where the files of shared memory are; None where the worker is alone or has none.
     """
 
     def __init__(
@@ -75,6 +87,7 @@ class WallWorker:
         communicator: Communicator | None,
         buckets: tuple[tuple[int, int], ...] | None = None,
         listener: Listener | None = None,
+        folder: Path | None = None,
     ) -> None:
         objective, step_size = scenario.objective, scenario.step_sizes[0]
         assert objective is not None
@@ -91,21 +104,25 @@ class WallWorker:
         self._oracle = plan.oracle(scenario, rank)
         self._budget = scenario.sections.budget.iterations
         self._start = time.monotonic()
+        self._end = 0.0
         self._iteration = 0
+        self._evaluations = 0.0
         self._questions = 0
         self._baton = Baton()
+        self._tasks = Tasks(rank, self._baton, _single_threaded, self._waiting)
+        self._locks: dict[str, Lock] = {}
+        self._folder = folder
+        self._random: dict[tuple[str, bool], np.random.Generator] = {}
         self._compute_stream = Stream("compute", _single_threaded)
-        self._message_streams: dict[str, Stream] = {}
-        self._calls: dict[str, int] = {}
+        self._message_streams: dict[StreamKey, Stream] = {}
+        self._calls: dict[StreamKey, int] = {}
+        self._to_itself: dict[str, queue.SimpleQueue[torch.Tensor]] = {}
         self._open: list[WallHandle[Any]] = []
         self._watched = 64
         self._computations: list[Span] = []
-        self._messages: dict[str, list[Message]] = {}
+        self._messages: dict[StreamKey, list[Message]] = {}
         self._reports: list[tuple[float, int, torch.Tensor]] = []
-        for stream in (*self._plan.groups, EXCHANGE):
-            self._message_streams[stream] = Stream(stream, _single_threaded)
-            self._messages[stream] = []
-            self._calls[stream] = 0
+        self._observations: list[Observation] = []
 
     # Its place in the world.
 
@@ -131,6 +148,22 @@ class WallWorker:
         return plan.weights(self._scenario, self._rank)
 
     @property
+    def graph(self) -> nx.Graph[int] | None:
+        """The communication graph on ranks; None unless the algorithm requires one."""
+        return self._scenario.communication_graph if self._scenario.algorithm.needs_graph else None
+
+    @property
+    def batch(self) -> int:
+        """Samples of one of this worker's gradients."""
+        return self._scenario.objective_batches[self._rank]
+
+    @property
+    def problem(self) -> Problem | None:
+        """This worker's view of what is optimised."""
+        view: Problem | None = self._oracle.problem
+        return view
+
+    @property
     def running(self) -> bool:
         """Whether this worker has iterations left; depends on its own iteration count alone."""
         self._questions += 1
@@ -149,6 +182,13 @@ class WallWorker:
     def iterations(self) -> int:
         """Gradients begun."""
         return self._iteration
+
+    def random(self, purpose: str, shared: bool = False) -> np.random.Generator:
+        """Return the random numbers of a purpose, the same object whenever it is asked for."""
+        key = (purpose, shared)
+        if key not in self._random:
+            self._random[key] = plan.random_numbers(self._scenario.seed, self._rank, purpose, shared)
+        return self._random[key]
 
     # Its computations.
 
@@ -177,6 +217,14 @@ class WallWorker:
         whole = self._compute_job("gradient", work, finish=lambda _: None, failing=handles)
         self._compute_stream.start(whole)
         return handles
+
+    def evaluate(
+        self, function: Callable[..., Any], *tensors: Tensor, gradients: float = 1.0, iterations: int = 1
+    ) -> Handle[Any]:
+        """Start ``function(*tensors)``, which evaluates :attr:`problem` in the algorithm's own way."""
+        copies = [_values(tensor).clone() for tensor in tensors]
+        self._count_iteration(iterations, gradients)
+        return self._compute("gradient", lambda: function(*copies))
 
     def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Handle[Tensor]:
         """Start the local step by the run's update rule."""
@@ -219,6 +267,11 @@ class WallWorker:
         copies = [(coefficient, _values(tensor).clone()) for coefficient, tensor in terms]
         return self._compute("combine", lambda: numerics.combination(copies))
 
+    def compute(self, function: Callable[..., Any], *tensors: Tensor, nbytes: float) -> Handle[Any]:
+        """Start ``function(*tensors)``; it takes the time that it takes, whatever ``nbytes`` says."""
+        copies = [_values(tensor).clone() for tensor in tensors]
+        return self._compute("compute", lambda: function(*copies))
+
     @functools.cached_property
     def _bounds(self) -> tuple[tuple[int, int], ...]:
         """The cost model's buckets, at the same fractions of the objective's vector."""
@@ -226,14 +279,15 @@ class WallWorker:
         total = sum(high - low for low, high in buckets)
         return cut(buckets, total, self._objective.parameters)
 
-    def _count_iteration(self) -> None:
-        self._iteration += 1
+    def _count_iteration(self, iterations: int = 1, gradients: float = 1.0) -> None:
+        self._iteration += iterations
+        self._evaluations += gradients
         self._questions = 0
         if faults.overdone(self._iteration, self._budget):
             raise faults.beyond_budget(self._rank, self._iteration, self._budget)
 
-    def _compute(self, operation: str, work: Callable[[], Tensor]) -> WallHandle[Tensor]:
-        handle: WallHandle[Tensor] = self._handle(Call(operation, self._iteration))
+    def _compute(self, operation: str, work: Callable[[], T]) -> WallHandle[T]:
+        handle: WallHandle[T] = self._handle(Call(operation, self._iteration))
         self._compute_stream.start(self._compute_job(operation, work, handle.finish, [handle]))
         return handle
 
@@ -242,7 +296,7 @@ class WallWorker:
         operation: str,
         work: Callable[[], T],
         finish: Callable[[T], None],
-        failing: Sequence[WallHandle[Tensor]],
+        failing: Sequence[WallHandle[Any]],
     ) -> Callable[[], None]:
         """Return a piece of work that notes its span and delivers its value or its error."""
         iteration = self._iteration
@@ -282,8 +336,68 @@ class WallWorker:
                 self._communicating().all_reduce(part, op, group)
             return numerics.finished_mean(part, count, share) if op == "mean" else part
 
-        peers = tuple(member for member in members if member != self._rank)
-        return self._communicate("all_reduce", group, work, peers, 2 * (count - 1) / count * part.nbytes)
+        nbytes = 2 * (count - 1) / count * part.nbytes
+        return self._collective("all_reduce", group, work, nbytes, _signature(op, part))
+
+    def all_gather(self, x: Tensor, group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
+        """Start gathering every member's tensor, all of one length, in the group's order."""
+        others = len(self._members(group)) - 1
+        part = _values(x).clone()
+
+        def work() -> tuple[Tensor, ...]:
+            return self._communicating().all_gather(part, group, others + 1) if others else (part,)
+
+        nbytes = float(others * part.nbytes)
+        return self._collective("all_gather", group, work, nbytes, _signature("all_gather", part))
+
+    def all_to_all(self, parts: Sequence[Tensor], group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
+        """Start sending the k-th part to the k-th member, for every k; all parts are of one length."""
+        members = self._members(group)
+        lengths = [_values(part).numel() for part in parts]
+        if len(lengths) != len(members) or len(set(lengths)) > 1:
+            raise faults.unequal_parts(self._rank, group, lengths, len(members))
+        # The stack is the copy.
+        rows = torch.stack([_values(part) for part in parts])
+
+        def work() -> tuple[Tensor, ...]:
+            return (self._communicating().all_to_all(rows, group) if len(members) > 1 else rows).unbind()
+
+        nbytes = float((len(members) - 1) * rows[0].nbytes)
+        return self._collective("all_to_all", group, work, nbytes, _signature("all_to_all", rows[0]))
+
+    def _collective(
+        self, operation: str, group: str, work: Callable[[], T], nbytes: float, signature: faults.Signature
+    ) -> WallHandle[T]:
+        peers = tuple(member for member in self._members(group) if member != self._rank)
+        about = f"group '{group}'"
+        return self._communicate(operation, about, group, work, peers, nbytes, signature)
+
+    def send(self, x: Tensor, to: int, channel: str = MESSAGE) -> Handle[None]:
+        """Start sending ``x`` over a declared channel."""
+        number = plan.channel(self._plan, self._rank, self._rank, to, channel)
+        payload = _values(x).clone()
+        end = End("send", self._rank, to, channel)
+        if to == self._rank:
+            # Nothing goes over the network, and nothing waits for the receiver.
+            return self._message(end, lambda: self._mailbox(channel).put(payload), to, 0.0)
+        return self._message(
+            end, lambda: self._communicating().send(payload, to, number), to, float(payload.nbytes)
+        )
+
+    def recv(self, source: int, channel: str = MESSAGE) -> Handle[Tensor]:
+        """Start receiving the next message of a declared channel."""
+        number = plan.channel(self._plan, self._rank, source, self._rank, channel)
+        end = End("recv", source, self._rank, channel)
+        if source == self._rank:
+            return self._message(end, self._mailbox(channel).get, source, 0.0)
+        return self._message(end, lambda: self._communicating().recv(source, number), source, 0.0)
+
+    def _mailbox(self, channel: str) -> queue.SimpleQueue[torch.Tensor]:
+        """Return what this worker has sent to itself and not received."""
+        return self._to_itself.setdefault(channel, queue.SimpleQueue())
+
+    def _message(self, end: End, work: Callable[[], T], peer: int, nbytes: float) -> WallHandle[T]:
+        return self._communicate(end.side, f"channel '{end.name}'", end, work, (peer,), nbytes)
 
     def exchange(self, x: Tensor) -> Handle[Mapping[int, Tensor]]:
         """Start sending ``x`` to every out-neighbour and receiving from every in-neighbour."""
@@ -296,7 +410,8 @@ class WallWorker:
             return self._communicating().exchange(payload, sources, destinations)
 
         peers = tuple(sorted({*sources, *destinations}))
-        return self._communicate("exchange", EXCHANGE, work, peers, float(len(destinations) * payload.nbytes))
+        nbytes = float(len(destinations) * payload.nbytes)
+        return self._communicate("exchange", "", EXCHANGE, work, peers, nbytes)
 
     def _members(self, group: str) -> tuple[int, ...]:
         members = self._plan.groups.get(group)
@@ -316,13 +431,26 @@ class WallWorker:
         return self._communicator
 
     def _communicate(
-        self, operation: str, stream: str, work: Callable[[], T], peers: tuple[int, ...], nbytes: float
+        self,
+        operation: str,
+        about: str,
+        stream: StreamKey,
+        work: Callable[[], T],
+        peers: tuple[int, ...],
+        nbytes: float,
+        signature: faults.Signature | None = None,
     ) -> WallHandle[T]:
         """Start a message on its stream and note when it began and ended."""
-        call = Call(operation, self._iteration, stream, self._calls[stream], peers, self.now)
+        if stream not in self._message_streams:
+            self._message_streams[stream] = Stream(str(stream), _single_threaded)
+            self._messages[stream] = []
+        number = self._calls.get(stream, 0)
+        self._calls[stream] = number + 1
+        call = Call(
+            operation, self._iteration, stream, number, peers, self.now, about, bool(peers), signature
+        )
         handle: WallHandle[T] = self._handle(call)
         notes = self._messages[stream]
-        self._calls[stream] += 1
 
         def job() -> None:
             try:
@@ -337,7 +465,42 @@ class WallWorker:
         self._message_streams[stream].start(job)
         return handle
 
+    # Its tasks, and what they share.
+
+    def shared(self, name: str, x: Tensor) -> SharedTensor:
+        """Return the shared vector of that name, which starts as ``x``, the same on all workers."""
+        algorithm = self._scenario.algorithm
+        if "shared-memory" not in algorithm.requires:
+            raise faults.no_shared_memory(self._rank, type(algorithm).__name__)
+        return self._memory.vector(name, _values(x))
+
+    @functools.cached_property
+    def _memory(self) -> Memory:
+        return Memory(self._rank, self.world_size, self._folder, self._compute)
+
+    def spawn(self, task: Coroutine[Any, Any, T]) -> Handle[T]:
+        """Start another task of this worker, which takes turns with the others at their awaits."""
+        handle: WallHandle[T] = self._handle(Call("task", self._iteration, since=self.now, depends=True))
+        self._tasks.start(task, handle)
+        return handle
+
+    def lock(self, name: str = "model") -> AbstractAsyncContextManager[None]:
+        """Return this worker's lock of that name; who asks first gets it first."""
+
+        def turn() -> WallHandle[None]:
+            call = Call("lock", self._iteration, since=self.now, about=f"'{name}'", depends=True)
+            return self._handle(call)
+
+        if name not in self._locks:
+            self._locks[name] = Lock(turn)
+        return self._locks[name]
+
     # Its run.
+
+    def observe(self, name: str, value: float) -> None:
+        """Note a number for the run's record."""
+        noted = Observation(name, self._rank, self.now, self._iteration, float(value))
+        self._observations.append(noted)
 
     def report(self, x: Tensor) -> None:
         """Store a copy of this worker's model for later evaluation."""
@@ -362,24 +525,28 @@ class WallWorker:
         coroutine = algorithm.run(self)
         if not inspect.iscoroutine(coroutine):
             raise faults.not_a_coroutine(type(algorithm).__name__, coroutine)
-        with self._baton:
-            try:
-                coroutine.send(None)
-            except StopIteration:
-                end = self.now
-            else:
-                coroutine.close()
-                raise faults.foreign_await(self._rank)
+        whole: WallHandle[None] = WallHandle(Call("run", 0), self._baton, self._tasks.waiting)
+        self._tasks.start(self._timed(coroutine), whole)
+        # Tasks that the first one left behind are a fault, unless others of them await them.
+        while self._tasks.wait_for_one():
+            if whole.done:
+                self._check_awaited()
         self._check_end()
         return Record(
             rank=self._rank,
             iterations=self._iteration,
-            evaluations=float(self._iteration),
-            end=end,
+            evaluations=self._evaluations,
+            end=self._end,
             reports=self._collected_reports(),
             computations=self._computations,
             messages=self._all_messages(),
+            observations=self._observations,
         )
+
+    async def _timed(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine and note when it ended."""
+        await coroutine
+        self._end = self.now
 
     def close(self) -> None:
         """Let the streams end."""
@@ -396,7 +563,7 @@ class WallWorker:
         return self._compute_stream, *self._message_streams.values()
 
     def _handle(self, call: Call) -> WallHandle[Any]:
-        handle: WallHandle[Any] = WallHandle(call, self._baton, self._waiting)
+        handle: WallHandle[Any] = WallHandle(call, self._baton, self._tasks.waiting)
         self._open.append(handle)
         if len(self._open) > 2 * self._watched:
             # What was awaited needs no more watching; doubling keeps the forgetting cheap.
@@ -404,14 +571,17 @@ class WallWorker:
             self._watched = max(len(self._open), 64)
         return handle
 
-    def _waiting(self, call: Call | None, line: str) -> None:
+    def _waiting(self, waits: Sequence[Wait]) -> None:
         if self._listener is not None:
-            self._listener.waiting(call, line, self._calls)
+            self._listener.waiting(waits, self._calls)
 
-    def _check_end(self) -> None:
+    def _check_awaited(self) -> None:
         for handle in self._open:
             if not handle.awaited:
                 raise faults.not_awaited(self._rank, handle.call.operation, handle.call.iteration)
+
+    def _check_end(self) -> None:
+        self._check_awaited()
         if self._iteration == 0:
             raise faults.no_gradient(self._rank)
         if not self._reports:
@@ -429,6 +599,10 @@ def _values(x: Tensor) -> torch.Tensor:
     """Return a tensor of an algorithm, which on this clock always has values."""
     assert isinstance(x, torch.Tensor)
     return x
+
+
+def _signature(what: str, x: torch.Tensor) -> faults.Signature:
+    return what, x.numel(), str(x.dtype).removeprefix("torch.")
 
 
 def _single_threaded() -> None:

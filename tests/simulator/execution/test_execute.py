@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -205,12 +206,34 @@ class Stuck(Algorithm):
         time.sleep(600)
 """
 
+SHARING = """
+from dataclasses import dataclass
+from algorithms import Algorithm
+
+@dataclass(frozen=True)
+class Sharing(Algorithm):
+    requires = frozenset({"shared-memory"})
+
+    async def run(self, worker):
+        x = worker.initial_model()
+        memory = worker.shared("model", x)
+        while worker.running:
+            await worker.gradient(x)
+            await memory.add(x + 1)
+        await worker.all_reduce(x)
+        assert memory.writes == 4 * worker.world_size
+        worker.report(await memory.read())
+"""
+
+
+ONE_MACHINE = {"builder": "two-level", "hosts": 1, "gpus-per-host": 2}
+
 
 def described(algorithm: object) -> dict[str, Any]:
     """Return the keys of a scenario of two workers."""
     return {
         "name": "test",
-        "cluster": {"topology": {"builder": "switch", "gpus": 2}, "device": "gtx-1080-ti"},
+        "cluster": {"topology": ONE_MACHINE, "device": "gtx-1080-ti"},
         "workload": {
             "cost": {"parameters": 100, "batch": 2, "gradient": "1 ms"},
             "objective": {"kind": "quadratic", "dimension": 6, "sigma2": 1.0},
@@ -224,6 +247,7 @@ def described(algorithm: object) -> dict[str, Any]:
 def program(folder: Path, algorithm: object) -> list[str]:
     """Write a script without a main guard; return the command that runs it."""
     (folder / "stuck.py").write_text(STUCK)
+    (folder / "sharing.py").write_text(SHARING)
     script = folder / "script.py"
     script.write_text(PROGRAM.format(root=str(ROOT), folder=str(folder), data=described(algorithm)))
     return [sys.executable, "-W", "error", str(script)]
@@ -250,8 +274,21 @@ class TestNothingIsLeft:
         stop: Callable[[subprocess.Popen[str]], None],
         returncode: int,
     ) -> None:
+        # The path of a socket must be short, and that of a test's own folder may not be.
+        with tempfile.TemporaryDirectory() as temporary:
+            self.end_launcher(tmp_path, Path(temporary), session_left, stop, returncode)
+
+    def end_launcher(
+        self,
+        folder: Path,
+        temporary: Path,
+        session_left: Callable[[int], list[int]],
+        stop: Callable[[subprocess.Popen[str]], None],
+        returncode: int,
+    ) -> None:
         process = subprocess.Popen(
-            program(tmp_path, "stuck.py:Stuck"),
+            program(folder, "stuck.py:Stuck"),
+            env={**os.environ, "TMPDIR": str(temporary)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -259,12 +296,14 @@ class TestNothingIsLeft:
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "under way\n"
+        assert list(temporary.glob("paceline-*")) != []
         stop(process)
         _, errors = process.communicate(timeout=20)
         assert process.returncode == returncode
         # The launcher speaks of the interruption, the ranks do not.
         assert errors.count("KeyboardInterrupt") == (returncode == -signal.SIGINT)
         assert session_left(process.pid) == []
+        assert list(temporary.glob("paceline-*")) == []
 
 
 class TestTorchrun:
@@ -279,15 +318,18 @@ class TestTorchrun:
             "MASTER_PORT": str(port),
         }
 
-    def test_two_ranks(self, tmp_path: Path) -> None:
+    def outputs(self, folder: Path, algorithm: object) -> list[list[str]]:
+        """Return what each of two ranks prints."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        algorithm = {"name": "local-sgd", "period": 2}
+        temporary = folder / "temporary"
+        temporary.mkdir()
+        changes = {"LOCAL_WORLD_SIZE": "2", "TMPDIR": str(temporary)}
         ranks = [
             subprocess.Popen(
-                program(tmp_path, algorithm),
-                env={**os.environ, **self.environment(rank, 2, port)},
+                program(folder, algorithm),
+                env={**os.environ, **self.environment(rank, 2, port), **changes},
                 stdout=subprocess.PIPE,
                 text=True,
             )
@@ -295,12 +337,42 @@ class TestTorchrun:
         ]
         outputs = [rank.communicate(timeout=60)[0].split("\n") for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0, 0]
+        assert list(temporary.iterdir()) == []
+        return outputs
+
+    def test_two_ranks(self, tmp_path: Path) -> None:
+        algorithm = {"name": "local-sgd", "period": 2}
+        outputs = self.outputs(tmp_path, algorithm)
         # Rank 0 alone has the run and tells the progress.
         assert outputs[1] == ["None", ""]
         assert outputs[0][0] == "under way"
         models = executed(Scenario(described(algorithm))).models
         assert models is not None
         assert outputs[0][-2] == models.tobytes().hex()
+
+    def test_shared_memory(self, tmp_path: Path) -> None:
+        outputs = self.outputs(tmp_path, "sharing.py:Sharing")
+        # Four additions of ones by each of two ranks; nothing is lost where they take turns, if ever.
+        models = np.frombuffer(bytes.fromhex(outputs[0][-2])).reshape(2, 6)
+        assert (models[0] == models[1]).all()
+        assert models.min() >= 4
+        assert models.max() <= 8
+
+    def test_shared_memory_on_two_machines(
+        self, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The scenario thinks of one machine, torchrun has taken two.
+        (tmp_path / "far.py").write_text(SHARING)
+        cluster = {"topology": {**ONE_MACHINE, "gpus-per-host": 4}, "device": "gtx-1080-ti"}
+        changes = {**self.environment(0, 4, 1), "LOCAL_WORLD_SIZE": "2"}
+        for name, value in changes.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(BadInput) as caught:
+            execute(make("far.py:Sharing", 4, QUADRATIC, folder=tmp_path, cluster=cluster))
+        assert str(caught.value) == (
+            "algorithm: far.py:Sharing needs all workers on one machine, because they share memory, but only "
+            "2 of torchrun's 4 ranks are on this one"
+        )
 
     def test_one_rank(self, make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = executed(make("local-sgd", 1, QUADRATIC)).models

@@ -17,6 +17,8 @@ from simulator.scenario import Scenario
 
 QUADRATIC = {"kind": "quadratic", "dimension": 5}
 GRAPH = 'frozenset({"graph"})'
+BOTH_WAYS = 'Plan({}, tuple((i, 1 - i, name) for i in (0, 1) for name in ("a", "b")))'
+WHERE = r"since 0(\.\d+)? s at own_\w+\.py:\d+"
 
 
 def broken_rule(scenario: Scenario) -> str:
@@ -79,6 +81,27 @@ class TestFailingRanks:
         with pytest.raises(WorkerFailed) as caught:
             execute(self.fault(own, "sys.exit('enough')"))
         assert str(caught.value).startswith("worker 1 failed: SystemExit: enough (at own_")
+
+    def test_an_error_in_a_task_that_nobody_awaits(
+        self, own: Any, ranks_left: Callable[[], list[int]]
+    ) -> None:
+        body = """
+            async def task():
+                await worker.gradient(worker.initial_model())
+                if worker.rank == 1:
+                    raise ValueError("out of luck")
+                await worker.recv(worker.rank, "self")
+            task = worker.spawn(task())
+            await worker.all_reduce(worker.initial_model())
+            await worker.recv(worker.rank, "self")
+        """
+        plan = 'Plan({}, tuple((i, i, "self") for i in range(3)))'
+        with pytest.raises(WorkerFailed) as caught:
+            execute(own(body, 3, plan=plan))
+        assert str(caught.value).startswith(
+            "worker 1 failed in iteration 1: ValueError: out of luck (at own_"
+        )
+        assert ranks_left() == []
 
     def test_a_later_run_is_not_harmed(self, own: Any, make: Any) -> None:
         with pytest.raises(WorkerFailed):
@@ -184,6 +207,38 @@ class TestBrokenRules:
             "add 'graph' to its requires"
         )
 
+    @pytest.mark.parametrize(
+        ("call", "source", "destination"),
+        [("send(x, 1 - worker.rank, 'c')", 0, 1), ("recv(1 - worker.rank, 'c')", 1, 0)],
+    )
+    def test_a_message_of_an_undeclared_channel(
+        self, own: Any, call: str, source: int, destination: int
+    ) -> None:
+        body = f"""
+            x = worker.initial_model()
+            await worker.{call}
+        """
+        assert broken_rule(own(body, 2, plan=BOTH_WAYS)) == (
+            f"worker 0 used the channel 'c' from worker {source} to worker {destination}, "
+            "which its algorithm's plan does not declare"
+        )
+
+    def test_parts_of_different_lengths(self, own: Any) -> None:
+        body = """
+            x = worker.initial_model()
+            await worker.all_to_all([x, x[1:]])
+        """
+        assert broken_rule(own(body, 2)) == (
+            "worker 0 called all_to_all of the group 'world' with parts of 5, 4 elements; "
+            "it takes 2 parts of one length"
+        )
+
+    def test_shared_memory_that_was_not_required(self, own: Any) -> None:
+        assert broken_rule(own('worker.shared("m", worker.initial_model())', 2)) == (
+            "worker 0 called shared, but Own does not require shared memory; "
+            "add 'shared-memory' to its requires"
+        )
+
     def test_an_undeclared_channel(self, own: Any) -> None:
         body = "await worker.exchange(worker.initial_model())"
         plan = 'Plan({}, ((0, 1, "exchange"),))'
@@ -224,6 +279,129 @@ class TestRunsThatCannotGoOn:
             f"worker 1 waits in all_reduce group 'world' for worker 0 {where}",
             broken_rule(own(body, 2, **settings)),
         )
+
+    @pytest.mark.parametrize(
+        ("call", "waits"),
+        [
+            ("await worker.recv(1, 'a')", "recv channel 'a'"),
+            ("await worker.send(x, 1, 'b')", "send channel 'b'"),
+            ("await worker.all_gather(x)", "all_gather group 'world'"),
+            ("await worker.all_to_all([x, x])", "all_to_all group 'world'"),
+        ],
+    )
+    def test_a_peer_that_has_ended_without_its_part(self, own: Any, call: str, waits: str) -> None:
+        body = f"""
+            x = await worker.gradient(worker.initial_model())
+            worker.report(x)
+            if worker.rank == 0:
+                {call}
+        """
+        assert re.fullmatch(
+            f"the run cannot go on: worker 0 waits in {waits} for worker 1 {WHERE}",
+            broken_rule(own(body, 2, plan=BOTH_WAYS)),
+        )
+
+    def test_one_message_too_few(self, own: Any) -> None:
+        # The fourth of three messages; rank 0 waits for something else, which comes from the waiting rank.
+        body = """
+            x = await worker.gradient(worker.initial_model())
+            worker.report(x)
+            if worker.rank == 0:
+                for _ in range(3):
+                    await worker.send(x, 1, "a")
+                await worker.recv(1, "b")
+            else:
+                for _ in range(4):
+                    await worker.recv(0, "a")
+                await worker.send(x, 0, "b")
+        """
+        assert re.fullmatch(
+            f"the run cannot go on: worker 0 waits in recv channel 'b' for worker 1 {WHERE}; "
+            f"worker 1 waits in recv channel 'a' for worker 0 {WHERE}",
+            broken_rule(own(body, 2, plan=BOTH_WAYS)),
+        )
+
+    def test_a_message_to_oneself_that_is_never_sent(self, own: Any) -> None:
+        body = "await worker.recv(0, 'self')"
+        assert re.fullmatch(
+            f"the run cannot go on: worker 0 waits in recv channel 'self' for worker 0 {WHERE}",
+            broken_rule(own(body, 1, plan='Plan({}, ((0, 0, "self"),))')),
+        )
+
+    def test_all_tasks_of_a_worker_wait(self, own: Any, tmp_path: Path) -> None:
+        body = """
+            x = await worker.gradient(worker.initial_model())
+            worker.report(x)
+            async def ask():
+                async with worker.lock("shelf"):
+                    pass
+            async def hold():
+                async with worker.lock("shelf"):
+                    asker = worker.spawn(ask())
+                    await worker.recv(1, "a")
+                await asker
+            if worker.rank == 0:
+                holder = worker.spawn(hold())
+                await holder
+        """
+        message = broken_rule(own(body, 2, plan=BOTH_WAYS))
+        waits = message.removeprefix("the run cannot go on: ").split("; ")
+        operations = ("recv channel 'a' for worker 1", "task", "lock 'shelf'")
+        assert len(waits) == len(operations)
+        source = next(tmp_path.glob("own_*.py")).read_text().splitlines()
+        lines = {}
+        for operation in operations:
+            (found,) = [wait for wait in waits if wait.startswith(f"worker 0 waits in {operation} since ")]
+            lines[operation] = source[int(found.rpartition(":")[2]) - 1].strip()
+        assert list(lines.values()) == [
+            'await worker.recv(1, "a")',
+            "await holder",
+            'async with worker.lock("shelf"):',
+        ]
+
+    def test_different_collectives_in_one_place(self, own: Any) -> None:
+        body = """
+            x = await worker.gradient(worker.initial_model())
+            await worker.all_reduce(x)
+            if worker.rank == 1:
+                await worker.all_gather(x[1:])
+            else:
+                await worker.all_reduce(x, "sum")
+        """
+        assert broken_rule(own(body, 2)) == (
+            "collective number 1 of the group 'world' differs: worker 0 called sum of 5 float64 elements, "
+            "worker 1 called all_gather of 4 float64 elements"
+        )
+
+    def test_a_lock_taken_twice(self, own: Any) -> None:
+        body = """
+            async with worker.lock():
+                async with worker.lock():
+                    pass
+        """
+        assert re.fullmatch(
+            f"the run cannot go on: worker 0 waits in lock 'model' {WHERE}", broken_rule(own(body, 1))
+        )
+
+    def test_a_task_that_computes_keeps_its_worker_going(self, own: Any) -> None:
+        # The other tasks and ranks wait far longer than the time after which that is told.
+        body = """
+            x = await worker.gradient(worker.initial_model())
+            async def work():
+                await worker.compute(lambda _: time.sleep(1.2), x, nbytes=0.0)
+                await worker.send(x, 1, "a")
+            if worker.rank == 0:
+                task = worker.spawn(work())
+                await worker.recv(1, "b")
+                await task
+            else:
+                await worker.recv(0, "a")
+                await worker.send(x, 0, "b")
+            worker.report(x)
+        """
+        run = execute(own(body, 2, plan=BOTH_WAYS))
+        assert run is not None
+        assert run.duration > 1.2
 
     def test_a_slow_peer_is_no_fault(self, own: Any) -> None:
         # Far longer than the time after which a wait is told.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from simulator.execution.record import Message, Record, Reports, spans
-from simulator.execution.streams import Call
+from simulator.execution.streams import Call, End
 from traces import COMPUTE, TRANSFER, WAIT, Span
 
 
@@ -85,3 +87,30 @@ def test_computations_come_along_in_the_order_of_time() -> None:
     assert spans(records)[0] == busy
     assert records[0].bytes_sent == 8.0
     assert records[0].calls == {"world": 1}
+
+
+def test_both_ends_of_a_channel_match_by_their_number() -> None:
+    def end(side: Literal["send", "recv"], number: int, begin: float, until: float) -> Message:
+        call = Call(side, 1, End(side, 0, 1, "a"), number, (1 if side == "send" else 0,))
+        return Message(call, begin, until, 8.0 if side == "send" else 0.0)
+
+    records = [
+        record(0, [end("send", 0, 0.0, 3.0), end("send", 1, 3.0, 5.0)]),
+        record(1, [end("recv", 0, 2.0, 3.0), end("recv", 1, 3.5, 5.0)]),
+    ]
+    assert [(s.worker, s.kind, s.operation, s.start, s.end, s.peer, s.nbytes) for s in spans(records)] == [
+        (0, WAIT, "send", 0.0, 2.0, 1, 0.0),
+        (0, TRANSFER, "send", 2.0, 3.0, 1, 8.0),
+        (1, TRANSFER, "recv", 2.0, 3.0, 0, 0.0),
+        (0, WAIT, "send", 3.0, 3.5, 1, 0.0),
+        (0, TRANSFER, "send", 3.5, 5.0, 1, 8.0),
+        (1, TRANSFER, "recv", 3.5, 5.0, 0, 0.0),
+    ]
+    assert records[0].calls == {End("send", 0, 1, "a"): 2}
+
+
+def test_a_message_to_oneself_that_nobody_received() -> None:
+    call = Call("send", 1, End("send", 0, 0, "a"), 0, (0,))
+    assert spans([record(0, [Message(call, 1.0, 2.0, 0.0)])]) == [
+        Span(0, TRANSFER, "send", 1.0, 2.0, 0, 0.0, 1)
+    ]

@@ -32,6 +32,7 @@ class Echo:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
+        self.sent: list[torch.Tensor] = []
 
     def all_reduce(self, x: torch.Tensor, op: Reduction, group: str) -> None:
         time.sleep(self.seconds)
@@ -42,6 +43,22 @@ class Echo:
         time.sleep(self.seconds)
         # The neighbours send back what they get, so that a test sees what was sent.
         return {source: x.clone() for source in sources}
+
+    def all_gather(self, x: torch.Tensor, group: str, members: int) -> tuple[torch.Tensor, ...]:
+        time.sleep(self.seconds)
+        return tuple(x.clone() for _ in range(members))
+
+    def all_to_all(self, parts: torch.Tensor, group: str) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return parts.clone()
+
+    def send(self, x: torch.Tensor, to: int, channel: int) -> None:
+        time.sleep(self.seconds)
+        self.sent.append(x)
+
+    def recv(self, source: int, channel: int) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return torch.ones(3)
 
 
 def run(scenario: Scenario, body: Body, communicator: Communicator | None = None) -> Record:
@@ -94,6 +111,15 @@ class TestPlaceInTheWorld:
         assert seen == [0, 1, 2]
         assert record.iterations == 3
         assert record.reports.iterations == [1, 2, 3]
+
+    def test_batch_step_size_and_rule(self, make: Any) -> None:
+        scenario = make("local-sgd", 3, QUADRATIC, batch=10, slowdowns={2: 2.0})
+        workers = [WallWorker(scenario, rank, Echo()) for rank in range(3)]
+        assert [worker.batch for worker in workers] == [12, 12, 6]
+        assert workers[0].step_size == 0.1
+        assert workers[0].rule_state is None
+        assert workers[0].graph is None
+        assert list(WallWorker(make("d-psgd", 3, QUADRATIC), 0, Echo()).graph or ()) == [0, 1, 2]
 
     def test_an_initial_model_is_fresh(self, make: Any) -> None:
         worker = WallWorker(make("local-sgd", 1, QUADRATIC), 0, None)
@@ -313,6 +339,29 @@ class TestOverlap:
         assert (first.call.number, second.call.number) == (0, 1)
         assert first.end <= second.begin
 
+    def test_channels_and_directions_do_not_wait_for_each_other(self, own: Any) -> None:
+        async def body(worker: Any) -> None:
+            x = worker.initial_model()
+            handles = [worker.all_reduce(x), worker.send(x, 1, "a"), worker.send(x, 1, "b")]
+            for handle in [*handles, worker.recv(1, "a"), worker.recv(2, "a")]:
+                await handle
+
+        plan = 'Plan({}, ((0, 1, "a"), (0, 1, "b"), (1, 0, "a"), (2, 0, "a")))'
+        record = run(own("pass", 3, plan=plan), finished(body), Echo(0.5))
+        assert 0.5 <= record.end < 0.9
+        assert len(record.messages) == 5
+
+    def test_messages_of_a_channel_take_turns(self, own: Any) -> None:
+        async def body(worker: Any) -> None:
+            x = worker.initial_model()
+            for handle in [worker.send(x, 1, "a"), worker.send(x, 1, "a")]:
+                await handle
+
+        record = run(own("pass", 2, plan='Plan({}, ((0, 1, "a"),))'), finished(body), Echo(0.1))
+        first, second = record.messages
+        assert (first.call.number, second.call.number) == (0, 1)
+        assert first.end <= second.begin
+
     def test_groups_do_not_wait_for_each_other(self, own: Any) -> None:
         async def body(worker: Any) -> None:
             x = worker.initial_model()
@@ -393,10 +442,10 @@ class TestBaton:
 
     def test_a_long_wait_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("simulator.execution.streams.LONG", 0.01)
-        told: list[tuple[Call | None, str]] = []
+        told: list[tuple[Call, str | None]] = []
 
-        def waiting(call: Call | None, line: str) -> None:
-            told.append((call, line))
+        def waiting(handle: WallHandle[Any], line: str | None) -> None:
+            told.append((handle.call, line))
 
         call = Call("all_reduce", 1, "world", 0, (1,))
         handle: WallHandle[TimeoutError] = WallHandle(call, Baton(), waiting)
@@ -411,7 +460,7 @@ class TestBaton:
         source = Path(__file__).read_text().splitlines()
         line = next(k for k, text in enumerate(source, 1) if text.endswith("# the line that waits"))
         where = f"{Path(__file__).name}:{line}"
-        assert told == [(call, where), (None, where)]
+        assert told == [(call, where), (call, None)]
 
 
 def test_a_stream_works_in_the_order_of_the_calls() -> None:
