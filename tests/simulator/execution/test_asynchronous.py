@@ -1,0 +1,218 @@
+"""Asynchronous algorithms on both clocks: what does not depend on timing holds exactly, what does agrees.
+
+`make stress` repeats every real run 20 times (PACELINE_STRESS).
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from simulator.engine.simulate import simulate
+from simulator.execution.execute import execute
+from simulator.run import Run
+from simulator.scenario import Scenario
+
+REPEATS = int(os.environ.get("PACELINE_STRESS", "1"))
+WORKERS = 4
+STEP = 0.125
+ITERATIONS = 12
+
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "a-psgd": {"name": "a-psgd"},
+    "a-psgd, three servers": {"name": "a-psgd", "servers": 3},
+    "easgd": {"name": "easgd", "period": 2},
+    "ad-psgd": {"name": "ad-psgd"},
+    "pair-averaging": {"name": "pair-averaging"},
+    "hogwild": {"name": "hogwild"},
+    "asyvrsc-shared": {"name": "asyvrsc-shared", "updates": 60},
+    "asyvrsc-distributed": {"name": "asyvrsc-distributed", "updates": 60},
+}
+STALENESS = {"a-psgd", "a-psgd, three servers", "ad-psgd", "hogwild", "asyvrsc-shared", "asyvrsc-distributed"}
+"""Those that note how many foreign changes came between what an update used and the update."""
+
+
+def scenario(name: str, seed: int = 1, **more: Any) -> Scenario:
+    compositional = name.startswith("asyvrsc")
+    objective: Any = {"kind": "quadratic", "dimension": 40, "mu": 0.5, "L": 2.0, "sigma2": 4.0, "zeta2": 1.0}
+    if compositional:
+        objective = {"kind": "portfolio", "samples": 60, "assets": 8, "kappa": 2.0}
+    link = {"bandwidth": "1 GB/s", "latency": "5 us"}
+    return Scenario(
+        {
+            "name": "asynchronous",
+            "cluster": {
+                "topology": {
+                    "builder": "two-level",
+                    "hosts": 1,
+                    "gpus-per-host": WORKERS,
+                    "inside": link,
+                    "network": link,
+                },
+                "device": "gtx-1080-ti",
+            },
+            "workload": {
+                "cost": {"parameters": 40, "batch": 4, "gradient": "1 ms"},
+                "objective": objective,
+            },
+            "algorithm": ALGORITHMS[name],
+            "step-size": 2e-4 if compositional else 0.05,
+            "budget": {"iterations": 40},
+            "seed": seed,
+            **more,
+        }
+    )
+
+
+def executed(chosen: Scenario, ranks_left: Callable[[], list[int]]) -> Run:
+    run = execute(chosen)
+    assert run is not None
+    assert ranks_left() == []
+    return run
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_final_loss_agrees_within_the_spread_over_seeds(
+    name: str, ranks_left: Callable[[], list[int]]
+) -> None:
+    losses = [simulate(scenario(name, seed)).samples.loss[-1] for seed in range(1, 6)]
+    spread = max(losses) - min(losses)
+    for repeat in range(REPEATS):
+        run = executed(scenario(name, 1 + repeat % 5), ranks_left)
+        start = run.samples.loss[0]
+        assert min(losses) - spread <= run.samples.loss[-1] <= max(losses) + spread
+        assert run.samples.loss[-1] < start
+
+
+@pytest.mark.parametrize("name", sorted(STALENESS))
+def test_staleness_is_measured_on_both_clocks(name: str, ranks_left: Callable[[], list[int]]) -> None:
+    for run in (simulate(scenario(name)), executed(scenario(name), ranks_left)):
+        staleness = [noted.value for noted in run.observations if noted.name == "staleness"]
+        assert len(staleness) >= 0.9 * sum(run.iterations) or name.startswith("asyvrsc")
+        assert min(staleness) >= 0
+        assert 0 < statistics.fmean(staleness) < 3 * WORKERS
+        assert run.summary()["observed"]["staleness"]["count"] == len(staleness)
+
+
+CONSTANT = """
+    from dataclasses import dataclass
+
+    import torch
+
+    from simulator.workload.objective import Objective, Oracle
+
+
+    @dataclass(frozen=True)
+    class Constant:
+        def build(self, seed):
+            return ConstantObjective()
+
+
+    class ConstantObjective(Objective):
+        name, parameters, dtype = "constant gradients", 6, torch.float64
+
+        def initial_model(self):
+            return torch.zeros(6, dtype=torch.float64)
+
+        def loss(self, x):
+            return float(x.sum())
+
+        def gradient_norm(self, x):
+            return 1.0
+
+        def oracle(self, rank, shares, batch, seed):
+            return ConstantOracle(self, rank)
+
+
+    class ConstantOracle(Oracle):
+        def __init__(self, objective, rank):
+            super().__init__(objective)
+            self.rank = rank
+
+        def gradient(self, x):
+            return torch.arange(6, dtype=torch.float64) + 8 * self.rank
+
+        full_gradient = gradient
+"""
+"""Gradients that do not depend on the model: whole numbers, so that sums are exact in any order."""
+
+
+def constant(name: str, folder: Path) -> Scenario:
+    file = folder / f"constant_{folder.name}.py"
+    file.write_text(textwrap.dedent(CONSTANT))
+    data = scenario(name)._data
+    workload = {
+        "cost": {"parameters": 6, "batch": 1, "gradient": "1 ms"},
+        "objective": f"{file.name}:Constant",
+    }
+    budget = {"iterations": ITERATIONS}
+    return Scenario({**data, "workload": workload, "step-size": STEP, "budget": budget}, folder=folder)
+
+
+def gradients() -> np.ndarray[Any, Any]:
+    """Return the gradient of each worker."""
+    return np.arange(6)[None, :] + 8.0 * np.arange(WORKERS)[:, None]
+
+
+@pytest.mark.parametrize("name", ["a-psgd", "a-psgd, three servers"])
+def test_no_push_to_a_server_is_lost(name: str, tmp_path: Path, ranks_left: Callable[[], list[int]]) -> None:
+    """The last model that a server hands out has seen every gradient, each of them once."""
+    chosen = constant(name, tmp_path)
+    expected = -STEP * ITERATIONS * gradients().sum(0)
+    for run in (simulate(chosen), *(executed(chosen, ranks_left) for _ in range(REPEATS))):
+        assert run.models is not None
+        # Every element falls with every push, so that the lowest value is the last one.
+        np.testing.assert_array_equal(run.models.min(0)[1:], expected[1:])
+
+
+def test_averaging_pairs_lose_no_update(tmp_path: Path, ranks_left: Callable[[], list[int]]) -> None:
+    """The mean of all models moves by the mean of all gradients, whoever met whom."""
+    chosen = constant("ad-psgd", tmp_path)
+    expected = -STEP * ITERATIONS * gradients().mean(0)
+    for run in (simulate(chosen), *(executed(chosen, ranks_left) for _ in range(REPEATS))):
+        assert run.models is not None
+        np.testing.assert_allclose(run.models.mean(0), expected, rtol=1e-14)
+
+
+def test_disjoint_writes_to_shared_memory_are_not_lost(
+    tmp_path: Path, ranks_left: Callable[[], list[int]]
+) -> None:
+    """Lock-free additions of several processes may lose each other on one element, never on others."""
+    from tests.simulator.execution import disjoint
+
+    chosen = Scenario(
+        {
+            **scenario("hogwild")._data,
+            "algorithm": f"{disjoint.__name__}:Disjoint",
+            "budget": {"iterations": 50},
+        }
+    )
+    for run in (simulate(chosen), *(executed(chosen, ranks_left) for _ in range(REPEATS))):
+        assert run.models is not None
+        for rank, model in enumerate(run.models):
+            assert model[rank::WORKERS].tolist() == [50.0] * len(model[rank::WORKERS])
+
+
+def test_reads_without_a_lock_mix_versions_for_real(ranks_left: Callable[[], list[int]]) -> None:
+    """One process adds to all elements, the others read meanwhile: some reads see old and new elements."""
+    from tests.simulator.execution import disjoint
+
+    data = scenario("hogwild")._data
+    size = 400_000
+    workload = {
+        "cost": {"parameters": size, "batch": 1, "gradient": "1 ms", "update": "1 ms"},
+        "objective": {"kind": "quadratic", "dimension": size},
+    }
+    algorithm = {"algorithm": f"{disjoint.__name__}:Torn", "budget": {"iterations": 60}}
+    chosen = Scenario({**data, "workload": workload, **algorithm})
+    for run in (simulate(chosen), *(executed(chosen, ranks_left) for _ in range(REPEATS))):
+        torn = [noted.value for noted in run.observations if noted.name == "versions"]
+        assert len(torn) == 60 * (WORKERS - 1)
+        assert max(torn) >= 2
