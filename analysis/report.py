@@ -296,7 +296,7 @@ def memory_warnings(run: Run) -> list[str]:
     scenario = run.scenario
     found = {}
     for rank, device in enumerate(scenario.cluster.devices):
-        need = scenario.cost.peak_memory(scenario.batches[rank], scenario.algorithm.model_copies)
+        need = scenario.cost.peak_memory(scenario.batches[rank], scenario.model_copies)
         if need > device.memory:
             found[device.name] = (
                 f"a worker needs {format_quantity(need, 'B')} at its peak, "

@@ -198,7 +198,7 @@ class Run:
     def peak_memory(self) -> float:
         """Return the bytes that the worker with the largest batch needs, by the cost model."""
         scenario = self.scenario
-        return scenario.cost.peak_memory(max(scenario.batches), scenario.algorithm.model_copies)
+        return scenario.cost.peak_memory(max(scenario.batches), scenario.model_copies)
 
     def save(self, folder: Path, elapsed: float | None = None) -> None:
         """Write the run as a folder, whole or not at all.

@@ -17,7 +17,7 @@ communication decoupled stochastic gradient descent", IJCAI 2019, arXiv 1906.120
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from algorithms.algorithm import Algorithm, parameter
 from algorithms.worker import Worker
@@ -28,6 +28,7 @@ class CoCoDSGD(Algorithm):
     """Local steps that hide the average of the models as they stood when the round began."""
 
     model_copies: ClassVar[int] = 2
+    compresses: ClassVar[Literal["models"]] = "models"
 
     period: int = parameter(4, "local steps per round (k), which hide one all-reduce", minimum=1)
     first_all_reduce: bool = parameter(

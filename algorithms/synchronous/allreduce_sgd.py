@@ -10,7 +10,7 @@ of the communication hides behind the rest of the backward pass.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from algorithms.algorithm import Algorithm, parameter
 from algorithms.worker import Worker
@@ -21,6 +21,7 @@ class AllReduceSGD(Algorithm):
     """Synchronous SGD with an all-reduce of the gradient in every iteration."""
 
     model_copies: ClassVar[int] = 1
+    compresses: ClassVar[Literal["gradients"]] = "gradients"
 
     overlap: bool = parameter(True, "reduce each bucket while back-propagation goes on")
 

@@ -192,6 +192,11 @@ class VirtualWorker:
         return 1.0 if self._step_size is None else self._step_size
 
     @property
+    def layers(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the model's parameters."""
+        return self._simulation.scenario.layers
+
+    @property
     def problem(self) -> Any:
         """What is optimised."""
         return None if self._oracle is None else self._oracle.problem

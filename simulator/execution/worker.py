@@ -129,6 +129,11 @@ class WallWorker:
         return plan.weights(self._scenario, self._rank)
 
     @property
+    def layers(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the model's parameters."""
+        return self._scenario.layers
+
+    @property
     def running(self) -> bool:
         """Whether this worker has iterations left; depends on its own iteration count alone."""
         self._questions += 1
@@ -334,7 +339,7 @@ class WallWorker:
             The algorithm breaks a rule of the seam.
         """
         self._start = start
-        coroutine = algorithm.run(self)
+        coroutine = algorithm.run(plan.seen_by_algorithm(self._scenario, self))
         if not inspect.iscoroutine(coroutine):
             raise faults.not_a_coroutine(type(algorithm).__name__, coroutine)
         with self._baton:
