@@ -232,12 +232,17 @@ def _joined(factors: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor
 
 
 def orthonormal(p: torch.Tensor) -> torch.Tensor:
-    """Return orthonormal columns by modified Gram-Schmidt; a column that vanishes stays zero."""
+    """Return orthonormal columns by modified Gram-Schmidt, done twice; a column that vanishes stays zero.
+
+    What one pass leaves of a column in the span of those before it is rounding noise, which is not orthogonal
+    to them until a second pass (Giraud, Langou and Rozloznik, 2005).
+    """
     q = p.clone()
     for column in range(q.shape[1]):
-        for before in range(column):
-            q[:, column] -= (q[:, before] @ q[:, column]) * q[:, before]
-        norm = q[:, column].norm()
-        if norm > 0:
-            q[:, column] /= norm
+        for _ in range(2):
+            for before in range(column):
+                q[:, column] -= (q[:, before] @ q[:, column]) * q[:, before]
+            norm = q[:, column].norm()
+            if norm > 0:
+                q[:, column] /= norm
     return q
