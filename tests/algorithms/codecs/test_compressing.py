@@ -541,3 +541,39 @@ def test_collectives_come_in_one_order() -> None:
         assert run.models is not None
         assert plain.models is not None
         assert run.models.tobytes() == plain.models.tobytes()
+
+
+@pytest.mark.parametrize("case", ["terngrad", "powersgd", "top-k"])
+def test_a_slow_worker_does_not_change_the_order(case: str) -> None:
+    """A fast worker is at its next mean while a slow one has not yet joined the last."""
+    algorithm = {"name": "pipe-sgd", "width": 3}
+    slow = [{"kind": "persistent", "workers": [0], "slowdown": 7.0}]
+    slowed = simulate(scenario(algorithm, CASES[case], update="0.1 s", stragglers=slow, batches="equal"))
+    even = simulate(scenario(algorithm, CASES[case]))
+    assert slowed.models is not None
+    assert even.models is not None
+    assert slowed.models.tobytes() == even.models.tobytes()
+
+
+@dataclass(frozen=True)
+class TwoMeans(Algorithm):
+    """Has two means of models under way at once."""
+
+    compresses: ClassVar[Literal["models"]] = "models"
+
+    async def run(self, worker: Worker) -> None:
+        x = worker.initial_model()
+        while worker.running:
+            y = await worker.update(x, await worker.gradient(x))
+            means = [worker.all_reduce(y), worker.all_reduce(x)]
+            y, x = [await mean for mean in means]
+            x = await worker.combine((0.5, x), (0.5, y))
+            worker.report(x)
+
+
+def test_the_anchor_is_the_mean_before_although_it_is_still_under_way() -> None:
+    made = scenario(TwoMeans(), {"codec": "top-k", "density": 1.0}, update="0.1 s")
+    run, exact = simulate(made), simulate(made.vary(compression=None))
+    assert run.models is not None
+    assert exact.models is not None
+    np.testing.assert_allclose(run.models, exact.models, rtol=0, atol=1e-12)
