@@ -109,6 +109,30 @@ def parameter(default: Any, doc: str, **bounds: Any) -> Any:
     return dataclasses.field(default=default, metadata={"doc": doc, **bounds})
 
 
+def check_parameters(made: Any) -> None:
+    """Refuse a dataclass whose parameters are of another type, not among the choices or out of bounds.
+
+    Raises
+    ------
+    ValueError
+        One sentence that names the parameter.
+    """
+    hints = get_type_hints(type(made))
+    owner = type(made).__name__
+    for field in dataclasses.fields(made):
+        value = getattr(made, field.name)
+        expected = hints[field.name]
+        if isinstance(expected, type) and type(value) is not expected:
+            raise ValueError(f"{owner}: {field.name} must be of type {expected.__name__}, got {value!r}")
+        if get_origin(expected) is Literal and value not in get_args(expected):
+            choices = ", ".join(map(repr, get_args(expected)))
+            raise ValueError(f"{owner}: {field.name} must be one of {choices}, got {value!r}")
+        for bound, (words, holds) in BOUNDS.items():
+            limit = field.metadata.get(bound)
+            if limit is not None and not holds(value, limit):
+                raise ValueError(f"{owner}: {field.name} must be {words} {limit}, got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Algorithm:
     """Base of all algorithms: parameters as fields, behaviour in :meth:`run`.
@@ -120,8 +144,11 @@ class Algorithm:
     model_copies
         Model-sized buffers beside parameters and gradient, for the memory check.
     compresses
-        What the algorithm's all-reduces and exchanges carry, so that a codec may stand before them:
-        ``gradients``, ``models``, or nothing ("") where what is sent must stay exact.
+        What the algorithm's means over all workers carry, so that a codec may stand before them:
+        ``gradients``; ``models``, which then become the mean exactly (what is kept beside it would be sent
+        twice, by error feedback); or nothing ("") where what is sent must stay exact.
+    exact_because
+        Why nothing may be compressed, to be read after "… cannot be compressed: ".
     momentum
         How the algorithm takes an update rule with a state: ``covered`` by its theory, ``uncovered`` (a
         warning), or ``refused`` because its own rule is built on plain steps.
@@ -130,28 +157,11 @@ class Algorithm:
     requires: ClassVar[frozenset[str]] = frozenset()
     model_copies: ClassVar[int] = 0
     compresses: ClassVar[Literal["gradients", "models", ""]] = ""
+    exact_because: ClassVar[str] = "what it sends must arrive exactly"
     momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "uncovered"
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            expected = hints[field.name]
-            if isinstance(expected, type) and type(value) is not expected:
-                raise ValueError(
-                    f"{type(self).__name__}: {field.name} must be of type {expected.__name__}, got {value!r}"
-                )
-            if get_origin(expected) is Literal and value not in get_args(expected):
-                raise ValueError(
-                    f"{type(self).__name__}: {field.name} must be one of "
-                    f"{', '.join(map(repr, get_args(expected)))}, got {value!r}"
-                )
-            for bound, (words, holds) in BOUNDS.items():
-                limit = field.metadata.get(bound)
-                if limit is not None and not holds(value, limit):
-                    raise ValueError(
-                        f"{type(self).__name__}: {field.name} must be {words} {limit}, got {value!r}"
-                    )
+        check_parameters(self)
 
     @property
     def deterministic(self) -> bool:

@@ -77,7 +77,7 @@ class Phantom:
         """The torch type of the elements, told by their size."""
         import torch
 
-        return {2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.itemsize]
+        return {1: torch.uint8, 2: torch.bfloat16, 4: torch.float32, 8: torch.float64}[self.itemsize]
 
     @classmethod
     def __torch_function__(

@@ -95,6 +95,8 @@ class Worker(Protocol):
         Samples of one of this worker's gradients.
     step_size
         Of this worker's next update, by the schedule of the run; 1 in a timing-only run.
+    layers
+        Shapes of the model's parameters, in the order of the flat vector.
     problem
         What is optimised, where the algorithm evaluates it itself; None in a timing-only run.
     """
@@ -132,6 +134,11 @@ class Worker(Protocol):
     @property
     def step_size(self) -> float:
         """The step size of this worker's next update."""
+        ...
+
+    @property
+    def layers(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the model's parameters: weights of a linear layer are a matrix, biases a vector."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""What there is to choose from, with figures: topologies, algorithms, models and devices.
+"""What there is to choose from, with figures: topologies, algorithms, codecs, models and devices.
 
 Each function returns plain data in SI units, ready for JSON; the command line prints it.
 """
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import topologies
 from algorithms import ALGORITHMS, REQUIREMENTS
 from algorithms.algorithm import BOUNDS, Setting
+from algorithms.codecs import CODECS, Message
 from simulator.devices import DEVICES, device
 from simulator.parts import BadInput, nearest
 from simulator.scenario import Scenario
 from simulator.sections import TOPOLOGY
-from simulator.workload.cost import MODEL_NAMES, CostProfile, resolve
+from simulator.workload.cost import MODEL_NAMES, CostProfile, ModelCost, resolve
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -305,9 +306,56 @@ def algorithm_facts(name: str) -> dict[str, Any]:
         "model_copies": cls.model_copies,
         "momentum": cls.momentum,
         "compresses": cls.compresses,
+        **({} if cls.compresses else {"exact_because": cls.exact_because}),
         "same_bits_on_both_clocks": cls().deterministic,
         "parameters": parameters,
     }
+
+
+# Codecs.
+
+
+def codecs(model: str | None = None) -> list[dict[str, Any]]:
+    """Return the codecs with their defaults, and what each makes of a gradient in fp32.
+
+    ``wire_bytes`` is what a worker hands over for the whole gradient as one message, ``theoretical_bytes``
+    what an ideal coder would need.
+
+    Parameters
+    ----------
+    model
+        Whose gradient; without one a layer of 1000 x 1000, which needs no torch.
+
+    Raises
+    ------
+    BadInput
+        There is no such model.
+    """
+    layers: tuple[tuple[int, ...], ...] = ((1000, 1000),)
+    if model is not None:
+        try:
+            layers = ModelCost(model, batch=1).shapes
+        except ValueError as error:
+            raise BadInput("", str(error)) from None
+    message = Message(sum(map(math.prod, layers)), layers=layers)
+    listed = []
+    for name, entry in CODECS.items():
+        made = entry.load()()
+        parameters = {field.name.replace("_", "-"): field.default for field in dataclasses.fields(made)}
+        listed.append(
+            {
+                "name": name,
+                "summary": entry.summary,
+                "paper": entry.paper,
+                "wire": entry.wire,
+                "parameters": parameters,
+                "summable": made.summable,
+                "gradient_bytes": message.nbytes,
+                "wire_bytes": made.wire_bytes(message) + made.agreed_elements(message) * message.itemsize,
+                "theoretical_bytes": made.theoretical_bits(message) / 8,
+            }
+        )
+    return listed
 
 
 # Models.

@@ -573,6 +573,39 @@ def algorithms(
         limits = "".join(f", {words} {limit}" for words, limit in bounds)
         default = json.dumps(parameter["default"])
         typer.echo(f"parameter {parameter['name']} (default {default}{limits}): {parameter['meaning']}")
+    reason = f"none, as {facts['exact_because']}" if "exact_because" in facts else ""
+    typer.echo(f"compression: {reason or 'of its ' + facts['compresses']}")
+
+
+@app.command()
+def codecs(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Whose gradient to take the sizes of.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the codecs with the size of a compressed gradient: what is sent, and what theory says."""
+    from analysis import catalogue
+    from simulator.units import format_quantity
+
+    found = catalogue.codecs(model)
+    rows = [
+        [
+            row["name"],
+            *(format_quantity(row[key], "B") for key in ("wire_bytes", "theoretical_bytes")),
+            f"{row['gradient_bytes'] / row['wire_bytes']:.3g}",
+            "all-reduce" if row["summable"] else "all-gather",
+            row["summary"],
+            row["paper"],
+        ]
+        for row in found
+    ]
+    headings = ["codec", "sent", "in theory", "ratio", "through", "what it does", "source"]
+    _print_table(headings, rows, (0, 4, 5, 6), found, as_json)
+    if not as_json:
+        whose = "a layer of 1000 x 1000" if model is None else model
+        size = format_quantity(found[0]["gradient_bytes"], "B")
+        typer.echo(f"Each with its defaults, for the gradient of {whose}: {size} in fp32, as one message.")
 
 
 @app.command()

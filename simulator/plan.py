@@ -12,10 +12,12 @@ import numpy as np
 
 from algorithms import WORLD, Plan
 from algorithms.algorithm import EXCHANGE
+from algorithms.codecs import compressing
 from simulator import faults
 from simulator.parts import BadInput
 
 if TYPE_CHECKING:
+    from algorithms.worker import Worker
     from simulator.scenario import Scenario
     from simulator.workload.objective import Oracle
 
@@ -28,6 +30,13 @@ def planned(scenario: Scenario) -> Plan:
     graph = scenario.communication_graph if scenario.algorithm.needs_graph else None
     plan = scenario.algorithm.plan(scenario.workers, graph)
     return Plan({WORLD: tuple(range(scenario.workers)), **plan.groups}, plan.channels)
+
+
+def seen_by_algorithm(scenario: Scenario, worker: Worker) -> Worker:
+    """Return the worker that an algorithm is run with: behind a codec where there is compression."""
+    if scenario.codec is None:
+        return worker
+    return compressing(worker, scenario.codec, scenario.algorithm.compresses)
 
 
 def group_share(shares: Sequence[float] | None, members: Sequence[int], rank: int) -> float | None:

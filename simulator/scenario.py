@@ -26,6 +26,7 @@ from pydantic_core import PydanticSerializationError
 
 import topologies
 from algorithms import REQUIREMENTS, Algorithm
+from algorithms.codecs import Codec
 from simulator.cluster import Cluster, find_node, place
 from simulator.parts import MADE, BadInput, Part, check, nearest
 from simulator.patterns import PATTERNS
@@ -191,7 +192,8 @@ class Scenario:
         sections = self.sections
         topology, objective = sections.cluster.topology, sections.workload.objective
         parts = [topology, sections.workload.cost, objective, sections.algorithm, *sections.compare]
-        parts += [sections.cluster.transport, *sections.cluster.stragglers, sections.update]
+        parts += [sections.compression, sections.cluster.transport]
+        parts += [*sections.cluster.stragglers, sections.update]
         named = [entry.name.partition(":")[0] for entry in parts if isinstance(entry, Part)]
         named.append(str(getattr(sections.workload.cost.values, "model", "")).partition(":")[0])
         found = [name for name in named if name.endswith(".py")]
@@ -297,10 +299,28 @@ class Scenario:
         built: Rule = self.sections.update.build()
         return built
 
+    @functools.cached_property
+    def codec(self) -> Codec | None:
+        """What stands before the algorithm's means; None where nothing is compressed."""
+        entry = self.sections.compression
+        built: Codec | None = None if entry is None else entry.build()
+        return built
+
+    @property
+    def layers(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the model's parameters: of what is really optimised, else of the cost model."""
+        return self.cost.shapes if self.objective is None else self.objective.shapes
+
     @property
     def model_copies(self) -> int:
-        """Model-sized buffers of a worker beside parameters and gradient: the algorithm's and the rule's."""
-        return self.algorithm.model_copies + self.update.state_vectors
+        """Model-sized vectors of a worker beside parameters and gradient.
+
+        Those of the algorithm, of the update rule and of the codec, and the anchor of compressed models.
+        """
+        copies = self.algorithm.model_copies + self.update.state_vectors
+        if self.codec is None:
+            return copies
+        return copies + self.codec.buffers + (self.algorithm.compresses == "models")
 
     @property
     def uncovered(self) -> str | None:
@@ -462,6 +482,9 @@ class Scenario:
         self._check_background()
         self._check_gossip()
         self._check_training()
+        if sections.compression is not None:
+            with _under("compression"):
+                self._check_compression(sections.compression)
         self._check_algorithms()
         self._check_update()
 
@@ -547,6 +570,17 @@ class Scenario:
                 graph, mixing = self.communication_graph, self.mixing
             with _under(key):
                 algorithm.check(self.workers, graph, mixing)
+
+    def _check_compression(self, entry: Part) -> None:
+        """Refuse a codec before what must stay exact, or one that the model does not suit."""
+        codec: Codec = entry.build()
+        for chosen in (self.sections.algorithm, *self.sections.compare):
+            algorithm: Algorithm = chosen.build()
+            if not algorithm.compresses:
+                raise BadInput("", f"{chosen.name} cannot be compressed: {algorithm.exact_because}")
+            if codec.gradients_only and algorithm.compresses != "gradients":
+                raise BadInput("", f"{entry.name} is for gradients, but {chosen.name} averages models")
+        codec.check(self.layers)
 
     def _lacks(self, need: str) -> str:
         """Return what this scenario lacks of a requirement, in words; nothing if it has it."""

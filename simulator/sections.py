@@ -15,6 +15,7 @@ import pydantic
 
 import topologies
 from algorithms import ALGORITHMS, Algorithm, algorithm
+from algorithms.codecs import CODECS, Codec, codec
 from simulator.devices import DEVICES, Device
 from simulator.parts import (
     PART_WRITER,
@@ -46,6 +47,7 @@ def _catalogue(what: str, tag: str, known: Mapping[str, Any], find: Any = None) 
 
 TOPOLOGY = _catalogue("topology builder", "builder", topologies.BUILDERS)
 ALGORITHM = dataclasses.replace(_catalogue("algorithm", "name", ALGORITHMS, algorithm), base=Algorithm)
+CODEC = dataclasses.replace(_catalogue("codec", "codec", CODECS, codec), base=Codec)
 STRAGGLER = _catalogue("straggler", "kind", STRAGGLERS)
 TRANSPORT = _catalogue("transport", "name", TRANSPORTS)
 COST = _catalogue("cost", "kind", COSTS)
@@ -239,6 +241,11 @@ class Sections(Section):
     budget: Budget
     compare: Annotated[tuple[Part, ...], reader(_read_algorithms), _PARTS_WRITER] = ()
     gossip: GossipSection | None = None
+    compression: Annotated[
+        Part | None,
+        reader(lambda value, folder: value and CODEC.read(value, folder)),
+        pydantic.PlainSerializer(lambda value: value and value.data()),
+    ] = None
     step_size: float | StepSizeGrid | None = None
     update: Annotated[Part, reader(UPDATE.read), PART_WRITER] = pydantic.Field(
         default="sgd", validate_default=True

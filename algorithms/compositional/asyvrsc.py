@@ -30,6 +30,9 @@ class AsyVRSC(Algorithm):
 
     requires: ClassVar[frozenset[str]] = frozenset({"compositional"})
     model_copies: ClassVar[int] = 4
+    exact_because: ClassVar[str] = (
+        "its estimates are small differences of gradients, which the error of a codec would drown"
+    )
     momentum: ClassVar[Literal["refused"]] = "refused"  # estimates of others' models arrive late
 
     estimator: Estimator = parameter("second", "C-SVRG-1 or C-SVRG-2")

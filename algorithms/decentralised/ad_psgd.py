@@ -40,6 +40,7 @@ class ADPSGD(Algorithm):
 
     requires: ClassVar[frozenset[str]] = frozenset({"graph", "symmetric", "bipartite"})
     model_copies: ClassVar[int] = 2
+    exact_because: ClassVar[str] = "the two models of a pair must be averaged exactly"
 
     @property
     def deterministic(self) -> bool:

@@ -35,6 +35,9 @@ class DPSGD(Algorithm):
     requires: ClassVar[frozenset[str]] = frozenset({"graph"})
     model_copies: ClassVar[int] = 1
     momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "uncovered"
+    exact_because: ClassVar[str] = (
+        "neighbours must see exact models to mix them; compressed gossip is another algorithm"
+    )
 
     order: Literal["combine-then-adapt", "adapt-then-combine"] = parameter(
         "combine-then-adapt", "whether the gradient is taken at the model before averaging, or applied first"

@@ -34,6 +34,9 @@ class PairAveraging(Algorithm):
     """Local steps, each with a mean of the own model and a pulled one."""
 
     model_copies: ClassVar[int] = 2
+    exact_because: ClassVar[str] = (
+        "a model that is pulled must be exact, as nothing makes up for what it lacks"
+    )
 
     @property
     def deterministic(self) -> bool:

@@ -36,6 +36,7 @@ class SGP(Algorithm):
     """Push-sum gossip along an exponential graph."""
 
     model_copies: ClassVar[int] = 2
+    exact_because: ClassVar[str] = "the sums of its models and weights must be preserved exactly"
     # z is no affine function of plain steps any more: the paper runs momentum on z, without a theorem.
     momentum: ClassVar[Literal["uncovered"]] = "uncovered"
 

@@ -32,6 +32,7 @@ class CoCoDSGD(Algorithm):
 
     model_copies: ClassVar[int] = 2
     momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "uncovered"
+    compresses: ClassVar[Literal["models"]] = "models"
 
     period: int = parameter(4, "local steps per round (k), which hide one all-reduce", minimum=1)
     first_all_reduce: bool = parameter(

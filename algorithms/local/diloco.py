@@ -32,6 +32,7 @@ class DiLoCo(Algorithm):
     """Inner steps of each worker, and outer steps with momentum on what they moved on average."""
 
     model_copies: ClassVar[int] = 2
+    compresses: ClassVar[Literal["models"]] = "models"
     momentum: ClassVar[Literal["covered"]] = "covered"
 
     period: int = parameter(500, "inner steps between two outer steps (H)", minimum=1)
@@ -78,6 +79,9 @@ class StreamingDiLoCo(Algorithm):
     """DiLoCo whose fragments are averaged in turn, behind the inner steps."""
 
     model_copies: ClassVar[int] = 2
+    exact_because: ClassVar[str] = (
+        "a fragment keeps a part of the local model, which error feedback would send twice"
+    )
     momentum: ClassVar[Literal["covered"]] = "covered"
 
     period: int = parameter(500, "inner steps between two outer steps of a fragment (H)", minimum=1)

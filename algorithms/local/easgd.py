@@ -35,6 +35,7 @@ class EASGD(Algorithm):
     """Local steps, and an elastic step with a centre every so often."""
 
     model_copies: ClassVar[int] = 1
+    exact_because: ClassVar[str] = "its elastic forces must cancel exactly between a worker and the centre"
     momentum: ClassVar[Literal["covered"]] = "covered"
 
     period: int = parameter(4, "local steps between two elastic steps (tau)", minimum=1)

@@ -15,7 +15,7 @@ Source: Stich, "Local SGD converges fast and communicates little", ICLR 2019; Yu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from algorithms.algorithm import Algorithm, Setting, parameter
 from algorithms.local.rounds import RuleState, at_average, local_steps
@@ -27,6 +27,7 @@ class LocalSGD(Algorithm):
     """Local steps between exact averages of the models."""
 
     model_copies: ClassVar[int] = 1
+    compresses: ClassVar[Literal["models"]] = "models"
 
     period: int = parameter(4, "local steps between two averages (k)", minimum=1)
     state: RuleState = parameter(

@@ -27,6 +27,9 @@ class OverlapLocalSGD(Algorithm):
     """Local steps beside an average, and a pull towards the average of the round before."""
 
     model_copies: ClassVar[int] = 3
+    exact_because: ClassVar[str] = (
+        "its workers keep a part of their own models, which error feedback would send twice"
+    )
 
     period: int = parameter(4, "local steps per round (tau), which hide one all-reduce", minimum=1)
     pull: float = parameter(0.6, "how far a model is pulled towards the anchor (alpha)", minimum=0.0)

@@ -28,6 +28,7 @@ class SlowMo(Algorithm):
     """Local SGD whose averages move a common model with momentum."""
 
     model_copies: ClassVar[int] = 3
+    compresses: ClassVar[Literal["models"]] = "models"
     momentum: ClassVar[Literal["covered"]] = "covered"
 
     period: int = parameter(4, "local steps between two averages (tau)", minimum=1)

@@ -25,6 +25,7 @@ class VRLSGD(Algorithm):
     """Local steps that are corrected towards the mean gradient."""
 
     model_copies: ClassVar[int] = 2
+    exact_because: ClassVar[str] = "its corrections are exact differences between a model and the mean of all"
     # A correction is what plain steps moved, divided by what they multiplied.
     momentum: ClassVar[Literal["refused"]] = "refused"
 

@@ -45,6 +45,9 @@ class PrivateSGD(Algorithm):
 
     requires: ClassVar[frozenset[str]] = frozenset({"finite-sum"})
     model_copies: ClassVar[int] = 2
+    exact_because: ClassVar[str] = (
+        "the noise is meant for the exact sum; what is compressed before it has another sensitivity"
+    )
     # What follows the noise cannot spend privacy.
     momentum: ClassVar[Literal["covered"]] = "covered"
     rule: ClassVar[Rule] = "dp-sgd"

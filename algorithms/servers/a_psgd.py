@@ -41,6 +41,9 @@ class APSGD(Algorithm):
     """Gradients that a server applies as they come."""
 
     model_copies: ClassVar[int] = 1
+    exact_because: ClassVar[str] = (
+        "a codec stands before means over all workers, and its gradients go to servers one by one"
+    )
 
     servers: int = parameter(1, "servers, each a task of one worker with a shard of the model", minimum=1)
 

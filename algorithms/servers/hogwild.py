@@ -25,6 +25,7 @@ class Hogwild(Algorithm):
 
     requires: ClassVar[frozenset[str]] = frozenset({"shared-memory"})
     model_copies: ClassVar[int] = 1
+    exact_because: ClassVar[str] = "it sends nothing; its workers share one memory"
     # A step is an addition to what others are adding to as well: there is no state to keep for it.
     momentum: ClassVar[Literal["refused"]] = "refused"
 

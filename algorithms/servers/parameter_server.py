@@ -38,6 +38,9 @@ class ParameterServer(Algorithm):
     """Synchronous SGD whose gradients meet at servers."""
 
     model_copies: ClassVar[int] = 1
+    exact_because: ClassVar[str] = (
+        "a codec stands before means over all workers, and its gradients meet at servers"
+    )
     momentum: ClassVar[Literal["covered"]] = "covered"
 
     servers: int = parameter(1, "servers, each a task of one worker with a shard of the model", minimum=1)

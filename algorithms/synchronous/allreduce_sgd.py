@@ -25,6 +25,7 @@ class AllReduceSGD(Algorithm):
 
     model_copies: ClassVar[int] = 1
     momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "covered"
+    compresses: ClassVar[Literal["gradients"]] = "gradients"
 
     overlap: bool = parameter(True, "reduce each bucket while back-propagation goes on")
 

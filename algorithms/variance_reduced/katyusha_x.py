@@ -43,6 +43,9 @@ class KatyushaX(Algorithm):
 
     requires: ClassVar[frozenset[str]] = frozenset({"finite-sum"})
     model_copies: ClassVar[int] = 5
+    exact_because: ClassVar[str] = (
+        "its corrections are small differences of gradients, which the error of a codec would drown"
+    )
     momentum: ClassVar[Literal["refused"]] = "refused"  # it has its own, between epochs
 
     form: Literal["strongly-convex", "convex", "svrg"] = parameter(

@@ -30,7 +30,7 @@ from simulator.engine.worker import Driven, VirtualWorker
 from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
 from simulator.patterns import Kind
-from simulator.plan import group_share, neighbours, oracle, planned
+from simulator.plan import group_share, neighbours, oracle, planned, seen_by_algorithm
 from simulator.run import Progress, Run
 from simulator.scenario import Scenario
 from simulator.stragglers import Straggler
@@ -254,7 +254,7 @@ class Simulation:
 
     async def _work(self, worker: VirtualWorker) -> None:
         try:
-            work = self.scenario.algorithm.run(worker)
+            work = self.scenario.algorithm.run(seen_by_algorithm(self.scenario, worker))
             if not inspect.iscoroutine(work):
                 raise faults.not_a_coroutine(self.algorithm_class, work)
             await Driven(work, worker)

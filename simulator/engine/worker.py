@@ -187,6 +187,11 @@ class VirtualWorker:
         return self._simulation.initial_model()
 
     @property
+    def layers(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the model's parameters."""
+        return self._simulation.scenario.layers
+
+    @property
     def problem(self) -> Any:
         """What is optimised."""
         return None if self._oracle is None else self._oracle.problem

@@ -148,6 +148,11 @@ class WallWorker:
         return plan.weights(self._scenario, self._rank)
 
     @property
+    def layers(self) -> Sequence[tuple[int, ...]]:
+        """Shapes of the model's parameters."""
+        return self._scenario.layers
+
+    @property
     def graph(self) -> nx.Graph[int] | None:
         """The communication graph on ranks; None unless the algorithm requires one."""
         return self._scenario.communication_graph if self._scenario.algorithm.needs_graph else None
@@ -522,7 +527,7 @@ class WallWorker:
             The algorithm breaks a rule of the seam.
         """
         self._start = start
-        coroutine = algorithm.run(self)
+        coroutine = algorithm.run(plan.seen_by_algorithm(self._scenario, self))
         if not inspect.iscoroutine(coroutine):
             raise faults.not_a_coroutine(type(algorithm).__name__, coroutine)
         whole: WallHandle[None] = WallHandle(Call("run", 0), self._baton, self._tasks.waiting)

@@ -63,6 +63,8 @@ class LayerCost:
         FLOPs per sample, two per multiply-add.
     activation_bytes : float
         Bytes of the layer's outputs per sample, in fp32.
+    shapes : tuple of tuple of int
+        Shapes of those parameters, in their order; empty where they are not known.
     """
 
     name: str
@@ -70,6 +72,7 @@ class LayerCost:
     forward_flops: float
     backward_flops: float
     activation_bytes: float
+    shapes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,10 @@ class Cost(Protocol):
     def parameter_bytes(self) -> int:
         """Bytes of one parameter."""
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the parameters, in the order of the flat vector."""
+
     def buckets(self) -> tuple[tuple[int, int], ...]:
         """Slices [lo, hi) of the flat parameter vector in back-propagation order, together the whole."""
 
@@ -212,6 +219,12 @@ class ModelCost:
     def parameter_bytes(self) -> int:
         """Bytes of one parameter in this precision."""
         return PARAMETER_BYTES[self.precision]
+
+    @functools.cached_property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the network's parameters; a layer's are one vector where they are not known."""
+        layers = [layer for layer in self.profile.layers if layer.parameters]
+        return tuple(shape for layer in layers for shape in layer.shapes or ((layer.parameters,),))
 
     def buckets(self) -> tuple[tuple[int, int], ...]:
         """Slices [lo, hi) of the flat parameter vector in back-propagation order, last parameters first."""
@@ -363,6 +376,11 @@ class GivenCost:
     def parameter_bytes(self) -> int:
         """Bytes of one parameter: fp32."""
         return PARAMETER_BYTES["fp32"]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """One vector: a given cost knows no layers."""
+        return ((self.parameters,),)
 
     def buckets(self) -> tuple[tuple[int, int], ...]:
         """Equal slices [lo, hi) of the flat parameter vector, last parameters first."""
@@ -592,16 +610,17 @@ class _Recorder:
         """What was booked, for each module that owns anything."""
         seen: set[int] = set()
         for index, (name, submodule) in enumerate(self.module.named_modules()):
-            parameters = 0
+            shapes = []
             for parameter in submodule.parameters(recurse=False):
                 if parameter.requires_grad and id(parameter) not in seen:
                     seen.add(id(parameter))
-                    parameters += parameter.numel()
+                    shapes.append(tuple(parameter.shape))
+            parameters = sum(map(math.prod, shapes))
             forward = self.flops["forward"][index] / _PROFILE_BATCH
             backward = self.flops["backward"][index] / _PROFILE_BATCH
             activation = self.bytes[index] / _PROFILE_BATCH
             if parameters or forward or backward or activation:
-                yield LayerCost(name, parameters, forward, backward, activation)
+                yield LayerCost(name, parameters, forward, backward, activation, tuple(shapes))
 
     def _take_over(self, index: int) -> None:
         """Book the FLOPs since the last change, then let module `index` work."""

@@ -197,6 +197,11 @@ class Objective(ABC):
     dtype: torch.dtype
 
     @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the parameters in the flat model; one vector where it has no layers."""
+        return ((self.parameters,),)
+
+    @property
     def fulfils(self) -> frozenset[str]:
         """Which of "finite-sum" and "compositional" an algorithm may require of it.
 
@@ -661,6 +666,11 @@ class LogisticObjective(SampledObjective):
         self.l2 = kind.l2
         super().__init__(functools.partial(_named_samples, kind, flat=True), _sharing(kind))
 
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Weights and biases."""
+        return (self.classes, self.features), (self.classes,)
+
     def initial_model(self) -> Tensor:
         """x0 = 0."""
         return torch.zeros(self.parameters, dtype=self.dtype)
@@ -796,6 +806,11 @@ class ModuleObjective(SampledObjective):
         self._plans: dict[tuple[tuple[int, int], ...], _BucketPlan] = {}
         # One worker's tasks may run on several threads of the wall clock; the private module is one.
         self._lock = threading.Lock()
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the trainable parameters."""
+        return tuple(tuple(parameter.shape) for parameter in self._trainable)
 
     def initial_model(self) -> Tensor:
         """The parameters that the module came with, as a fresh flat tensor."""

@@ -11,6 +11,7 @@ import pytest
 
 import topologies
 from algorithms import ALGORITHMS
+from algorithms.codecs import CODECS
 from analysis import catalogue
 from simulator.devices import DEVICES
 from simulator.parts import BadInput
@@ -106,6 +107,26 @@ def test_listing_algorithms_imports_no_torch() -> None:
     code = "import sys; from analysis import catalogue; catalogue.algorithms(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "False\n"
+
+
+def test_codecs_of_a_model() -> None:
+    listed = {row["name"]: row for row in catalogue.codecs("mlp-digits")}
+    assert list(listed) == list(CODECS)
+    assert {row["gradient_bytes"] for row in listed.values()} == {4 * 2410}
+    assert listed["terngrad"]["wire_bytes"] == 603 + 4 * 4
+    assert listed["sign"]["wire_bytes"] == 4 + 4 * 76
+    assert listed["sign"]["theoretical_bytes"] == (2410 + 32) / 8
+    assert listed["powersgd"]["wire_bytes"] == 4 * (2 * (32 + 64) + 32 + 2 * (10 + 32) + 10)
+    assert catalogue.codecs()[0]["wire_bytes"] == 500_000 + 4 * 1954
+    with pytest.raises(BadInput, match="unknown model 'resnet51'"):
+        catalogue.codecs("resnet51")
+
+
+def test_what_an_algorithm_compresses() -> None:
+    assert catalogue.algorithm_facts("local-sgd")["compresses"] == "models"
+    facts = catalogue.algorithm_facts("d2")
+    assert facts["compresses"] == ""
+    assert facts["exact_because"] == "its correction of differences between the workers needs exact models"
 
 
 def test_models_and_devices() -> None:

@@ -73,7 +73,7 @@ REFUSED = [
     (
         "compare",
         ["dpsgd"],
-        "good.yaml: compare.0.name: unknown algorithm 'dpsgd'; the nearest known one is 'd-psgd'",
+        "good.yaml: compare.0.name: unknown algorithm 'dpsgd'; the nearest known one is 'dp-sgd'",
     ),
     (
         "algorithm",
