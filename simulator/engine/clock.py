@@ -21,11 +21,15 @@ from math import inf
 from typing import Annotated, Any, TypedDict, Unpack
 
 from simpy.core import BoundClass, EmptySchedule, Environment, StopSimulation
-from simpy.events import NORMAL, URGENT, Event, EventPriority
+from simpy.events import NORMAL, PENDING, URGENT, Event, EventPriority
 
 from simulator.engine.fairshare import RANKS, Core, CoreName, Fairness
 
 __all__ = ["Clock", "FlowOptions", "StalledFlow"]
+
+
+Done = Callable[[], object] | Event
+"""What happens at the end of a flow: a call, or the processing of an event."""
 
 
 class FlowOptions(TypedDict, total=False):
@@ -121,27 +125,28 @@ class Clock(Environment):
             if type(value) is BoundClass:
                 setattr(self, name, getattr(self, name))
         self.core = Core(fairness, monitor=monitor, now=float(initial_time), core=core)
-        self._done: dict[int, Callable[[], object]] = {}
+        self._done: dict[int, Done] = {}
         self._completed: deque[int] = deque()
         self._parts: dict[int, _Parts] = {}
 
     def flow(
         self,
-        route: Sequence[int],
+        route: Sequence[int] | int,
         size: Annotated[float, "B"],
-        done: Callable[[], object],
+        done: Done,
         **options: Unpack[FlowOptions],
     ) -> int:
-        """Start a flow; `done` is called at the instant of its completion. Return the flow's number.
+        """Start a flow, and return its number.
 
-        For a process that waits, ``done`` is the ``succeed`` of an event.
+        At the instant of its completion `done` is called, if it is a function. If it is an event, it is
+        processed then, without a detour over SimPy's heap, so that a process that waits for it goes on.
 
         Raises
         ------
         ValueError
             As :meth:`simulator.engine.fairshare.Core.start`.
         """
-        number = self.core.start(route, size, **options)
+        number = self.core.start(route, size, **options) if options else self.core.start(route, size)
         self._done[number] = done
         return number
 
@@ -289,18 +294,28 @@ class Clock(Environment):
     def _loop(self) -> None:
         """Run until nothing is left: :meth:`step` after step, without its calls."""
         core, queue, completed, done = self.core, self._queue, self._completed, self._done
-        process_event = self._process_event
         self._call_back()
         while True:
             if queue:
                 time = queue[0][0]
                 # The core is asked only if it may have something to say.
                 if core.first > time and (time <= core.now or not core.dirty):
-                    process_event()
-                    continue
-                ended = core.advance_to(time)
+                    ended = None
+                else:
+                    ended = core.advance_to(time)
                 if not ended:
-                    process_event()
+                    core.now = self._now = time
+                    event = heappop(queue)[3]
+                    callbacks = event.callbacks
+                    event.callbacks = None  # type: ignore[assignment]  # SimPy's own mark of a processed event
+                    try:
+                        for callback in callbacks:
+                            callback(event)
+                    except StopSimulation:
+                        self._stop_at(event, callbacks[callbacks.index(callback) + 1 :])
+                        raise
+                    if not event._ok and not hasattr(event, "_defused"):
+                        raise _failure(event)
                     continue
                 self._now = core.now
             else:
@@ -311,29 +326,44 @@ class Clock(Environment):
                 if not ended:
                     raise self._stalled()
             if len(ended) == 1 and ended[0] in done:
-                done.pop(ended[0])()
+                self._end_flow(done.pop(ended[0]))
             else:
                 completed.extend(ended)
                 self._call_back()
 
+    def _end_flow(self, done: Done) -> None:
+        if isinstance(done, Event):
+            if done._value is not PENDING:
+                raise RuntimeError(f"{done} has already been triggered")
+            done._ok = True
+            done._value = None
+            self._process(done)
+        else:
+            done()
+
     def _process_event(self) -> None:
-        """Process the next event of SimPy's heap, as ``simpy.Environment.step`` does."""
+        """Process the next event of SimPy's heap."""
         time, _, _, event = heappop(self._queue)
         self.core.now = self._now = time
+        self._process(event)
+
+    def _process(self, event: Event) -> None:
+        """Process an event now, as ``simpy.Environment.step`` does."""
         callbacks = event.callbacks
         event.callbacks = None  # type: ignore[assignment]  # SimPy's own mark of a processed event
         try:
             for callback in callbacks:
                 callback(event)
         except StopSimulation:
-            # The other call-backs of the event run when the simulation is resumed.
-            event.callbacks = callbacks[callbacks.index(callback) + 1 :]
-            self.schedule(event, EventPriority(-1))
+            self._stop_at(event, callbacks[callbacks.index(callback) + 1 :])
             raise
         if not event._ok and not hasattr(event, "_defused"):
-            failure = type(event._value)(*event._value.args)
-            failure.__cause__ = event._value
-            raise failure
+            raise _failure(event)
+
+    def _stop_at(self, event: Event, left: list[Callable[[Event], None]]) -> None:
+        """Let the other call-backs of an event run when the simulation is resumed."""
+        event.callbacks = left
+        self.schedule(event, EventPriority(-1))
 
     def _call_back(self) -> None:
         """Run the call-backs of completed flows; those after one that raises wait for the next step."""
@@ -345,7 +375,7 @@ class Clock(Environment):
                 continue
             function = done.pop(number, None)
             if function is not None:
-                function()
+                self._end_flow(function)
 
     def _stalled(self) -> StalledFlow:
         core = self.core
@@ -358,6 +388,13 @@ class Clock(Environment):
 def _run_call(event: Event) -> None:
     assert isinstance(event, _Call)
     event.function()
+
+
+def _failure(event: Event) -> BaseException:
+    """Return the exception of an event that failed, as SimPy raises it."""
+    failure: BaseException = type(event._value)(*event._value.args)
+    failure.__cause__ = event._value
+    return failure
 
 
 def _links(links: Sequence[int]) -> str:

@@ -140,6 +140,7 @@ class Core:
         "_collectives",
         "_functions",
         "_history",
+        "_kept",
         "_latency",
         "_monitor",
         "_next_number",
@@ -179,7 +180,8 @@ class Core:
         self._history: dict[int, tuple[list[float], list[float]]] = {}
         self._capacity: list[float] = []
         self._latency: list[float] = []
-        self._paths: dict[object, tuple[int, int, float]] = {}
+        self._paths: dict[object, tuple[int, int, float]] = {}  # by number, or by links and demands
+        self._kept = 0  # paths with a number
         self._patterns: list[_Pattern] = []
         self._collectives: list[int | None] = []  # the pattern of each that is open
         self._slot_of: dict[int, int] = {}
@@ -287,9 +289,20 @@ class Core:
 
     # ------------------------------------------------------------------------------------------- flows
 
+    def add_path(self, route: Sequence[int], demand: Sequence[float] | None = None) -> int:
+        """Keep a route for :meth:`start` and return its number.
+
+        What is kept is checked only once, and a run need not do it. The links should be there before, since
+        ``core="auto"`` decides by their number now.
+        """
+        number = self._kept
+        self._paths[number] = self._path(route, demand)
+        self._kept += 1
+        return number
+
     def start(
         self,
-        route: Sequence[int],
+        route: Sequence[int] | int,
         size: Annotated[float, "B"],
         *,
         weight: float = 1.0,
@@ -303,7 +316,8 @@ class Core:
         Parameters
         ----------
         route
-            The links it uses, each once. An empty route means that only `cap` limits the flow.
+            The links it uses, each once, or the number of a path (:meth:`add_path`). An empty route means
+            that only `cap` limits the flow.
         size
             Bytes (for a computation: seconds of work). ``inf`` is background traffic, which only
             :meth:`cancel` ends. A flow of size 0 ends after its latency.
@@ -313,7 +327,7 @@ class Core:
             Bytes per second that the flow never exceeds; positive.
         demand
             For each link of the route, how much of it one unit of progress uses; positive and finite.
-            Without it, 1 each.
+            Without it, 1 each, or those of the path.
         latency
             Seconds that pass between the start and the first byte; without it, the sum of the latencies of
             the route's links. (The weights of ``fairness="rtt"`` always use that sum.)
@@ -326,35 +340,28 @@ class Core:
             raise ValueError(f"the weight of a flow must be a positive, finite number, not {weight}")
         if not cap > 0.0:
             raise ValueError(f"the cap of a flow must be a positive number, not {cap}")
-        if size == cap == inf and len(route) == 0:
-            raise ValueError("a flow of infinite size needs a link or a cap that limits its rate")
-        if demand is None:
-            key: object = route if type(route) is tuple else tuple(route)
-        else:
-            key = tuple(route), tuple(demand)
         try:
-            path = self._paths.get(key)
-        except TypeError:
+            path = self._paths.get(route) if demand is None else None
+        except TypeError:  # a list, say
             path = None
-        if path is None:
-            path = self._add_path(key, route, demand)
-        first, legs, path_latency = path
-        begin = self.now
+        first, legs, path_latency = path or self._path(route, demand)
+        if legs == 0 and size == cap == inf:
+            raise ValueError("a flow of infinite size needs a link or a cap that limits its rate")
+        begin = now = self.now
         if at is not None:
-            if not begin <= at < inf:
-                raise ValueError(f"a flow cannot start at {at}: the time is already {begin}")
+            if not now <= at < inf:
+                raise ValueError(f"a flow cannot start at {at}: the time is already {now}")
             begin = float(at)
         if latency is None:
             begin += path_latency
         elif 0.0 <= latency < inf:
-            begin += float(latency)
+            begin += latency
         else:
             raise ValueError(f"the latency of a flow must be a finite number of at least 0, not {latency}")
         if self._rtt and path_latency > 0.0:
             weight = weight / path_latency
-        if not (type(size) is type(weight) is type(cap) is float):
-            size, weight, cap = float(size), float(weight), float(cap)
-        now = self.now
+        if not (type(size) is type(weight) is type(cap) is type(begin) is float):
+            size, weight, cap, begin = float(size), float(weight), float(cap), float(begin)
         slot = self._functions.start(self._table, now, first, legs, size, weight, cap, begin)
         if slot < 0:
             self._storage.reserve(flows=len(self._slot_of) + 16, hops=3 * len(self._slot_of) + legs + 16)
@@ -494,7 +501,7 @@ class Core:
                 raise ValueError(
                     f"the {name} of a transfer must be a finite number of at least 0, not {value}"
                 )
-        return self._paths.get(step.route) or self._add_path(step.route, step.route, None)
+        return self._path(step.route, None)
 
     def ranks(self, pattern: int) -> int:
         """Return how many ranks take part in a pattern."""
@@ -627,16 +634,23 @@ class Core:
 
     # ------------------------------------------------------------------------------------- the books
 
-    def _add_path(
-        self, key: object, route: Sequence[int], demand: Sequence[float] | None
+    def _path(
+        self, route: Sequence[int] | int, demand: Sequence[float] | None
     ) -> tuple[int, int, float]:
-        """Check a route and keep it: the place of its first leg, their number, and the sum of latencies."""
-        path = self._checked_route(route)
-        uses = _checked_demand(demand, len(path)) if demand is not None else (1.0,) * len(path)
-        self._choose()
-        first = self._storage.add_legs(list(zip(path, uses, strict=True)))
-        found = (first, len(path), fsum([self._latency[link] for link in path]))
-        self._paths[key] = found
+        """Return the place of a path's first leg, the number of legs, and the sum of latencies."""
+        if isinstance(route, int):
+            if demand is not None:
+                raise ValueError(f"path {route} has its demands already")
+            raise ValueError(f"there is no path {route}: {self._kept} are kept")
+        key = tuple(route) if demand is None else (tuple(route), tuple(demand))
+        found = self._paths.get(key)
+        if found is None:
+            path = self._checked_route(route)
+            uses = _checked_demand(demand, len(path)) if demand is not None else (1.0,) * len(path)
+            self._choose()
+            first = self._storage.add_legs(list(zip(path, uses, strict=True)))
+            found = (first, len(path), fsum([self._latency[link] for link in path]))
+            self._paths[key] = found
         return found
 
     def _choose(self) -> None:
