@@ -18,10 +18,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import inf
+from types import MethodType
 from typing import Annotated, Any, TypedDict, Unpack
 
 from simpy.core import BoundClass, EmptySchedule, Environment, StopSimulation
-from simpy.events import NORMAL, PENDING, URGENT, Event, EventPriority
+from simpy.events import NORMAL, PENDING, URGENT, Event, EventPriority, Timeout
 
 from simulator.engine.fairshare import RANKS, Core, CoreName, Fairness
 
@@ -95,6 +96,20 @@ class _Call(Event):
         self.function = function
 
 
+class _Timeout(Timeout):
+    """A timeout of SimPy's, made with fewer calls."""
+
+    def __init__(self, clock: Clock, delay: float, value: object = None) -> None:
+        if not delay >= 0.0:
+            raise ValueError(f"Negative delay {delay}")
+        self.env = clock
+        self.callbacks = []
+        self._value = value
+        self._delay = delay
+        self._ok = True
+        heappush(clock._queue, (clock._now + delay, NORMAL, next(clock._eid), self))
+
+
 class Clock(Environment):
     """A SimPy environment with flows.
 
@@ -124,6 +139,7 @@ class Clock(Environment):
         for name, value in vars(Environment).items():
             if type(value) is BoundClass:
                 setattr(self, name, getattr(self, name))
+        self.timeout = MethodType(_Timeout, self)  # type: ignore[method-assign]
         self.core = Core(fairness, monitor=monitor, now=float(initial_time), core=core)
         self._done: dict[int, Done] = {}
         self._completed: deque[int] = deque()
@@ -293,50 +309,53 @@ class Clock(Environment):
 
     def _loop(self) -> None:
         """Run until nothing is left: :meth:`step` after step, without its calls."""
-        core, queue, completed, done = self.core, self._queue, self._completed, self._done
+        core, queue, done = self.core, self._queue, self._done
         self._call_back()
         while True:
             if queue:
                 time = queue[0][0]
-                # The core is asked only if it may have something to say.
-                if core.first > time and (time <= core.now or not core.dirty):
-                    ended = None
-                else:
-                    ended = core.advance_to(time)
-                if not ended:
-                    core.now = self._now = time
-                    event = heappop(queue)[3]
-                    callbacks = event.callbacks
-                    event.callbacks = None  # type: ignore[assignment]  # SimPy's own mark of a processed event
-                    try:
-                        for callback in callbacks:
-                            callback(event)
-                    except StopSimulation:
-                        self._stop_at(event, callbacks[callbacks.index(callback) + 1 :])
-                        raise
-                    if not event._ok and not hasattr(event, "_defused"):
-                        raise _failure(event)
-                    continue
-                self._now = core.now
+            elif core.live:
+                time = inf
             else:
-                if not core.live:
-                    return
-                ended = core.advance_to(inf)
-                self._now = core.now
-                if not ended:
+                return
+            ended: Sequence[int] = ()
+            # The core is asked only if it may have something to say.
+            if core.first <= time or (core.dirty and time > core.now):
+                ended = core.advance_to(time)
+            if not ended:
+                if not queue:
+                    self._now = core.now
                     raise self._stalled()
-            if len(ended) == 1 and ended[0] in done:
-                self._end_flow(done.pop(ended[0]))
+                core.now = self._now = time
+                event = heappop(queue)[3]
+            elif len(ended) == 1 and ended[0] in done:
+                self._now = core.now
+                end = done.pop(ended[0])
+                if not isinstance(end, Event):
+                    end()
+                    continue
+                event = end
+                _succeed(event)
             else:
-                completed.extend(ended)
+                self._now = core.now
+                self._completed.extend(ended)
                 self._call_back()
+                continue
+            # As in `_process`, without its call.
+            callbacks = event.callbacks
+            event.callbacks = None  # type: ignore[assignment]  # SimPy's own mark of a processed event
+            try:
+                for callback in callbacks:
+                    callback(event)
+            except StopSimulation:
+                self._stop_at(event, callbacks[callbacks.index(callback) + 1 :])
+                raise
+            if not event._ok and not hasattr(event, "_defused"):
+                raise _failure(event)
 
     def _end_flow(self, done: Done) -> None:
         if isinstance(done, Event):
-            if done._value is not PENDING:
-                raise RuntimeError(f"{done} has already been triggered")
-            done._ok = True
-            done._value = None
+            _succeed(done)
             self._process(done)
         else:
             done()
@@ -388,6 +407,14 @@ class Clock(Environment):
 def _run_call(event: Event) -> None:
     assert isinstance(event, _Call)
     event.function()
+
+
+def _succeed(event: Event) -> None:
+    """Let an event be one that has succeeded."""
+    if event._value is not PENDING:
+        raise RuntimeError(f"{event} has already been triggered")
+    event._ok = True
+    event._value = None
 
 
 def _failure(event: Event) -> BaseException:

@@ -205,7 +205,7 @@ class Core:
     @property
     def live(self) -> int:
         """The number of flows of finite size that have not ended, those of collectives included."""
-        return int(self._storage.state.live)
+        return self._storage.live
 
     # ------------------------------------------------------------------------------------------- links
 
@@ -590,20 +590,20 @@ class Core:
         """
         if not limit >= self.now:
             raise ValueError(f"cannot advance to {limit}: the time is already {self.now}")
-        return self.advance_to(float(limit))
+        return list(self.advance_to(float(limit)))
 
-    def advance_to(self, limit: Annotated[float, "s"]) -> list[int]:
+    def advance_to(self, limit: Annotated[float, "s"]) -> Sequence[int]:
         """Do as :meth:`advance`, for a run loop that knows that the limit is not in the past."""
         while True:
             count, number, self.now, self.first, self.dirty = self._functions.advance(
                 self._table, self.now, limit
             )
             if count == 0:
-                return []
+                return ()
             if count == 1:
                 if number >= 0:
                     del self._slot_of[number]
-                return [number]
+                return (number,)
             if count > 0:
                 completed = self._storage.finished(count)
                 for number in completed:

@@ -136,6 +136,12 @@ class PlainStorage:
         """The one record about the core as a whole."""
         return self.containers["state"][0]
 
+    @property
+    def live(self) -> int:
+        """The state's number of flows of finite size, which the run loop asks for."""
+        live: int = self.containers["state"][0].live
+        return live
+
     def records(self, name: str) -> Any:
         """Return a container of records."""
         return self.containers[name]
@@ -210,6 +216,7 @@ class CompiledStorage(PlainStorage):
         self.containers = {name: np.zeros(0, kind) for name, kind, _ in _LAYOUT}
         for group, length in plain.lengths.items():
             self._extend(group, length)
+        self._live = self.containers["state"]["live"][:1]
         for name in ("state", "links"):
             for place, record in enumerate(plain.containers[name]):
                 self.containers[name][place] = tuple(getattr(record, field) for field in record.__slots__)
@@ -218,6 +225,12 @@ class CompiledStorage(PlainStorage):
     def state(self) -> Any:
         """The one record about the core as a whole."""
         return self._views["state"][0]
+
+    @property
+    def live(self) -> int:
+        """The state's number of flows of finite size, which the run loop asks for."""
+        live: int = self._live.item()
+        return live
 
     def records(self, name: str) -> Any:
         """Return a container of records."""
