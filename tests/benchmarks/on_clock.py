@@ -113,25 +113,37 @@ class _Run:
             clock.process(self._process(number, process))
 
     def _process(self, number: int, process: Process) -> Generator[simpy.Event, object, None]:
-        clock = self.clock
+        clock, routes, program = self.clock, self._routes, process.program
         mine: list[simpy.Event] = []
-        for instruction in unrolled(process.program):
+        loops: list[list[int]] = []  # [where the body begins, how often it is still to come]
+        position = 0
+        while position < len(program):
+            instruction = program[position]
             kind = instruction[0]
+            position += 1
             if kind == "sleep":
                 yield clock.timeout(instruction[1])
             elif kind == "send":
                 end = clock.event()
-                self._start(instruction[1], instruction[2], end)
+                self.flows += 1
+                clock.flow(routes[instruction[1]], instruction[2], end)
                 yield end
             elif kind == "put":
                 mine.append(self._put(instruction[1], instruction[2]))
             elif kind == "get":
                 mine.append(self._get(instruction[1]))
-            else:
+            elif kind == "wait":
                 for end in mine:
                     if end.callbacks is not None:  # otherwise it has ended, and a yield would only cost
                         yield end
                 mine.clear()
+            elif kind == "repeat":
+                loops.append([position, instruction[1] - 1])
+            elif loops[-1][1]:
+                loops[-1][1] -= 1
+                position = loops[-1][0]
+            else:
+                loops.pop()
         self.finish[number] = clock.now
 
     def _start(self, route: int, size: float, end: simpy.Event) -> None:
