@@ -24,7 +24,7 @@ from typing import Annotated, Any, TypedDict, Unpack
 from simpy.core import BoundClass, EmptySchedule, Environment, StopSimulation
 from simpy.events import NORMAL, PENDING, URGENT, Event, EventPriority, Timeout
 
-from simulator.engine.fairshare import RANKS, Core, CoreName, Fairness
+from simulator.engine.fairshare import RANKS, Core, CoreName, Fairness, Route
 
 __all__ = ["Clock", "FlowOptions", "StalledFlow"]
 
@@ -147,7 +147,7 @@ class Clock(Environment):
 
     def flow(
         self,
-        route: Sequence[int] | int,
+        route: Sequence[int] | Route,
         size: Annotated[float, "B"],
         done: Done,
         **options: Unpack[FlowOptions],

@@ -104,7 +104,7 @@ class _Run:
         self.clock = clock
         self.flows = 0
         links = [clock.core.add_link(capacity, latency) for capacity, latency in workload.links]
-        self._routes = [clock.core.add_path([links[link] for link in route.links]) for route in workload.routes]
+        self._routes = [clock.core.add_route([links[link] for link in route.links]) for route in workload.routes]
         # For each route the messages that only one side has posted so far: (event, size), or (event, None)
         # where it is the receiver. Never both kinds at once.
         self._posted: list[deque[tuple[simpy.Event, int | None]]] = [deque() for _ in workload.routes]
