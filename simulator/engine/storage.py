@@ -292,7 +292,7 @@ def _directly(function: Any, signature: str) -> Any:
     It saves the look at the arguments' types, a third of what a call costs. It takes a float for an integer
     without a word, hence only the functions that every flow needs are called so.
     """
-    from numba import types  # type: ignore[attr-defined]  # numba does not say what it exports
+    from numba import types
 
     kinds = {"i": types.int64, "f": types.float64}
     function.compile(tuple(kinds[letter] for letter in signature))

@@ -1,5 +1,8 @@
 """Run a workload on our clock: one SimPy process for each process of the workload.
 
+A process waits for what it alone waits for, a sleep or a send, in a pause of the clock's; for a message that has
+two sides in an event. Routes are handed in before the run, as in SimGrid.
+
 ``python -m tests.benchmarks.on_clock FILE [--core CORE]`` prints the result as JSON, with the keys that the
 SimGrid program prints too.
 """
@@ -24,7 +27,7 @@ from typing import Any
 import simpy
 
 from simulator.engine.clock import Clock
-from tests.benchmarks.workloads import Process, Workload, gossip, unrolled
+from tests.benchmarks.workloads import Process, Workload, gossip
 
 __all__ = ["Result", "clocks", "run_on_clock"]
 
@@ -104,7 +107,9 @@ class _Run:
         self.clock = clock
         self.flows = 0
         links = [clock.core.add_link(capacity, latency) for capacity, latency in workload.links]
-        self._routes = [clock.core.add_route([links[link] for link in route.links]) for route in workload.routes]
+        self._routes = [
+            clock.core.add_route([links[link] for link in route.links]) for route in workload.routes
+        ]
         # For each route the messages that only one side has posted so far: (event, size), or (event, None)
         # where it is the receiver. Never both kinds at once.
         self._posted: list[deque[tuple[simpy.Event, int | None]]] = [deque() for _ in workload.routes]
@@ -122,12 +127,10 @@ class _Run:
             kind = instruction[0]
             position += 1
             if kind == "sleep":
-                yield clock.timeout(instruction[1])
+                yield clock.sleep(instruction[1])
             elif kind == "send":
-                end = clock.event()
                 self.flows += 1
-                clock.flow(routes[instruction[1]], instruction[2], end)
-                yield end
+                yield clock.transfer(routes[instruction[1]], instruction[2])
             elif kind == "put":
                 mine.append(self._put(instruction[1], instruction[2]))
             elif kind == "get":
