@@ -1,7 +1,7 @@
 """Run a workload on our clock: one SimPy process for each process of the workload.
 
-A process waits for what it alone waits for, a sleep or a send, in a pause of the clock's; for a message that has
-two sides in an event. Routes are handed in before the run, as in SimGrid.
+A process waits in a pause of the clock's for what it alone waits for, a sleep or a send, and in an event for a
+message, which has two sides. Routes are handed in before the run, as in SimGrid.
 
 ``python -m tests.benchmarks.on_clock FILE [--core CORE]`` prints the result as JSON, with the keys that the
 SimGrid program prints too.
