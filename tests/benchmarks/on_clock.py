@@ -1,7 +1,7 @@
 """Run a workload on our clock: one SimPy process for each process of the workload.
 
-A process waits in a pause of the clock's for what it alone waits for, a sleep or a send, and in an event for a
-message, which has two sides. Routes are handed in before the run, as in SimGrid.
+A process waits in a pause of the clock's for what it alone waits for, a sleep or a send; for a message, which
+has two sides, in an event. Routes are handed in before the run, as in SimGrid.
 
 ``python -m tests.benchmarks.on_clock FILE [--core CORE]`` prints the result as JSON, with the keys that the
 SimGrid program prints too.
@@ -27,7 +27,7 @@ from typing import Any
 import simpy
 
 from simulator.engine.clock import Clock
-from tests.benchmarks.workloads import Process, Workload, gossip
+from tests.benchmarks.workloads import Instruction, Workload, gossip
 
 __all__ = ["Result", "clocks", "run_on_clock"]
 
@@ -110,15 +110,17 @@ class _Run:
         self._routes = [
             clock.core.add_route([links[link] for link in route.links]) for route in workload.routes
         ]
+        self._sizes: dict[int, float] = {}
         # For each route the messages that only one side has posted so far: (event, size), or (event, None)
         # where it is the receiver. Never both kinds at once.
         self._posted: list[deque[tuple[simpy.Event, int | None]]] = [deque() for _ in workload.routes]
         self.finish: list[float | None] = [None] * len(workload.processes)
         for number, process in enumerate(workload.processes):
-            clock.process(self._process(number, process))
+            program = [self._prepared(instruction) for instruction in process.program]
+            clock.process(self._process(number, program))
 
-    def _process(self, number: int, process: Process) -> Generator[simpy.Event, object, None]:
-        clock, routes, program = self.clock, self._routes, process.program
+    def _process(self, number: int, program: list[Instruction]) -> Generator[simpy.Event, object, None]:
+        clock = self.clock
         mine: list[simpy.Event] = []
         loops: list[list[int]] = []  # [where the body begins, how often it is still to come]
         position = 0
@@ -130,7 +132,7 @@ class _Run:
                 yield clock.sleep(instruction[1])
             elif kind == "send":
                 self.flows += 1
-                yield clock.transfer(routes[instruction[1]], instruction[2])
+                yield clock.transfer(instruction[1], instruction[2])
             elif kind == "put":
                 mine.append(self._put(instruction[1], instruction[2]))
             elif kind == "get":
@@ -148,6 +150,13 @@ class _Run:
             else:
                 loops.pop()
         self.finish[number] = clock.now
+
+    def _prepared(self, instruction: Instruction) -> Instruction:
+        """Return an instruction whose send names its route, and a size that all sends share, as they are."""
+        if instruction[0] != "send":
+            return instruction
+        kind, route, size = instruction
+        return kind, self._routes[route], self._sizes.setdefault(size, float(size))
 
     def _start(self, route: int, size: float, end: simpy.Event) -> None:
         self.flows += 1
