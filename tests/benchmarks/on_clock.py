@@ -110,10 +110,10 @@ class _Run:
         self._routes = [
             clock.core.add_route([links[link] for link in route.links]) for route in workload.routes
         ]
+        # For each route the messages that only the sender has posted so far, and those only the receiver.
+        self._puts: list[deque[tuple[simpy.Event, float]]] = [deque() for _ in workload.routes]
+        self._gets: list[deque[simpy.Event]] = [deque() for _ in workload.routes]
         self._sizes: dict[int, float] = {}
-        # For each route the messages that only one side has posted so far: (event, size), or (event, None)
-        # where it is the receiver. Never both kinds at once.
-        self._posted: list[deque[tuple[simpy.Event, int | None]]] = [deque() for _ in workload.routes]
         self.finish: list[float | None] = [None] * len(workload.processes)
         for number, process in enumerate(workload.processes):
             program = [self._prepared(instruction) for instruction in process.program]
@@ -134,9 +134,25 @@ class _Run:
                 self.flows += 1
                 yield clock.transfer(instruction[1], instruction[2])
             elif kind == "put":
-                mine.append(self._put(instruction[1], instruction[2]))
+                _, route, size, puts, gets = instruction
+                if gets:
+                    end = gets.popleft()
+                    self.flows += 1
+                    clock.flow(route, size, end)
+                else:
+                    end = clock.event()
+                    puts.append((end, size))
+                mine.append(end)
             elif kind == "get":
-                mine.append(self._get(instruction[1]))
+                _, route, puts, gets = instruction
+                if puts:
+                    end, size = puts.popleft()
+                    self.flows += 1
+                    clock.flow(route, size, end)
+                else:
+                    end = clock.event()
+                    gets.append(end)
+                mine.append(end)
             elif kind == "wait":
                 for end in mine:
                     if end.callbacks is not None:  # otherwise it has ended, and a yield would only cost
@@ -152,36 +168,15 @@ class _Run:
         self.finish[number] = clock.now
 
     def _prepared(self, instruction: Instruction) -> Instruction:
-        """Return an instruction whose send names its route, and a size that all sends share, as they are."""
-        if instruction[0] != "send":
+        """Return an instruction with its route and size as the clock takes them, and the messages posted."""
+        kind, *rest = instruction
+        if kind not in ("send", "put", "get"):
             return instruction
-        kind, route, size = instruction
-        return kind, self._routes[route], self._sizes.setdefault(size, float(size))
-
-    def _start(self, route: int, size: float, end: simpy.Event) -> None:
-        self.flows += 1
-        self.clock.flow(self._routes[route], size, end)
-
-    def _put(self, route: int, size: int) -> simpy.Event:
-        posted = self._posted[route]
-        if posted and posted[0][1] is None:
-            end, _ = posted.popleft()
-            self._start(route, size, end)
-        else:
-            end = self.clock.event()
-            posted.append((end, size))
-        return end
-
-    def _get(self, route: int) -> simpy.Event:
-        posted = self._posted[route]
-        if posted and posted[0][1] is not None:
-            end, size = posted.popleft()
-            assert size is not None
-            self._start(route, size, end)
-        else:
-            end = self.clock.event()
-            posted.append((end, None))
-        return end
+        route = rest[0]
+        known: tuple[Any, ...] = (kind, self._routes[route])
+        if kind != "get":
+            known += (self._sizes.setdefault(rest[1], float(rest[1])),)
+        return known if kind == "send" else (*known, self._puts[route], self._gets[route])
 
 
 def main() -> None:
