@@ -6,7 +6,7 @@ whether a flow completes until then.
 
 What happens at one and the same time (equal floats) happens in this order:
 
-1. flows complete, by flow number, and their call-backs run;
+1. flows complete, by flow number, and their call-backs run, or the processes that wait for them go on;
 2. SimPy events are processed as SimPy orders them, with those that they schedule for this same time;
    a flow that is known to end now, such as one of size 0, completes before the next of them;
 3. the rates are solved once, for all starts, ends and capacity changes of this time, as it is left.
@@ -18,14 +18,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
 from math import inf
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack, cast
 
 from simpy.core import BoundClass, EmptySchedule, Environment, StopSimulation
-from simpy.events import NORMAL, URGENT, Event, EventPriority
+from simpy.events import NORMAL, PENDING, URGENT, Event, EventPriority, Process, ProcessGenerator, Timeout
 
-from simulator.engine.fairshare import RANKS, Core, CoreName, Fairness
+from simulator.engine.fairshare import RANKS, Core, CoreName, Fairness, Route
 
 __all__ = ["Clock", "FlowOptions", "StalledFlow"]
+
+
+Done = Callable[[], object] | Event
+"""What happens at the end of a flow: a call, or the processing of an event."""
 
 
 class FlowOptions(TypedDict, total=False):
@@ -91,6 +95,89 @@ class _Call(Event):
         self.function = function
 
 
+class _Nobody(deque[object]):
+    """What SimPy takes for the call-backs of a pause: it keeps nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(maxlen=0)
+
+    def remove(self, value: object, /) -> None:
+        """Refuse what only an interruption asks for."""
+        raise RuntimeError("a process in a pause cannot be interrupted")
+
+
+class _Pause:
+    """The type of :data:`PAUSE`."""
+
+    __slots__ = ("callbacks",)
+
+    def __init__(self) -> None:
+        self.callbacks = _Nobody()
+
+
+PAUSE = cast(Event, _Pause())
+"""What a process yields to wait for what it asked :meth:`Clock.sleep` or :meth:`Clock.transfer` for."""
+
+
+class _Process(Process):
+    """A process of SimPy's that can also wait without an event: in a pause.
+
+    In a pause it stands itself where an event would: on SimPy's heap, or as what waits for a flow.
+    """
+
+    def __init__(self, clock: Clock, generator: ProcessGenerator) -> None:
+        super().__init__(clock, generator)
+        self.asked = False  # for a pause, which has not ended
+
+    def go_on(self) -> None:
+        """Resume after a pause, as ``simpy.Process`` does after an event."""
+        if self._target is not PAUSE:
+            if not self.is_alive and not self._ok:
+                raise _failure(self)
+            raise RuntimeError(f"{self} asked for a pause and did not wait for it")
+        self.asked = False
+        clock = self.env
+        clock._active_proc = self
+        try:
+            following: Any = self._generator.send(None)
+        except StopIteration as end:
+            self._finish(True, end.value)
+        except BaseException as error:
+            self._finish(False, error)
+        else:
+            if following is PAUSE and self.asked:
+                clock._active_proc = None
+            elif not isinstance(following, Event):
+                raise RuntimeError(f'Invalid yield value "{following}"')
+            elif following.processed:
+                self._resume(following)
+            else:
+                following.callbacks.append(self._resume)
+                self._target = following
+                clock._active_proc = None
+
+    def _finish(self, ok: bool, value: object) -> None:
+        self._ok = ok
+        self._value = value
+        self._target = None  # type: ignore[assignment]  # as SimPy has it
+        self.env._active_proc = None
+        self.env.schedule(self)
+
+
+class _Timeout(Timeout):
+    """A timeout of SimPy's, made with fewer calls."""
+
+    def __init__(self, clock: Clock, delay: float, value: object = None) -> None:
+        if not delay >= 0:
+            raise ValueError(f"Negative delay {delay}")
+        self.env = clock
+        self.callbacks = []
+        self._value = value
+        self._delay = delay
+        self._ok = True
+        heappush(clock._queue, (clock._now + delay, NORMAL, next(clock._eid), self))
+
+
 class Clock(Environment):
     """A SimPy environment with flows.
 
@@ -107,6 +194,10 @@ class Clock(Environment):
         Links, and all about flows but their start and end: capacities, rates, watching.
     """
 
+    if not TYPE_CHECKING:  # what SimPy declares there holds for these too
+        process = BoundClass(_Process)
+        timeout = BoundClass(_Timeout)
+
     def __init__(
         self,
         initial_time: Annotated[float, "s"] = 0.0,
@@ -121,29 +212,59 @@ class Clock(Environment):
             if type(value) is BoundClass:
                 setattr(self, name, getattr(self, name))
         self.core = Core(fairness, monitor=monitor, now=float(initial_time), core=core)
-        self._done: dict[int, Callable[[], object]] = {}
+        self._done: dict[int, Done] = {}
         self._completed: deque[int] = deque()
         self._parts: dict[int, _Parts] = {}
 
     def flow(
         self,
-        route: Sequence[int],
+        route: Sequence[int] | Route,
         size: Annotated[float, "B"],
-        done: Callable[[], object],
+        done: Done,
         **options: Unpack[FlowOptions],
     ) -> int:
-        """Start a flow; `done` is called at the instant of its completion. Return the flow's number.
+        """Start a flow, and return its number.
 
-        For a process that waits, ``done`` is the ``succeed`` of an event.
+        At the instant of its completion `done` is called, if it is a function. If it is an event, it is
+        processed then, without a detour over SimPy's heap, so that a process that waits for it goes on.
 
         Raises
         ------
         ValueError
             As :meth:`simulator.engine.fairshare.Core.start`.
         """
-        number = self.core.start(route, size, **options)
+        number = self.core.start(route, size, **options) if options else self.core.start(route, size)
         self._done[number] = done
         return number
+
+    def sleep(self, seconds: Annotated[float, "s"]) -> Event:
+        """Let the active process pause for some time: ``yield clock.sleep(seconds)``.
+
+        It is :meth:`timeout` for a process that only waits, at half the price.
+        """
+        if not seconds >= 0.0:
+            raise ValueError(f"a process cannot sleep for {seconds} seconds")
+        process = self._active_proc
+        if type(process) is not _Process or process.asked:
+            raise _not_asking()
+        heappush(self._queue, (self._now + seconds, NORMAL, next(self._eid), process))
+        process.asked = True
+        return PAUSE
+
+    def transfer(
+        self, route: Sequence[int] | Route, size: Annotated[float, "B"], **options: Unpack[FlowOptions]
+    ) -> Event:
+        """Start a flow and let the active process pause until its end: ``yield clock.transfer(…)``.
+
+        It is :meth:`flow` with an event for a process that only waits, at half the price.
+        """
+        process = self._active_proc
+        if type(process) is not _Process or process.asked:
+            raise _not_asking()
+        number = self.core.start(route, size, **options) if options else self.core.start(route, size)
+        self._done[number] = process
+        process.asked = True
+        return PAUSE
 
     def cancel(self, flow: int) -> float:
         """End a flow without calling its `done`, and return its remaining size.
@@ -288,52 +409,91 @@ class Clock(Environment):
 
     def _loop(self) -> None:
         """Run until nothing is left: :meth:`step` after step, without its calls."""
-        core, queue, completed, done = self.core, self._queue, self._completed, self._done
-        process_event = self._process_event
+        core, queue, done = self.core, self._queue, self._done
         self._call_back()
         while True:
             if queue:
                 time = queue[0][0]
-                # The core is asked only if it may have something to say.
-                if core.first > time and (time <= core.now or not core.dirty):
-                    process_event()
-                    continue
+            elif core.live:
+                time = inf
+            else:
+                return
+            ended: Sequence[int] = ()
+            # The core is asked only if it may have something to say.
+            if core.first <= time or (core.dirty and time > core.now):
                 ended = core.advance_to(time)
-                if not ended:
-                    process_event()
-                    continue
-                self._now = core.now
-            else:
-                if not core.live:
-                    return
-                ended = core.advance_to(inf)
-                self._now = core.now
-                if not ended:
+            if not ended:
+                if not queue:
+                    self._now = core.now
                     raise self._stalled()
-            if len(ended) == 1 and ended[0] in done:
-                done.pop(ended[0])()
+                core.now = self._now = time
+                event = heappop(queue)[3]
+                if type(event) is _Process and event.asked:
+                    event.go_on()
+                    continue
+            elif len(ended) == 1 and ended[0] in done:
+                self._now = core.now
+                end = done.pop(ended[0])
+                if type(end) is _Process:
+                    end.go_on()
+                    continue
+                if not isinstance(end, Event):
+                    end()
+                    continue
+                event = end
+                _succeed(event)
             else:
-                completed.extend(ended)
+                self._now = core.now
+                self._completed.extend(ended)
                 self._call_back()
+                continue
+            # As in `_process`, without its call.
+            callbacks = event.callbacks
+            event.callbacks = None  # type: ignore[assignment]  # SimPy's own mark of a processed event
+            try:
+                for callback in callbacks:
+                    callback(event)
+            except StopSimulation:
+                self._stop_at(event, callbacks[callbacks.index(callback) + 1 :])
+                raise
+            if not event._ok and not hasattr(event, "_defused"):
+                raise _failure(event)
+
+    def _end_flow(self, done: Done) -> None:
+        if isinstance(done, _Process):
+            done.go_on()
+        elif isinstance(done, Event):
+            _succeed(done)
+            self._process(done)
+        else:
+            done()
 
     def _process_event(self) -> None:
-        """Process the next event of SimPy's heap, as ``simpy.Environment.step`` does."""
+        """Process the next event of SimPy's heap, or end the pause of a process."""
         time, _, _, event = heappop(self._queue)
         self.core.now = self._now = time
+        if isinstance(event, _Process) and event.asked:
+            event.go_on()
+        else:
+            self._process(event)
+
+    def _process(self, event: Event) -> None:
+        """Process an event now, as ``simpy.Environment.step`` does."""
         callbacks = event.callbacks
         event.callbacks = None  # type: ignore[assignment]  # SimPy's own mark of a processed event
         try:
             for callback in callbacks:
                 callback(event)
         except StopSimulation:
-            # The other call-backs of the event run when the simulation is resumed.
-            event.callbacks = callbacks[callbacks.index(callback) + 1 :]
-            self.schedule(event, EventPriority(-1))
+            self._stop_at(event, callbacks[callbacks.index(callback) + 1 :])
             raise
         if not event._ok and not hasattr(event, "_defused"):
-            failure = type(event._value)(*event._value.args)
-            failure.__cause__ = event._value
-            raise failure
+            raise _failure(event)
+
+    def _stop_at(self, event: Event, left: list[Callable[[Event], None]]) -> None:
+        """Let the other call-backs of an event run when the simulation is resumed."""
+        event.callbacks = left
+        self.schedule(event, EventPriority(-1))
 
     def _call_back(self) -> None:
         """Run the call-backs of completed flows; those after one that raises wait for the next step."""
@@ -345,7 +505,7 @@ class Clock(Environment):
                 continue
             function = done.pop(number, None)
             if function is not None:
-                function()
+                self._end_flow(function)
 
     def _stalled(self) -> StalledFlow:
         core = self.core
@@ -358,6 +518,25 @@ class Clock(Environment):
 def _run_call(event: Event) -> None:
     assert isinstance(event, _Call)
     event.function()
+
+
+def _not_asking() -> RuntimeError:
+    return RuntimeError("only a process can ask for a pause, and only for one at a time")
+
+
+def _succeed(event: Event) -> None:
+    """Let an event be one that has succeeded."""
+    if event._value is not PENDING:
+        raise RuntimeError(f"{event} has already been triggered")
+    event._ok = True
+    event._value = None
+
+
+def _failure(event: Event) -> BaseException:
+    """Return the exception of an event that failed, as SimPy raises it."""
+    failure: BaseException = type(event._value)(*event._value.args)
+    failure.__cause__ = event._value
+    return failure
 
 
 def _links(links: Sequence[int]) -> str:

@@ -49,7 +49,7 @@ from typing import Annotated, Literal
 from simulator.engine import kernel
 from simulator.engine.storage import CompiledStorage, CoreName, PlainStorage, compiled_wanted
 
-__all__ = ["RANKS", "Core", "CoreName", "Fairness", "Step"]
+__all__ = ["RANKS", "Core", "CoreName", "Fairness", "Route", "Step"]
 
 RANKS = kernel.RANKS
 """How the parts of collectives are told apart, see :meth:`Core.advance`."""
@@ -84,6 +84,18 @@ class Step:
     fraction: float
     route: tuple[int, ...]
     latency: float
+
+
+class Route:
+    """A route that a core has checked and keeps, see :meth:`Core.add_route`."""
+
+    __slots__ = ("core", "first", "latency", "legs")
+
+    def __init__(self, core: Core, first: int, legs: int, latency: float) -> None:
+        self.core = core
+        self.first = first
+        self.legs = legs
+        self.latency = latency
 
 
 @dataclass
@@ -143,8 +155,8 @@ class Core:
         "_latency",
         "_monitor",
         "_next_number",
-        "_paths",
         "_patterns",
+        "_routes",
         "_rtt",
         "_slot_of",
         "_storage",
@@ -179,7 +191,7 @@ class Core:
         self._history: dict[int, tuple[list[float], list[float]]] = {}
         self._capacity: list[float] = []
         self._latency: list[float] = []
-        self._paths: dict[object, tuple[int, int, float]] = {}
+        self._routes: dict[object, Route] = {}  # by links, and demands if they are not 1
         self._patterns: list[_Pattern] = []
         self._collectives: list[int | None] = []  # the pattern of each that is open
         self._slot_of: dict[int, int] = {}
@@ -203,7 +215,7 @@ class Core:
     @property
     def live(self) -> int:
         """The number of flows of finite size that have not ended, those of collectives included."""
-        return int(self._storage.state.live)
+        return self._storage.live
 
     # ------------------------------------------------------------------------------------------- links
 
@@ -287,9 +299,28 @@ class Core:
 
     # ------------------------------------------------------------------------------------------- flows
 
+    def add_route(self, links: Sequence[int], demand: Sequence[float] | None = None) -> Route:
+        """Check a route and keep it for :meth:`start`, so that a run need not do it.
+
+        The links should be there before, since ``core="auto"`` decides by their number now.
+        """
+        key = tuple(links) if demand is None else (tuple(links), tuple(demand))
+        try:
+            found = self._routes.get(key)
+        except TypeError:  # something that is no number
+            found = None
+        if found is None:
+            path = self._checked_route(links)
+            uses = _checked_demand(demand, len(path)) if demand is not None else (1.0,) * len(path)
+            self._choose()
+            first = self._storage.add_legs(list(zip(path, uses, strict=True)))
+            found = Route(self, first, len(path), fsum([self._latency[link] for link in path]))
+            self._routes[key] = found
+        return found
+
     def start(
         self,
-        route: Sequence[int],
+        route: Sequence[int] | Route,
         size: Annotated[float, "B"],
         *,
         weight: float = 1.0,
@@ -303,7 +334,8 @@ class Core:
         Parameters
         ----------
         route
-            The links it uses, each once. An empty route means that only `cap` limits the flow.
+            The links it uses, each once, or what :meth:`add_route` has kept. An empty route means
+            that only `cap` limits the flow.
         size
             Bytes (for a computation: seconds of work). ``inf`` is background traffic, which only
             :meth:`cancel` ends. A flow of size 0 ends after its latency.
@@ -313,7 +345,7 @@ class Core:
             Bytes per second that the flow never exceeds; positive.
         demand
             For each link of the route, how much of it one unit of progress uses; positive and finite.
-            Without it, 1 each.
+            Without it, 1 each, or as the route was kept.
         latency
             Seconds that pass between the start and the first byte; without it, the sum of the latencies of
             the route's links. (The weights of ``fairness="rtt"`` always use that sum.)
@@ -326,39 +358,32 @@ class Core:
             raise ValueError(f"the weight of a flow must be a positive, finite number, not {weight}")
         if not cap > 0.0:
             raise ValueError(f"the cap of a flow must be a positive number, not {cap}")
-        if size == cap == inf and len(route) == 0:
+        if size == cap == inf and (route.legs if isinstance(route, Route) else len(route)) == 0:
             raise ValueError("a flow of infinite size needs a link or a cap that limits its rate")
-        if demand is None:
-            key: object = route if type(route) is tuple else tuple(route)
-        else:
-            key = tuple(route), tuple(demand)
-        try:
-            path = self._paths.get(key)
-        except TypeError:
-            path = None
-        if path is None:
-            path = self._add_path(key, route, demand)
-        first, legs, path_latency = path
-        begin = self.now
+        if not isinstance(route, Route):
+            route = self.add_route(route, demand)
+        elif demand is not None or route.core is not self:
+            raise ValueError("a kept route belongs to its core, and has its demands already")
+        legs, path_latency = route.legs, route.latency
+        begin = now = self.now
         if at is not None:
-            if not begin <= at < inf:
-                raise ValueError(f"a flow cannot start at {at}: the time is already {begin}")
+            if not now <= at < inf:
+                raise ValueError(f"a flow cannot start at {at}: the time is already {now}")
             begin = float(at)
         if latency is None:
             begin += path_latency
         elif 0.0 <= latency < inf:
-            begin += float(latency)
+            begin += latency
         else:
             raise ValueError(f"the latency of a flow must be a finite number of at least 0, not {latency}")
         if self._rtt and path_latency > 0.0:
             weight = weight / path_latency
-        if not (type(size) is type(weight) is type(cap) is float):
-            size, weight, cap = float(size), float(weight), float(cap)
-        now = self.now
-        slot = self._functions.start(self._table, now, first, legs, size, weight, cap, begin)
+        if not (type(size) is type(weight) is type(cap) is type(begin) is float):
+            size, weight, cap, begin = float(size), float(weight), float(cap), float(begin)
+        slot = self._functions.start(self._table, now, route.first, legs, size, weight, cap, begin)
         if slot < 0:
             self._storage.reserve(flows=len(self._slot_of) + 16, hops=3 * len(self._slot_of) + legs + 16)
-            slot = self._functions.start(self._table, now, first, legs, size, weight, cap, begin)
+            slot = self._functions.start(self._table, now, route.first, legs, size, weight, cap, begin)
         number = self._next_number
         self._next_number = number + 1
         self._slot_of[number] = slot
@@ -464,7 +489,7 @@ class Core:
                 entry = storage.records("transfers")[place]
                 entry.source, entry.destination, entry.phase = step.source, step.destination, phase
                 entry.fraction, entry.latency = step.fraction, step.latency
-                entry.leg, entry.legs = path[0], path[1]
+                entry.leg, entry.legs = path.first, path.legs
                 entry.after_out = entry.after_in = -1
                 for side, rank in enumerate((step.source, step.destination)):
                     head = heads + 2 * (phase * ranks + rank) + side
@@ -476,7 +501,7 @@ class Core:
                         storage.records("transfers")[tails[head]].after_in = place
                     tails[head] = place
                 sends[step.source] += 1
-                legs[step.source] += path[1]
+                legs[step.source] += path.legs
                 place += 1
             flows = list(map(max, flows, sends))
             hops = list(map(max, hops, legs))
@@ -484,7 +509,7 @@ class Core:
         self._patterns.append(_Pattern(ranks, place - transfers, max(ranks, sum(flows)), sum(hops)))
         return pattern
 
-    def _checked_step(self, step: Step, ranks: int) -> tuple[int, int, float]:
+    def _checked_step(self, step: Step, ranks: int) -> Route:
         """Return the path of a transfer."""
         for rank in (step.source, step.destination):
             if not 0 <= rank < ranks:
@@ -494,7 +519,7 @@ class Core:
                 raise ValueError(
                     f"the {name} of a transfer must be a finite number of at least 0, not {value}"
                 )
-        return self._paths.get(step.route) or self._add_path(step.route, step.route, None)
+        return self.add_route(step.route)
 
     def ranks(self, pattern: int) -> int:
         """Return how many ranks take part in a pattern."""
@@ -583,20 +608,20 @@ class Core:
         """
         if not limit >= self.now:
             raise ValueError(f"cannot advance to {limit}: the time is already {self.now}")
-        return self.advance_to(float(limit))
+        return list(self.advance_to(float(limit)))
 
-    def advance_to(self, limit: Annotated[float, "s"]) -> list[int]:
+    def advance_to(self, limit: Annotated[float, "s"]) -> Sequence[int]:
         """Do as :meth:`advance`, for a run loop that knows that the limit is not in the past."""
         while True:
             count, number, self.now, self.first, self.dirty = self._functions.advance(
                 self._table, self.now, limit
             )
             if count == 0:
-                return []
+                return ()
             if count == 1:
                 if number >= 0:
                     del self._slot_of[number]
-                return [number]
+                return (number,)
             if count > 0:
                 completed = self._storage.finished(count)
                 for number in completed:
@@ -626,18 +651,6 @@ class Core:
         self.dirty = False
 
     # ------------------------------------------------------------------------------------- the books
-
-    def _add_path(
-        self, key: object, route: Sequence[int], demand: Sequence[float] | None
-    ) -> tuple[int, int, float]:
-        """Check a route and keep it: the place of its first leg, their number, and the sum of latencies."""
-        path = self._checked_route(route)
-        uses = _checked_demand(demand, len(path)) if demand is not None else (1.0,) * len(path)
-        self._choose()
-        first = self._storage.add_legs(list(zip(path, uses, strict=True)))
-        found = (first, len(path), fsum([self._latency[link] for link in path]))
-        self._paths[key] = found
-        return found
 
     def _choose(self) -> None:
         """Compile now, or never."""

@@ -1,5 +1,8 @@
 """Run a workload on our clock: one SimPy process for each process of the workload.
 
+A process waits in a pause of the clock's for what it alone waits for, a sleep or a send; for a message, which
+has two sides, in an event. Routes are handed in before the run, as in SimGrid.
+
 ``python -m tests.benchmarks.on_clock FILE [--core CORE]`` prints the result as JSON, with the keys that the
 SimGrid program prints too.
 """
@@ -24,7 +27,7 @@ from typing import Any
 import simpy
 
 from simulator.engine.clock import Clock
-from tests.benchmarks.workloads import Process, Workload, gossip, unrolled
+from tests.benchmarks.workloads import Instruction, Workload, gossip
 
 __all__ = ["Result", "clocks", "run_on_clock"]
 
@@ -104,60 +107,76 @@ class _Run:
         self.clock = clock
         self.flows = 0
         links = [clock.core.add_link(capacity, latency) for capacity, latency in workload.links]
-        self._routes = [[links[link] for link in route.links] for route in workload.routes]
-        # For each route the messages that only one side has posted so far: (event, size), or (event, None)
-        # where it is the receiver. Never both kinds at once.
-        self._posted: list[deque[tuple[simpy.Event, int | None]]] = [deque() for _ in workload.routes]
+        self._routes = [
+            clock.core.add_route([links[link] for link in route.links]) for route in workload.routes
+        ]
+        # For each route the messages that only the sender has posted so far, and those only the receiver.
+        self._puts: list[deque[tuple[simpy.Event, float]]] = [deque() for _ in workload.routes]
+        self._gets: list[deque[simpy.Event]] = [deque() for _ in workload.routes]
+        self._sizes: dict[int, float] = {}
         self.finish: list[float | None] = [None] * len(workload.processes)
         for number, process in enumerate(workload.processes):
-            clock.process(self._process(number, process))
+            program = [self._prepared(instruction) for instruction in process.program]
+            clock.process(self._process(number, program))
 
-    def _process(self, number: int, process: Process) -> Generator[simpy.Event, object, None]:
+    def _process(self, number: int, program: list[Instruction]) -> Generator[simpy.Event, object, None]:
         clock = self.clock
         mine: list[simpy.Event] = []
-        for instruction in unrolled(process.program):
+        loops: list[list[int]] = []  # [where the body begins, how often it is still to come]
+        position = 0
+        while position < len(program):
+            instruction = program[position]
             kind = instruction[0]
+            position += 1
             if kind == "sleep":
-                yield clock.timeout(instruction[1])
+                yield clock.sleep(instruction[1])
             elif kind == "send":
-                end = clock.event()
-                self._start(instruction[1], instruction[2], end)
-                yield end
+                self.flows += 1
+                yield clock.transfer(instruction[1], instruction[2])
             elif kind == "put":
-                mine.append(self._put(instruction[1], instruction[2]))
+                _, route, size, puts, gets = instruction
+                if gets:
+                    end = gets.popleft()
+                    self.flows += 1
+                    clock.flow(route, size, end)
+                else:
+                    end = clock.event()
+                    puts.append((end, size))
+                mine.append(end)
             elif kind == "get":
-                mine.append(self._get(instruction[1]))
-            else:
+                _, route, puts, gets = instruction
+                if puts:
+                    end, size = puts.popleft()
+                    self.flows += 1
+                    clock.flow(route, size, end)
+                else:
+                    end = clock.event()
+                    gets.append(end)
+                mine.append(end)
+            elif kind == "wait":
                 for end in mine:
                     if end.callbacks is not None:  # otherwise it has ended, and a yield would only cost
                         yield end
                 mine.clear()
+            elif kind == "repeat":
+                loops.append([position, instruction[1] - 1])
+            elif loops[-1][1]:
+                loops[-1][1] -= 1
+                position = loops[-1][0]
+            else:
+                loops.pop()
         self.finish[number] = clock.now
 
-    def _start(self, route: int, size: float, end: simpy.Event) -> None:
-        self.flows += 1
-        self.clock.flow(self._routes[route], size, end.succeed)
-
-    def _put(self, route: int, size: int) -> simpy.Event:
-        posted = self._posted[route]
-        if posted and posted[0][1] is None:
-            end, _ = posted.popleft()
-            self._start(route, size, end)
-        else:
-            end = self.clock.event()
-            posted.append((end, size))
-        return end
-
-    def _get(self, route: int) -> simpy.Event:
-        posted = self._posted[route]
-        if posted and posted[0][1] is not None:
-            end, size = posted.popleft()
-            assert size is not None
-            self._start(route, size, end)
-        else:
-            end = self.clock.event()
-            posted.append((end, None))
-        return end
+    def _prepared(self, instruction: Instruction) -> Instruction:
+        """Return an instruction with its route and size as the clock takes them, and the messages posted."""
+        kind, *rest = instruction
+        if kind not in ("send", "put", "get"):
+            return instruction
+        route = rest[0]
+        known: tuple[Any, ...] = (kind, self._routes[route])
+        if kind != "get":
+            known += (self._sizes.setdefault(rest[1], float(rest[1])),)
+        return known if kind == "send" else (*known, self._puts[route], self._gets[route])
 
 
 def main() -> None:

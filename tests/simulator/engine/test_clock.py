@@ -264,6 +264,178 @@ def test_a_refused_flow_leaves_no_trace() -> None:
     assert (clock.now, clock.peek()) == (0.0, inf)
 
 
+# ------------------------------------------------------------------------- waiting without a heap
+
+
+def test_the_event_of_a_flow_is_processed_as_the_flow_ends_before_the_events_of_that_time() -> None:
+    clock = Clock()
+    links = [clock.core.add_link(1.0) for _ in range(2)]
+    log: Log = []
+
+    def waiting(name: str, end: Event) -> Process:
+        log.append((f"{name} got {(yield end)}", clock.now))
+
+    clock.at(1.0, noting(log, clock, "call"))
+    ends = [clock.event() for _ in links]
+    for name, end in (("second", ends[1]), ("first", ends[0]), ("first too", ends[0])):
+        clock.process(waiting(name, end))
+    for link, end in zip(links, ends, strict=True):
+        clock.flow([link], 1.0, end)
+    clock.run()
+    assert log == [(f"{name} got None", 1.0) for name in ("first", "first too", "second")] + [("call", 1.0)]
+    assert all(end.processed and end.ok for end in ends)
+
+
+def test_an_event_that_was_triggered_already_cannot_end_a_flow() -> None:
+    clock = Clock()
+    end = clock.event()
+    clock.flow([clock.core.add_link(1.0)], 1.0, end)
+    end.succeed("early")
+    with pytest.raises(RuntimeError, match="has already been triggered"):
+        clock.run()
+
+
+def test_a_run_until_the_event_of_a_flow_stops_at_its_end() -> None:
+    clock = Clock()
+    links = [clock.core.add_link(1.0) for _ in range(2)]
+    end, log = clock.event(), []
+    clock.flow([links[0]], 1.0, end)
+    clock.flow([links[1]], 1.0, noting(log, clock, "other flow"))
+    assert clock.run(until=end) is None
+    assert (clock.now, log) == (1.0, [])
+    clock.run()
+    assert log == [("other flow", 1.0)]
+
+
+def pausing(clock: Clock, log: Log, name: str, link: int, rounds: int = 2) -> Process:
+    """A process that sleeps a second, sends for a second, and lets an event go by in between."""
+    for _ in range(rounds):
+        yield clock.sleep(1.0)
+        log.append((f"{name} slept", clock.now))
+        yield clock.transfer([link], 1.0)
+        log.append((f"{name} sent", clock.now))
+        past = clock.timeout(0.0)
+        yield past
+        yield past
+        assert (yield clock.timeout(0.5, name)) == name
+
+
+@pytest.mark.parametrize("by_step", [False, True])
+def test_pauses_take_their_place_among_the_events(by_step: bool) -> None:
+    clock = Clock()
+    log: Log = []
+    links = [clock.core.add_link(1.0) for _ in range(2)]
+    clock.process(pausing(clock, log, "a", links[0]))
+    clock.at(1.0, noting(log, clock, "call"))
+    clock.process(pausing(clock, log, "b", links[1]))
+    if by_step:
+        while clock.peek() < inf:
+            clock.step()
+    else:
+        clock.run()
+    assert log == [
+        ("call", 1.0),
+        ("a slept", 1.0),
+        ("b slept", 1.0),
+        ("a sent", 2.0),
+        ("b sent", 2.0),
+        ("a slept", 3.5),
+        ("b slept", 3.5),
+        ("a sent", 4.5),
+        ("b sent", 4.5),
+    ]
+    assert clock.now == 5.0
+
+
+def test_a_process_may_end_or_fail_after_a_pause() -> None:
+    clock = Clock()
+
+    def result() -> Process:
+        yield clock.sleep(1.0)
+        return "done"
+
+    def failing() -> Process:
+        yield clock.sleep(2.0)
+        raise KeyError("broken")
+
+    assert clock.run(until=clock.process(result())) == "done"
+    process = clock.process(failing())
+    with pytest.raises(KeyError, match="broken"):
+        clock.run()
+    assert (clock.now, process.is_alive, process.ok, clock.active_process) == (3.0, False, False, None)
+
+
+def test_only_a_process_can_ask_for_a_pause() -> None:
+    clock = Clock()
+    link = clock.core.add_link(1.0)
+    one_at_a_time = "only a process can ask for a pause, and only for one at a time"
+    with pytest.raises(RuntimeError) as error:
+        clock.sleep(1.0)
+    assert str(error.value) == one_at_a_time
+    with pytest.raises(RuntimeError) as error:
+        clock.transfer([link], 1.0)
+    assert str(error.value) == one_at_a_time
+
+
+def asks_twice(clock: Clock) -> Process:
+    clock.sleep(1.0)
+    yield clock.sleep(2.0)
+
+
+def waits_elsewhere(clock: Clock) -> Process:
+    clock.sleep(1.0)
+    yield clock.timeout(2.0)
+
+
+def never_waits(clock: Clock) -> Process:
+    yield clock.timeout(0.0)
+    clock.sleep(1.0)
+
+
+def sleeps_backwards(clock: Clock) -> Process:
+    yield clock.sleep(-1.0)
+
+
+def waits_for_nothing(clock: Clock) -> Process:
+    pause = clock.sleep(1.0)
+    yield pause
+    yield pause
+
+
+@pytest.mark.parametrize(
+    ("process", "message"),
+    [
+        (asks_twice, "only a process can ask for a pause, and only for one at a time"),
+        (waits_elsewhere, "asked for a pause and did not wait for it"),
+        (never_waits, "asked for a pause and did not wait for it"),
+        (sleeps_backwards, "a process cannot sleep for -1.0 seconds"),
+        (waits_for_nothing, "Invalid yield value"),
+    ],
+)
+def test_a_pause_that_is_not_waited_for_once_stops_the_run(process: Any, message: str) -> None:
+    clock = Clock()
+    clock.process(process(clock))
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        clock.run()
+
+
+def test_a_process_in_a_pause_cannot_be_interrupted() -> None:
+    clock = Clock()
+    process = clock.process(pausing(clock, [], "a", clock.core.add_link(1.0)))
+    clock.at(0.5, process.interrupt)
+    with pytest.raises(RuntimeError) as error:
+        clock.run()
+    assert str(error.value) == "a process in a pause cannot be interrupted"
+
+
+def test_a_timeout_into_the_past_is_refused() -> None:
+    clock = Clock()
+    for delay in (-1.0, nan):
+        with pytest.raises(ValueError) as error:
+            clock.timeout(delay)
+        assert str(error.value) == f"Negative delay {delay}"
+
+
 # ------------------------------------------------------------------------------------ run and until
 
 

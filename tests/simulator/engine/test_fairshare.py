@@ -643,6 +643,15 @@ FLOW = "the size of a flow must be a number of at least 0, not "
         ),
         (lambda c: c.start([0], 1.0, at=0.5), "a flow cannot start at 0.5: the time is already 1.0"),
         (lambda c: c.start([0], 1.0, at=nan), "a flow cannot start at nan: the time is already 1.0"),
+        (
+            lambda c: c.start(Core().add_route([]), 1.0),
+            "a kept route belongs to its core, and has its demands already",
+        ),
+        (
+            lambda c: c.start(c.add_route([0]), 1.0, demand=[2.0]),
+            "a kept route belongs to its core, and has its demands already",
+        ),
+        (lambda c: c.add_route([2]), "there is no link 2: links are numbered 0 to 1"),
         (lambda c: c.start([], inf), "a flow of infinite size needs a link or a cap that limits its rate"),
         (lambda c: c.add_link(0.0), "the capacity of a link must be a positive, finite number, not 0.0"),
         (lambda c: c.add_link(-1.0), "the capacity of a link must be a positive, finite number, not -1.0"),
