@@ -83,6 +83,7 @@ LINK = np.dtype(
         ("residual", "f8"),  # working space of the solver, as the two below
         ("load", "f8"),
         ("fresh", "f8"),
+        ("unwritten", "f8"),  # what it has carried for a part on the short way, to be written into the log
         ("stamp", "i8"),
         ("reserved", "i4"),  # by how many transfers of collectives that take the short way
         ("reserver", "i4"),  # their pattern
@@ -161,6 +162,7 @@ PATTERN = np.dtype(
         ("transfer", "i4"),  # the first of its transfers, and their number
         ("transfers", "i4"),
         ("head", "i4"),  # where its heads begin
+        ("busy", "i4"),  # where its counts of parts on the short way begin, one for each rank
         ("uncontended", "i1"),  # whether its transfers never share a link
     ],
     align=True,
@@ -170,6 +172,7 @@ TRANSFER = np.dtype(
     [
         ("fraction", "f8"),  # of the message
         ("latency", "f8"),  # of its path
+        ("weight", "f8"),
         ("limit", "f8"),  # its rate if it is alone on its links
         ("source", "i4"),
         ("destination", "i4"),
@@ -236,6 +239,9 @@ PART = np.dtype(
     PARTS,
     ARRIVED,
 ) = range(22)
+
+LOG_ROOM = 3
+"""Entries of the log that one instant can take for each link, at each of its solves and ends of parts."""
 
 FIRST_INNER = 2**40
 """The number of the first flow of a collective; at one instant these end after the others."""
@@ -572,7 +578,7 @@ def advance(table: Any, now: float, limit: float) -> tuple[int, int, float, floa
         time = flows[slot].due if slot >= 0 else inf
         # What is due at this very instant comes before the solve, since it may change more.
         if s.dirty_count and time > s.now and limit > s.now:
-            if s.watching and s.log_count + s.links > s.log_size:
+            if s.watching and s.log_count + LOG_ROOM * s.links > s.log_size:
                 return -1, -1, s.now, time, True
             settle(table)
             slot = agenda_first(agenda, flows)
@@ -581,6 +587,8 @@ def advance(table: Any, now: float, limit: float) -> tuple[int, int, float, floa
             if limit < inf:
                 s.now = limit
             return 0, -1, s.now, time, s.dirty_count > 0
+        if s.watching and s.log_count + LOG_ROOM * s.links > s.log_size:
+            return -1, -1, s.now, time, True
         s.now = time
         count = 0
         while slot >= 0 and flows[slot].due == time:
@@ -657,6 +665,31 @@ def open_collective(table: Any, index: int, flows: int, hops: int) -> None:
         arrived[place] = 0
 
 
+def cancel_collective(table: Any, now: float, index: int, slots: int) -> None:
+    """End a collective without completion: release its flows, which lie in the first so many slots."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    flows = all_views[FLOWS]
+    collective = all_views[COLLECTIVES][index]
+    s.now = now
+    if collective.way == 2 and collective.left > 0:
+        demote(table, index)
+        unreserve(table, index)
+    for slot in range(slots):
+        if flows[slot].number >= 0 and flows[slot].collective == index:
+            release(
+                s,
+                all_views[LINKS],
+                flows,
+                all_views[HOPS],
+                all_views[AGENDA],
+                all_views[DIRTY],
+                slot,
+            )
+    collective.way = 0
+    collective.left = 0
+
+
 def close_collective(table: Any, flows: int, hops: int) -> None:
     """Give back what was kept for a collective."""
     s = views(table)[STATES][0]
@@ -674,10 +707,14 @@ def enter(table: Any, now: float, index: int, rank: int) -> bool:
     collective.missing -= 1
     if collective.way == 0:
         collective.way = 1
-        if s.max_plus and not s.watching and reserve(table, index):
+        if s.max_plus and reserve(table, index):
             collective.way = 2
     if collective.way == 1:
         return go_on(table, index, rank)
+    busy = all_views[PATTERNS][collective.pattern].busy + rank
+    all_views[HEADS][busy] += 1
+    if all_views[HEADS][busy] > 1:
+        disturb(table, index, rank)
     if collective.missing == 0:
         foresee(table, index)
     return False
@@ -730,7 +767,7 @@ def start_transfer(table: Any, index: int, place: int) -> None:
     s.flows_kept -= 1
     s.hops_kept -= transfer.legs
     size = transfer_size(transfer, collective)
-    slot = admit(table, number, transfer.leg, transfer.legs, size, 1.0, inf, begin)
+    slot = admit(table, number, transfer.leg, transfer.legs, size, transfer.weight, inf, begin)
     flow = all_views[FLOWS][slot]
     flow.collective = index
     flow.transfer = place
@@ -812,6 +849,23 @@ def unreserve(table: Any, index: int) -> None:
                 link.intruded = 0
 
 
+def disturb(table: Any, index: int, rank: int) -> None:
+    """Let the short way end where a rank's links serve two of its parts at once."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    links = all_views[LINKS]
+    legs = all_views[LEGS]
+    transfers = all_views[TRANSFERS]
+    pattern = all_views[PATTERNS][all_views[COLLECTIVES][index].pattern]
+    for place in range(pattern.transfer, pattern.transfer + pattern.transfers):
+        transfer = transfers[place]
+        if transfer.source == rank:
+            for leg in range(transfer.leg, transfer.leg + transfer.legs):
+                links[legs[leg].link].intruded = 1
+                s.intruded = 1
+                mark_dirty(s, links, all_views[DIRTY], legs[leg].link)
+
+
 def transfer_begin(transfer: Any, collective: Any, entered: float) -> float:
     """Return when a transfer takes bandwidth whose sender enters its round at a given time."""
     nbytes = transfer.fraction * collective.nbytes
@@ -883,6 +937,7 @@ def foresee_round(table: Any, index: int, phase: int) -> None:
 def end_part(table: Any, index: int, rank: int) -> None:
     """End a rank's part on the short way: note what it has sent, and give the links back after the last."""
     all_views = views(table)
+    s = all_views[STATES][0]
     collective = all_views[COLLECTIVES][index]
     pattern = all_views[PATTERNS][collective.pattern]
     phases = all_views[PHASES]
@@ -891,12 +946,19 @@ def end_part(table: Any, index: int, rank: int) -> None:
     part = all_views[PARTS][collective.part + rank]
     part.slot = -1
     part.over = 1
+    heads[pattern.busy + rank] -= 1
     for phase in range(pattern.phases):
         place = heads[pattern.head + 2 * (phase * pattern.ranks + rank)]
         while place >= 0:
             size = transfer_size(transfers[place], collective)
             carry(table, transfers[place], size * phases[pattern.phase + phase].repeat)
             place = transfers[place].after_out
+    if s.watching:
+        for phase in range(pattern.phases):
+            place = heads[pattern.head + 2 * (phase * pattern.ranks + rank)]
+            while place >= 0:
+                write_mean(table, transfers[place], part.entered)
+                place = transfers[place].after_out
     collective.left -= 1
     if collective.left == 0:
         unreserve(table, index)
@@ -909,6 +971,40 @@ def carry(table: Any, transfer: Any, size: float) -> None:
     legs = all_views[LEGS]
     for leg in range(transfer.leg, transfer.leg + transfer.legs):
         links[legs[leg].link].carried += legs[leg].use * size
+    write_later(table, transfer, size)
+
+
+def write_later(table: Any, transfer: Any, size: float) -> None:
+    """Keep what the links of a transfer have carried, until it is written down."""
+    all_views = views(table)
+    links = all_views[LINKS]
+    legs = all_views[LEGS]
+    if all_views[STATES][0].watching:
+        for leg in range(transfer.leg, transfer.leg + transfer.legs):
+            links[legs[leg].link].unwritten += legs[leg].use * size
+
+
+def write_mean(table: Any, transfer: Any, since: float) -> None:
+    """Write down the mean load, since a part began, of the watched links that a transfer of it uses."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    links = all_views[LINKS]
+    legs = all_views[LEGS]
+    log = all_views[LOGS]
+    for leg in range(transfer.leg, transfer.leg + transfer.legs):
+        index = legs[leg].link
+        link = links[index]
+        if link.watched and link.unwritten > 0.0 and s.now > since:
+            entry = log[s.log_count]
+            entry.time = since
+            entry.link = index
+            entry.total = link.unwritten / (s.now - since)
+            entry = log[s.log_count + 1]
+            entry.time = s.now
+            entry.link = index
+            entry.total = 0.0
+            s.log_count += 2
+        link.unwritten = 0.0
 
 
 def give_way(table: Any) -> None:
@@ -945,11 +1041,12 @@ def demote(table: Any, index: int) -> None:
     s = all_views[STATES][0]
     parts = all_views[PARTS]
     phases = all_views[PHASES]
+    heads = all_views[HEADS]
+    transfers = all_views[TRANSFERS]
     collective = all_views[COLLECTIVES][index]
     pattern = all_views[PATTERNS][collective.pattern]
     first = collective.part
     collective.way = 3
-    under_way = False
     for place in range(first, first + pattern.ranks):
         part = parts[place]
         if part.slot >= 0:
@@ -963,17 +1060,48 @@ def demote(table: Any, index: int) -> None:
                 part.slot,
             )
             part.slot = -1
-        part.begins = part.entered
-        under_way = under_way or (part.entered <= s.now and not part.over)
+        if part.entered <= s.now and not part.over:
+            heads[pattern.busy + place - first] -= 1
+    under_way = rewind(table, index)
     for phase in range(pattern.phases):
         for turn in range(phases[pattern.phase + phase].repeat):
             if under_way:
                 foresee_round(table, index, pattern.phase + phase)
                 demote_round(table, index, phase, turn)
-                under_way = False
-                for place in range(first, first + pattern.ranks):
-                    parts[place].begins = parts[place].ends
-                    under_way = under_way or (parts[place].ends <= s.now and not parts[place].over)
+                under_way = next_round(table, index)
+    if s.watching:
+        for place in range(pattern.transfer, pattern.transfer + pattern.transfers):
+            part = parts[first + transfers[place].source]
+            if part.entered <= s.now and not part.over:
+                write_mean(table, transfers[place], part.entered)
+
+
+def rewind(table: Any, index: int) -> bool:
+    """Go back to when the ranks entered a collective; return whether one of them is still in it."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    parts = all_views[PARTS]
+    collective = all_views[COLLECTIVES][index]
+    under_way = False
+    for place in range(collective.part, collective.part + all_views[PATTERNS][collective.pattern].ranks):
+        part = parts[place]
+        part.begins = part.entered
+        under_way = under_way or (part.entered <= s.now and not part.over)
+    return under_way
+
+
+def next_round(table: Any, index: int) -> bool:
+    """Go on to the next round; return whether a rank that is still in the collective has entered it."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    parts = all_views[PARTS]
+    collective = all_views[COLLECTIVES][index]
+    under_way = False
+    for place in range(collective.part, collective.part + all_views[PATTERNS][collective.pattern].ranks):
+        part = parts[place]
+        part.begins = part.ends
+        under_way = under_way or (part.ends <= s.now and not part.over)
+    return under_way
 
 
 def demote_round(table: Any, index: int, phase: int, turn: int) -> None:
@@ -1016,12 +1144,61 @@ def demote_round(table: Any, index: int, phase: int, turn: int) -> None:
             s.hops_kept -= transfer.legs
             number = FIRST_INNER + s.inner_numbers
             s.inner_numbers += 1
-            slot = admit(table, number, transfer.leg, transfer.legs, size, 1.0, inf, max(start_of_work, now))
+            begin_now = max(start_of_work, now)
+            slot = admit(table, number, transfer.leg, transfer.legs, size, transfer.weight, inf, begin_now)
             flow = flows[slot]
             flow.collective = index
             flow.transfer = place
             if start_of_work <= now:
+                # As carried it counts when the flow ends.
                 flow.left = size - transfer.limit * (now - start_of_work)
+                write_later(table, transfer, transfer.limit * (now - start_of_work))
+
+
+def carried_ahead(table: Any, now: float, index: int) -> float:
+    """Return what a link has carried for parts of collectives that are on the short way now."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    phases = all_views[PHASES]
+    patterns = all_views[PATTERNS]
+    collectives = all_views[COLLECTIVES]
+    s.now = now
+    total = 0.0
+    for number in range(s.collectives):
+        collective = collectives[number]
+        if collective.way == 2 and collective.left > 0:
+            pattern = patterns[collective.pattern]
+            under_way = rewind(table, number)
+            for phase in range(pattern.phase, pattern.phase + pattern.phases):
+                for _ in range(phases[phase].repeat):
+                    if under_way:
+                        foresee_round(table, number, phase)
+                        total += carried_in_round(table, number, phase, index)
+                        under_way = next_round(table, number)
+    return total
+
+
+def carried_in_round(table: Any, number: int, phase: int, index: int) -> float:
+    """Return what a link has carried up to now in a round, for ranks whose parts have not ended."""
+    all_views = views(table)
+    s = all_views[STATES][0]
+    parts = all_views[PARTS]
+    phases = all_views[PHASES]
+    transfers = all_views[TRANSFERS]
+    legs = all_views[LEGS]
+    collective = all_views[COLLECTIVES][number]
+    total = 0.0
+    for place in range(phases[phase].transfer, phases[phase].transfer + phases[phase].transfers):
+        transfer = transfers[place]
+        sender = parts[collective.part + transfer.source]
+        if not sender.over:
+            size = transfer_size(transfer, collective)
+            start_of_work = transfer_begin(transfer, collective, sender.begins)
+            for leg in range(transfer.leg, transfer.leg + transfer.legs):
+                if legs[leg].link == index and start_of_work < s.now:
+                    moved_so_far = transfer.limit * (s.now - start_of_work)
+                    total += legs[leg].use * min(size, moved_so_far)
+    return total
 
 
 # ------------------------------------------------------------------------------------------------ solver

@@ -186,8 +186,8 @@ class PlainStorage:
     def reserve_log(self) -> None:
         """Make the log long enough for all links at one instant."""
         state = self.state
-        if state.watching and state.log_size < 2 * self.lengths["links"] + 64:
-            self._extend("log", 4 * self.lengths["links"] + 128)
+        if state.watching and state.log_size < (kernel.LOG_ROOM + 1) * self.lengths["links"] + 64:
+            self._extend("log", 2 * (kernel.LOG_ROOM + 1) * self.lengths["links"] + 128)
             state.log_size = self.lengths["log"]
 
 
