@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from inspect import signature
+from math import fsum
 from pathlib import Path
 from platform import python_implementation, python_version
 from typing import Any
@@ -24,7 +25,8 @@ from typing import Any
 import simpy
 
 from simulator.engine.clock import Clock
-from tests.benchmarks.workloads import Process, Workload, gossip, unrolled
+from simulator.engine.fairshare import Step
+from tests.benchmarks.workloads import Process, Workload, gossip, ring_on_star, unrolled
 
 __all__ = ["Result", "clocks", "run_on_clock"]
 
@@ -89,6 +91,63 @@ def run_on_clock(workload: Workload, core: str = "plain") -> Result:
         cpu_seconds,
         _peak_memory(),
     )
+
+
+def run_in_core(workload: Workload, core: str = "compiled", *, max_plus: bool = False) -> Result:
+    """Run a ring workload as one collective in the core of that name, instead of as processes.
+
+    Raises
+    ------
+    ValueError
+        The workload is no ring.
+    """
+    clock = Clock(core=core, max_plus=max_plus)  # type: ignore[arg-type]  # checked by the clock
+    for capacity, latency in workload.links:
+        clock.core.add_link(capacity, latency)
+    repeat, steps = ring_steps(workload)
+    ranks = len(workload.processes)
+    pattern = clock.core.add_pattern(ranks, [(repeat, steps)], complete=True)
+    finish = [0.0] * ranks
+
+    def done(rank: int) -> None:
+        finish[rank] = clock.now
+
+    number = clock.collective(pattern, 1.0, done)
+    gc.collect()
+    gc.disable()  # as a simulation does
+    begin = time.process_time()
+    for rank in range(ranks):
+        clock.enter(number, rank)
+    clock.run()
+    cpu_seconds = time.process_time() - begin
+    gc.enable()
+    way = "at once" if max_plus else "by flows"
+    return Result(
+        f"{python_implementation()} {python_version()}, SimPy {simpy.__version__}, {core} core, one collective"
+        f" in it, {way}",
+        max(finish),
+        tuple(finish),
+        repeat * len(steps),
+        cpu_seconds,
+        _peak_memory(),
+    )
+
+
+def ring_steps(workload: Workload) -> tuple[int, list[Step]]:
+    """Return how often each rank of a ring workload sends, and its transfer, in bytes of a message of 1."""
+    receiver = {}
+    for rank, process in enumerate(workload.processes):
+        if [instruction[0] for instruction in process.program] != ["repeat", "put", "get", "wait", "end"]:
+            raise ValueError(f"{workload.name}: process {rank} does not do what a rank of a ring does")
+        receiver[process.program[2][1]] = rank
+    steps = []
+    for rank, process in enumerate(workload.processes):
+        _, route, size = process.program[1]
+        links = workload.routes[route].links
+        latency = fsum(workload.links[link][1] for link in links)
+        steps.append(Step(rank, receiver[route], float(size), links, latency))
+    (repeat,) = {process.program[0][1] for process in workload.processes}
+    return repeat, steps
 
 
 def _peak_memory() -> int:
@@ -165,9 +224,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.on_clock")
     parser.add_argument("file", help="a workload, in the format of tests/benchmarks/workloads.py")
     parser.add_argument("--core", default="plain", choices=list(clocks()))
+    parser.add_argument("--in-core", action="store_true", help="run a ring as one collective in the core")
+    parser.add_argument("--max-plus", action="store_true", help="and let that take the short way")
     arguments = parser.parse_args()
-    run_on_clock(gossip(16), arguments.core)  # so that code is loaded, and compiled where it is
-    json.dump(asdict(run_on_clock(Workload.read(arguments.file), arguments.core)), sys.stdout)
+    # The first runs load the code, and compile it where it is compiled.
+    if arguments.in_core:
+        run_in_core(ring_on_star(16), arguments.core, max_plus=arguments.max_plus)
+        workload = Workload.read(arguments.file)
+        result = run_in_core(workload, arguments.core, max_plus=arguments.max_plus)
+    else:
+        run_on_clock(gossip(16), arguments.core)
+        result = run_on_clock(Workload.read(arguments.file), arguments.core)
+    json.dump(asdict(result), sys.stdout)
     print()
 
 
