@@ -77,21 +77,28 @@ STATE = np.dtype(
 )
 LINK = np.dtype(
     [
+        # What the solver asks for comes first, so that it lies close together.
         ("capacity", "f8"),
-        ("latency", "f8"),
-        ("carried", "f8"),  # by flows that have left
         ("residual", "f8"),  # working space of the solver, as the two below
         ("load", "f8"),
         ("fresh", "f8"),
-        ("unwritten", "f8"),  # what it has carried for a part on the short way, to be written into the log
         ("stamp", "i8"),
-        ("reserved", "i4"),  # by how many transfers of collectives that take the short way
-        ("reserver", "i4"),  # their pattern
-        ("intruded", "i1"),
         ("head", "i4"),  # the first and the last hop of the flows on this link, in the order of their coming
         ("tail", "i4"),
         ("count", "i4"),
         ("pending", "i4"),
+        ("binds", "i1"),
+        ("clocked", "i1"),
+        ("dirty", "i1"),
+        ("changed", "i1"),
+        ("marked", "i1"),
+        ("watched", "i1"),
+        ("intruded", "i1"),
+        ("latency", "f8"),
+        ("carried", "f8"),  # by flows that have left
+        ("unwritten", "f8"),  # what it has carried for a part on the short way, to be written into the log
+        ("reserved", "i4"),  # by how many transfers of collectives that take the short way
+        ("reserver", "i4"),  # their pattern
         ("service", "f8"),  # the virtual clock: work per weight that each flow has got, at the time below
         ("service_since", "f8"),
         ("level", "f8"),  # how fast the virtual clock runs
@@ -99,42 +106,37 @@ LINK = np.dtype(
         ("changes", "i4"),  # of the virtual clock's flows since its load was summed
         ("leader", "i4"),  # the flow on the agenda
         ("root", "i4"),  # of the queue of flows by target
-        ("clocked", "i1"),
-        ("binds", "i1"),
-        ("dirty", "i1"),
-        ("changed", "i1"),
-        ("watched", "i1"),
-        ("marked", "i1"),
     ],
     align=True,
 )
 FLOW = np.dtype(
     [
-        ("number", "i8"),  # -1 in a free slot
-        ("volume", "f8"),  # what is to be done; inf for background traffic
-        ("left", "f8"),  # at the time `since`; an endless flow counts downward from zero
+        # As with links, what the solver asks for comes first, and then what the agenda does.
         ("rate", "f8"),
-        ("since", "f8"),
-        ("due", "f8"),
-        ("weight", "f8"),
-        ("cap", "f8"),
-        ("limit", "f8"),
         ("offer", "f8"),
-        ("target", "f8"),  # the service at which it ends, on a virtual clock
-        ("clock", "i4"),  # the link that is its virtual clock, or -1
-        ("child", "i4"),  # in the queue by target
-        ("sibling", "i4"),
-        ("elder", "i4"),
-        ("collective", "i4"),  # that it belongs to, or -1, and its transfer
-        ("transfer", "i4"),
+        ("weight", "f8"),
+        ("limit", "f8"),
         ("hop", "i4"),  # the first of its hops
-        ("after", "i4"),  # the next free slot
         ("bottleneck", "i4"),  # -1 at its limit
-        ("place", "i4"),  # in the agenda
+        ("clock", "i4"),  # the link that is its virtual clock, or -1
         ("active", "i1"),
         ("fresh", "i1"),
         ("free", "i1"),
         ("pending", "i1"),  # 1 waits for a rate, 2 has an offer
+        ("due", "f8"),
+        ("number", "i8"),  # -1 in a free slot
+        ("left", "f8"),  # at the time `since`; an endless flow counts downward from zero
+        ("since", "f8"),
+        ("volume", "f8"),  # what is to be done; inf for background traffic
+        ("place", "i4"),  # in the agenda
+        ("after", "i4"),  # the next free slot
+        ("cap", "f8"),
+        ("collective", "i4"),  # that it belongs to, or -1, and its transfer
+        ("transfer", "i4"),
+        ("target", "f8"),  # the service at which it ends, on a virtual clock
+        ("child", "i4"),  # in the queue by target
+        ("sibling", "i4"),
+        ("elder", "i4"),
     ],
     align=True,
 )
