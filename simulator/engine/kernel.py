@@ -172,12 +172,14 @@ PATTERN = np.dtype(
 PHASE = np.dtype([("repeat", "i4"), ("transfer", "i4"), ("transfers", "i4")], align=True)
 TRANSFER = np.dtype(
     [
+        ("pays", "f8"),  # working space of the short way: its latency, and its time if it is alone
+        ("takes", "f8"),
+        ("source", "i4"),
+        ("destination", "i4"),
         ("fraction", "f8"),  # of the message
         ("latency", "f8"),  # of its path
         ("weight", "f8"),
         ("limit", "f8"),  # its rate if it is alone on its links
-        ("source", "i4"),
-        ("destination", "i4"),
         ("phase", "i4"),  # of its pattern
         ("leg", "i4"),
         ("legs", "i4"),
@@ -204,9 +206,9 @@ COLLECTIVE = np.dtype(
 )
 PART = np.dtype(
     [
-        ("entered", "f8"),
         ("begins", "f8"),  # working space: when it enters a round, and the next one
         ("ends", "f8"),
+        ("entered", "f8"),
         ("phase", "i4"),
         ("turn", "i4"),
         ("open", "i4"),
@@ -763,7 +765,7 @@ def start_transfer(table: Any, index: int, place: int) -> None:
     s = all_views[STATES][0]
     transfer = all_views[TRANSFERS][place]
     collective = all_views[COLLECTIVES][index]
-    begin = transfer_begin(transfer, collective, s.now)
+    begin = s.now + transfer_latency(transfer, collective)
     number = FIRST_INNER + s.inner_numbers
     s.inner_numbers += 1
     s.flows_kept -= 1
@@ -868,13 +870,13 @@ def disturb(table: Any, index: int, rank: int) -> None:
                 mark_dirty(s, links, all_views[DIRTY], legs[leg].link)
 
 
-def transfer_begin(transfer: Any, collective: Any, entered: float) -> float:
-    """Return when a transfer takes bandwidth whose sender enters its round at a given time."""
+def transfer_latency(transfer: Any, collective: Any) -> float:
+    """Return how long a transfer waits before it takes bandwidth."""
     nbytes = transfer.fraction * collective.nbytes
     segments = collective.least_segments
     if nbytes > segments * collective.segment_size:
         segments = float(ceil(nbytes / collective.segment_size))
-    return float(entered + segments * collective.latency_factor * transfer.latency)
+    return float(segments * collective.latency_factor * transfer.latency)
 
 
 def transfer_size(transfer: Any, collective: Any) -> float:
@@ -895,8 +897,7 @@ def foresee(table: Any, index: int) -> None:
     collective = all_views[COLLECTIVES][index]
     pattern = all_views[PATTERNS][collective.pattern]
     first = collective.part
-    for place in range(first, first + pattern.ranks):
-        parts[place].begins = parts[place].entered
+    rewind(table, index)
     for phase in range(pattern.phase, pattern.phase + pattern.phases):
         for _ in range(phases[phase].repeat):
             foresee_round(table, index, phase)
@@ -919,17 +920,14 @@ def foresee_round(table: Any, index: int, phase: int) -> None:
     phases = all_views[PHASES]
     transfers = all_views[TRANSFERS]
     parts = all_views[PARTS]
-    collective = all_views[COLLECTIVES][index]
-    pattern = all_views[PATTERNS][collective.pattern]
-    first = collective.part
-    for place in range(first, first + pattern.ranks):
+    first = all_views[COLLECTIVES][index].part
+    for place in range(first, first + all_views[PATTERNS][all_views[COLLECTIVES][index].pattern].ranks):
         parts[place].ends = parts[place].begins
     for place in range(phases[phase].transfer, phases[phase].transfer + phases[phase].transfers):
         transfer = transfers[place]
         sender = parts[first + transfer.source]
         receiver = parts[first + transfer.destination]
-        end = transfer_begin(transfer, collective, sender.begins)
-        end += transfer_size(transfer, collective) / transfer.limit
+        end = sender.begins + transfer.pays + transfer.takes
         if end > sender.ends:
             sender.ends = end
         if end > receiver.ends:
@@ -1083,9 +1081,15 @@ def rewind(table: Any, index: int) -> bool:
     all_views = views(table)
     s = all_views[STATES][0]
     parts = all_views[PARTS]
+    transfers = all_views[TRANSFERS]
     collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    for place in range(pattern.transfer, pattern.transfer + pattern.transfers):
+        transfer = transfers[place]
+        transfer.pays = transfer_latency(transfer, collective)
+        transfer.takes = transfer_size(transfer, collective) / transfer.limit
     under_way = False
-    for place in range(collective.part, collective.part + all_views[PATTERNS][collective.pattern].ranks):
+    for place in range(collective.part, collective.part + pattern.ranks):
         part = parts[place]
         part.begins = part.entered
         under_way = under_way or (part.entered <= s.now and not part.over)
@@ -1131,8 +1135,8 @@ def demote_round(table: Any, index: int, phase: int, turn: int) -> None:
         sender = parts[first + transfer.source]
         receiver = parts[first + transfer.destination]
         size = transfer_size(transfer, collective)
-        start_of_work = transfer_begin(transfer, collective, sender.begins)
-        end = start_of_work + size / transfer.limit
+        start_of_work = sender.begins + transfer.pays
+        end = start_of_work + transfer.takes
         if end <= now:
             arrived[collective.arrived + place - pattern.transfer] += 1
             if not sender.over:
@@ -1195,7 +1199,7 @@ def carried_in_round(table: Any, number: int, phase: int, index: int) -> float:
         sender = parts[collective.part + transfer.source]
         if not sender.over:
             size = transfer_size(transfer, collective)
-            start_of_work = transfer_begin(transfer, collective, sender.begins)
+            start_of_work = sender.begins + transfer.pays
             for leg in range(transfer.leg, transfer.leg + transfer.legs):
                 if legs[leg].link == index and start_of_work < s.now:
                     moved_so_far = transfer.limit * (s.now - start_of_work)

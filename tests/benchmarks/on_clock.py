@@ -22,6 +22,7 @@ from pathlib import Path
 from platform import python_implementation, python_version
 from typing import Any
 
+import numpy as np
 import simpy
 
 from simulator.engine.clock import Clock
@@ -128,6 +129,52 @@ def run_in_core(workload: Workload, core: str = "compiled", *, max_plus: bool = 
         max(finish),
         tuple(finish),
         repeat * len(steps),
+        cpu_seconds,
+        _peak_memory(),
+    )
+
+
+def run_stragglers(ranks: int, count: int, core: str = "compiled", *, seed: int = 0) -> Result:
+    """Run `count` ring all-reduces of 1.024 GB at once on a star, one after another, as stragglers enter them.
+
+    Each rank works for a lognormal time of mean 100 ms (sigma 0.3) before it enters the next.
+    """
+    workload = ring_on_star(ranks)
+    clock = Clock(core=core, max_plus=True)  # type: ignore[arg-type]  # checked by the clock
+    for capacity, latency in workload.links:
+        clock.core.add_link(capacity, latency)
+    repeat, steps = ring_steps(workload)
+    pattern = clock.core.add_pattern(ranks, [(repeat, steps)], complete=True)
+    sigma = 0.3
+    work = 0.1 * np.random.default_rng(seed).lognormal(-(sigma**2) / 2, sigma, (count, ranks))
+    seconds = work.tolist()
+    finish = [0.0] * ranks
+    opened: list[int] = []
+
+    def enter(turn: int, rank: int) -> None:
+        if turn == len(opened):
+            opened.append(clock.collective(pattern, 1.0, partial(done, turn)))
+        clock.enter(opened[turn], rank)
+
+    def done(turn: int, rank: int) -> None:
+        finish[rank] = clock.now
+        if turn + 1 < count:
+            clock.at(clock.now + seconds[turn + 1][rank], partial(enter, turn + 1, rank))
+
+    gc.collect()
+    gc.disable()  # as a simulation does
+    begin = time.process_time()
+    for rank in range(ranks):
+        clock.at(seconds[0][rank], partial(enter, 0, rank))
+    clock.run()
+    cpu_seconds = time.process_time() - begin
+    gc.enable()
+    return Result(
+        f"{python_implementation()} {python_version()}, SimPy {simpy.__version__}, {core} core, collectives"
+        " at once",
+        max(finish),
+        tuple(finish),
+        count * repeat * ranks,
         cpu_seconds,
         _peak_memory(),
     )
