@@ -234,7 +234,6 @@ class Core:
             raise ValueError(f"the latency of a link must be a finite number of at least 0, not {latency}")
         record = self._storage.add_link()
         record.capacity = float(capacity)
-        record.latency = float(latency)
         link = len(self._capacity)
         self._capacity.append(float(capacity))
         self._latency.append(float(latency))

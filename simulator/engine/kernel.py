@@ -43,6 +43,20 @@ TOLERANCE = 1e-11
 FEW = 16
 """So few flows are never too many for local repair."""
 
+
+def cache_lines(fields: list[tuple[str, str]]) -> np.dtype[Any]:
+    """Return a record that fills whole cache lines of 64 bytes."""
+    packed = np.dtype(fields, align=True)
+    names = list(packed.names or ())
+    layout = {
+        "names": names,
+        "formats": [packed[name] for name in names],
+        "offsets": [packed.fields[name][1] for name in names],  # type: ignore[index]  # it has fields
+        "itemsize": -(-packed.itemsize // 64) * 64,
+    }
+    return np.dtype(layout, align=True)
+
+
 STATE = np.dtype(
     [
         ("now", "f8"),
@@ -75,7 +89,7 @@ STATE = np.dtype(
     ],
     align=True,
 )
-LINK = np.dtype(
+LINK = cache_lines(
     [
         # What the solver asks for comes first, so that it lies close together.
         ("capacity", "f8"),
@@ -94,7 +108,6 @@ LINK = np.dtype(
         ("marked", "i1"),
         ("watched", "i1"),
         ("intruded", "i1"),
-        ("latency", "f8"),
         ("carried", "f8"),  # by flows that have left
         ("unwritten", "f8"),  # what it has carried for a part on the short way, to be written into the log
         ("reserved", "i4"),  # by how many transfers of collectives that take the short way
@@ -106,10 +119,9 @@ LINK = np.dtype(
         ("changes", "i4"),  # of the virtual clock's flows since its load was summed
         ("leader", "i4"),  # the flow on the agenda
         ("root", "i4"),  # of the queue of flows by target
-    ],
-    align=True,
+    ]
 )
-FLOW = np.dtype(
+FLOW = cache_lines(
     [
         # As with links, what the solver asks for comes first, and then what the agenda does.
         ("rate", "f8"),
@@ -129,16 +141,14 @@ FLOW = np.dtype(
         ("since", "f8"),
         ("volume", "f8"),  # what is to be done; inf for background traffic
         ("place", "i4"),  # in the agenda
-        ("after", "i4"),  # the next free slot
-        ("cap", "f8"),
         ("collective", "i4"),  # that it belongs to, or -1, and its transfer
         ("transfer", "i4"),
-        ("target", "f8"),  # the service at which it ends, on a virtual clock
         ("child", "i4"),  # in the queue by target
-        ("sibling", "i4"),
+        ("sibling", "i4"),  # likewise; in a free slot, the next free one
         ("elder", "i4"),
-    ],
-    align=True,
+        ("cap", "f8"),
+        ("target", "f8"),  # the service at which it ends, on a virtual clock
+    ]
 )
 HOP = np.dtype(
     [
@@ -271,7 +281,7 @@ def make_free(table: Any, flow: int, flows_end: int, hop: int, hops_end: int) ->
     s = state[0]
     for slot in range(flows_end - 1, flow - 1, -1):
         flows[slot].number = -1
-        flows[slot].after = s.free_flow
+        flows[slot].sibling = s.free_flow
         s.free_flow = slot
     for index in range(hops_end - 1, hop - 1, -1):
         hops[index].after = s.free_hop
@@ -324,7 +334,7 @@ def admit(
     s.hops_left -= legs_count
     slot: int = s.free_flow
     flow = flows[slot]
-    s.free_flow = flow.after
+    s.free_flow = flow.sibling
     flow.number = number
     flow.weight = weight
     flow.cap = cap
@@ -498,7 +508,7 @@ def release(s: Any, links: Any, flows: Any, hops: Any, agenda: Any, dirty: Any, 
     flow.number = -1
     flow.due = inf
     agenda_drop(agenda, flows, slot)
-    flow.after = s.free_flow
+    flow.sibling = s.free_flow
     s.free_flow = slot
     s.flows_left += 1
     if flow.collective >= 0:

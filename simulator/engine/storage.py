@@ -234,13 +234,21 @@ class CompiledStorage(PlainStorage):
             old = self.containers[name]
             if room[follows] > len(old) - 1:
                 # One more than needed: the queues keep their length at 0.
-                new = np.zeros(room[follows] + 1, kind)
+                new = _aligned_zeros(room[follows] + 1, np.dtype(kind))
                 new[: len(old)] = old
                 self.containers[name] = new
                 if kind.names:
                     self._views[name] = new.view(np.recarray)
                 self.table[2 * place] = new.ctypes.data
                 self.table[2 * place + 1] = len(new)
+
+
+def _aligned_zeros(count: int, kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return zeros that begin at a cache line."""
+    size = count * kind.itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    skip = -memory.ctypes.data % 64
+    return memory[skip : skip + size].view(kind)
 
 
 @functools.cache

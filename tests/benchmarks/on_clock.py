@@ -124,7 +124,7 @@ def run_in_core(workload: Workload, core: str = "compiled", *, max_plus: bool = 
     gc.enable()
     way = "at once" if max_plus else "by flows"
     return Result(
-        f"{python_implementation()} {python_version()}, SimPy {simpy.__version__}, {core} core, one collective"
+        f"{python_implementation()} {python_version()}, SimPy {simpy.__version__}, {core} core, a collective"
         f" in it, {way}",
         max(finish),
         tuple(finish),
@@ -135,7 +135,7 @@ def run_in_core(workload: Workload, core: str = "compiled", *, max_plus: bool = 
 
 
 def run_stragglers(ranks: int, count: int, core: str = "compiled", *, seed: int = 0) -> Result:
-    """Run `count` ring all-reduces of 1.024 GB at once on a star, one after another, as stragglers enter them.
+    """Run `count` ring all-reduces of 1.024 GB on a star, one after another, as stragglers enter them.
 
     Each rank works for a lognormal time of mean 100 ms (sigma 0.3) before it enters the next.
     """
