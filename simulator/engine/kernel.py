@@ -48,7 +48,7 @@ def cache_lines(fields: list[tuple[str, str]]) -> np.dtype[Any]:
     """Return a record that fills whole cache lines of 64 bytes."""
     packed = np.dtype(fields, align=True)
     names = list(packed.names or ())
-    layout = {
+    layout: Any = {
         "names": names,
         "formats": [packed[name] for name in names],
         "offsets": [packed.fields[name][1] for name in names],  # type: ignore[index]  # it has fields

@@ -1,7 +1,8 @@
 """Run a workload on our clock: one SimPy process for each process of the workload.
 
 ``python -m tests.benchmarks.on_clock FILE [--core CORE]`` prints the result as JSON, with the keys that the
-SimGrid program prints too.
+SimGrid program prints too. With ``--in-core`` a ring runs as one collective inside the network core instead,
+with ``--max-plus`` besides by the short way; ``--stragglers RANKS COUNT`` runs all-reduces of stragglers.
 """
 
 from __future__ import annotations
@@ -269,13 +270,21 @@ class _Run:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.on_clock")
-    parser.add_argument("file", help="a workload, in the format of tests/benchmarks/workloads.py")
+    parser.add_argument("file", nargs="?", help="a workload, in the format of tests/benchmarks/workloads.py")
     parser.add_argument("--core", default="plain", choices=list(clocks()))
     parser.add_argument("--in-core", action="store_true", help="run a ring as one collective in the core")
     parser.add_argument("--max-plus", action="store_true", help="and let that take the short way")
+    parser.add_argument(
+        "--stragglers", nargs=2, type=int, metavar=("RANKS", "COUNT"), help="instead of a file"
+    )
     arguments = parser.parse_args()
+    if (arguments.file is None) == (arguments.stragglers is None):
+        parser.error("give a file, or --stragglers")
     # The first runs load the code, and compile it where it is compiled.
-    if arguments.in_core:
+    if arguments.stragglers:
+        run_stragglers(16, 2, arguments.core)
+        result = run_stragglers(*arguments.stragglers, arguments.core)
+    elif arguments.in_core:
         run_in_core(ring_on_star(16), arguments.core, max_plus=arguments.max_plus)
         workload = Workload.read(arguments.file)
         result = run_in_core(workload, arguments.core, max_plus=arguments.max_plus)
