@@ -54,7 +54,8 @@ def cache_lines(fields: list[tuple[str, str]]) -> np.dtype[Any]:
         "offsets": [packed.fields[name][1] for name in names],  # type: ignore[index]  # it has fields
         "itemsize": -(-packed.itemsize // 64) * 64,
     }
-    return np.dtype(layout, align=True)
+    filled: np.dtype[Any] = np.dtype(layout, align=True)
+    return filled
 
 
 STATE = np.dtype(
