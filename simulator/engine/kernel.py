@@ -926,14 +926,12 @@ def foresee(table: Any, index: int) -> None:
 
 
 def foresee_round(table: Any, index: int, phase: int) -> None:
-    """Find when each rank ends a round, from when it enters it."""
+    """Find when each rank ends a round, from when it enters it, which its end still shows."""
     all_views = views(table)
     phases = all_views[PHASES]
     transfers = all_views[TRANSFERS]
     parts = all_views[PARTS]
     first = all_views[COLLECTIVES][index].part
-    for place in range(first, first + all_views[PATTERNS][all_views[COLLECTIVES][index].pattern].ranks):
-        parts[place].ends = parts[place].begins
     for place in range(phases[phase].transfer, phases[phase].transfer + phases[phase].transfers):
         transfer = transfers[place]
         sender = parts[first + transfer.source]
@@ -1102,7 +1100,7 @@ def rewind(table: Any, index: int) -> bool:
     under_way = False
     for place in range(collective.part, collective.part + pattern.ranks):
         part = parts[place]
-        part.begins = part.entered
+        part.begins = part.ends = part.entered
         under_way = under_way or (part.entered <= s.now and not part.over)
     return under_way
 
