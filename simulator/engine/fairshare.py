@@ -47,12 +47,10 @@ from operator import index
 from typing import Annotated, Literal
 
 from simulator.engine import kernel
+from simulator.engine.kernel.records import FIRST_INNER, RANKS
 from simulator.engine.storage import CompiledStorage, CoreName, PlainStorage, compiled_wanted
 
 __all__ = ["RANKS", "Core", "CoreName", "Fairness", "Step"]
-
-RANKS = kernel.RANKS
-"""How the parts of collectives are told apart, see :meth:`Core.advance`."""
 
 Fairness = Literal["maxmin", "rtt"]
 
@@ -746,7 +744,7 @@ class Core:
 
     def _known_flow(self, flow: int) -> int:
         slot = self._slot_of.get(flow)
-        if slot is None and type(flow) is int and flow >= kernel.FIRST_INNER:
+        if slot is None and type(flow) is int and flow >= FIRST_INNER:
             flows = self._storage.records("flows")
             found = (s for s in range(self._storage.lengths["flows"]) if flows[s].number == flow)
             slot = next(found, None)

@@ -7,16 +7,20 @@ else: :class:`CompiledStorage` owns the arrays, and refreshes the addresses when
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import importlib.util
 import os
 import sys
-from types import FunctionType, ModuleType
+from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 
 from simulator.engine import kernel
+from simulator.engine.kernel import records
 
 __all__ = ["CompiledStorage", "CoreName", "PlainStorage", "compiled_wanted"]
 
@@ -31,13 +35,13 @@ some twenty thousand flows.
 
 # Containers in the order of a table: name, record or number type, what its length follows.
 _LAYOUT: tuple[tuple[str, Any, str], ...] = (
-    ("state", kernel.STATE, "one"),
-    ("links", kernel.LINK, "links"),
-    ("flows", kernel.FLOW, "flows"),
-    ("hops", kernel.HOP, "hops"),
-    ("legs", kernel.LEG, "legs"),
+    ("state", records.STATE, "one"),
+    ("links", records.LINK, "links"),
+    ("flows", records.FLOW, "flows"),
+    ("hops", records.HOP, "hops"),
+    ("legs", records.LEG, "legs"),
     ("agenda", np.dtype("i4"), "flows"),
-    ("queue", kernel.LEVEL, "both"),
+    ("queue", records.LEVEL, "both"),
     ("dirty", np.dtype("i4"), "links"),
     ("touched", np.dtype("i4"), "links"),
     ("free", np.dtype("i4"), "flows"),
@@ -45,13 +49,13 @@ _LAYOUT: tuple[tuple[str, Any, str], ...] = (
     ("fixed", np.dtype("i4"), "flows"),
     ("marked", np.dtype("i4"), "links"),
     ("done", np.dtype("i8"), "ends"),
-    ("log", kernel.LOG, "log"),
-    ("patterns", kernel.PATTERN, "patterns"),
-    ("phases", kernel.PHASE, "phases"),
-    ("transfers", kernel.TRANSFER, "transfers"),
+    ("log", records.LOG, "log"),
+    ("patterns", records.PATTERN, "patterns"),
+    ("phases", records.PHASE, "phases"),
+    ("transfers", records.TRANSFER, "transfers"),
     ("heads", np.dtype("i4"), "heads"),
-    ("collectives", kernel.COLLECTIVE, "collectives"),
-    ("parts", kernel.PART, "parts"),
+    ("collectives", records.COLLECTIVE, "collectives"),
+    ("parts", records.PART, "parts"),
     ("arrived", np.dtype("i4"), "arrived"),
 )
 _FIRST_FLOWS = 16
@@ -186,8 +190,8 @@ class PlainStorage:
     def reserve_log(self) -> None:
         """Make the log long enough for all links at one instant."""
         state = self.state
-        if state.watching and state.log_size < (kernel.LOG_ROOM + 1) * self.lengths["links"] + 64:
-            self._extend("log", 2 * (kernel.LOG_ROOM + 1) * self.lengths["links"] + 128)
+        if state.watching and state.log_size < (records.LOG_ROOM + 1) * self.lengths["links"] + 64:
+            self._extend("log", 2 * (records.LOG_ROOM + 1) * self.lengths["links"] + 128)
             state.log_size = self.lengths["log"]
 
 
@@ -252,27 +256,58 @@ def _aligned_zeros(count: int, kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
 
 
 @functools.cache
-def _compiled_functions() -> ModuleType:
-    """Load the source of the core once more, with every function compiled when it is first called."""
+def _compiled_functions() -> SimpleNamespace:
+    """Load the source of the core once more, with every function compiled when it is first called.
+
+    Compiled code is kept on disk under the name of its module. That name contains a digest of all modules,
+    since numba looks only at the file of a function for changes, and not at those that it calls.
+    """
     import numba
 
-    name = f"{kernel.__name__}_compiled"
-    spec = importlib.util.spec_from_file_location(name, kernel.__file__)
+    digest = _digest_of_source()
+    copies = {module.__name__: _copied(module, f"compiled_{digest}") for module in kernel.MODULES}
+    compiled: dict[tuple[str, str], Any] = {
+        (origin, name): numba.njit(cache=True)(function)
+        for origin, copy in copies.items()
+        for name, function in vars(copy).items()
+        if isinstance(function, FunctionType) and function.__module__ == copy.__name__
+    }
+    for name in vars(kernel.queues):
+        in_arrays = compiled.get((kernel.array_queues.__name__, f"array_{name}"))
+        if in_arrays is not None:
+            compiled[kernel.queues.__name__, name] = in_arrays
+    compiled[records.__name__, "views"] = _compiled_views()
+    for origin, copy in copies.items():
+        for name, value in list(vars(copy).items()):
+            if isinstance(value, FunctionType):
+                # What a copy has imported is still the plain function.
+                where = origin if value.__module__ == copy.__name__ else value.__module__
+                setattr(copy, name, compiled.get((where, name), value))
+    functions = {name: compiled[origin, name] for origin, name in compiled if hasattr(kernel, name)}
+    return SimpleNamespace(**functions)
+
+
+def _digest_of_source() -> str:
+    """Return what identifies all modules of the source; forget compiled code of other versions."""
+    files = [Path(str(module.__file__)) for module in kernel.MODULES]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+    for kept in (files[0].parent / "__pycache__").glob("*_compiled_*.nb?"):
+        if f"_compiled_{digest}." not in kept.name:
+            with contextlib.suppress(OSError):
+                kept.unlink()
+    return digest
+
+
+def _copied(module: ModuleType, mark: str) -> ModuleType:
+    """Execute a module once more, under another name."""
+    name = f"{module.__name__}_{mark}"
+    spec = importlib.util.spec_from_file_location(name, module.__file__)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    for name, function in list(vars(module).items()):
-        if isinstance(function, FunctionType) and function.__module__ == module.__name__:
-            setattr(module, name, numba.njit(cache=True)(function))
-    for name in list(vars(module)):
-        if name.startswith("array_"):
-            plain = name.removeprefix("array_")
-            if hasattr(module, plain):
-                setattr(module, plain, getattr(module, name))
-    setattr(module, "views", _compiled_views())  # noqa: B010 - the copy of the module is made here
-    return module
+    copy = importlib.util.module_from_spec(spec)
+    sys.modules[name] = copy
+    spec.loader.exec_module(copy)
+    return copy
 
 
 def _compiled_views() -> Any:
