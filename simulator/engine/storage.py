@@ -259,13 +259,13 @@ def _aligned_zeros(count: int, kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
 def _compiled_functions() -> SimpleNamespace:
     """Load the source of the core once more, with every function compiled when it is first called.
 
-    Compiled code is kept on disk under the name of its module. That name contains a digest of all modules,
-    since numba looks only at the file of a function for changes, and not at those that it calls.
+    Compiled code is kept on disk. For changes numba looks only at the file of a function, and not at those
+    that it calls, so all of it is forgotten when any module has changed.
     """
     import numba
 
-    digest = _digest_of_source()
-    copies = {module.__name__: _copied(module, f"compiled_{digest}") for module in kernel.MODULES}
+    _forget_other_versions()
+    copies = {module.__name__: _copied(module, "compiled") for module in kernel.MODULES}
     compiled: dict[tuple[str, str], Any] = {
         (origin, name): numba.njit(cache=True)(function)
         for origin, copy in copies.items()
@@ -287,15 +287,17 @@ def _compiled_functions() -> SimpleNamespace:
     return SimpleNamespace(**functions)
 
 
-def _digest_of_source() -> str:
-    """Return what identifies all modules of the source; forget compiled code of other versions."""
+def _forget_other_versions() -> None:
+    """Delete the compiled code on disk if it is of another version of the source."""
     files = [Path(str(module.__file__)) for module in kernel.MODULES]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
-    for kept in (files[0].parent / "__pycache__").glob("*_compiled_*.nb?"):
-        if f"_compiled_{digest}." not in kept.name:
-            with contextlib.suppress(OSError):
-                kept.unlink()
-    return digest
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    folder = files[0].parent / "__pycache__"
+    mark = folder / "compiled-from.txt"
+    with contextlib.suppress(OSError):
+        if not mark.exists() or mark.read_text(encoding="ascii") != digest:
+            for kept in folder.glob("*.nb?"):
+                kept.unlink(missing_ok=True)
+            mark.write_text(digest, encoding="ascii")
 
 
 def _copied(module: ModuleType, mark: str) -> ModuleType:
