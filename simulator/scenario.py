@@ -28,6 +28,7 @@ import topologies
 from algorithms import REQUIREMENTS, Algorithm
 from algorithms.codecs import Codec
 from simulator.cluster import Cluster, find_node, place
+from simulator.networks import Fluid, StoreAndForward
 from simulator.parts import MADE, BadInput, Part, check, nearest
 from simulator.patterns import PATTERNS
 from simulator.schedules import CONSTANT, Falling
@@ -283,6 +284,12 @@ class Scenario:
         return built
 
     @functools.cached_property
+    def network(self) -> Fluid | StoreAndForward:
+        """How links serve what crosses them."""
+        built: Fluid | StoreAndForward = self.sections.cluster.network.build()
+        return built
+
+    @functools.cached_property
     def stragglers(self) -> tuple[Straggler | SlowLink | LinkFailure, ...]:
         """What slows workers and links."""
         return tuple(entry.build() for entry in self.sections.cluster.stragglers)
@@ -469,6 +476,8 @@ class Scenario:
             _ = self.cluster
         with _under("cluster.transport"):
             _ = self.transport
+        with _under("cluster.network"):
+            _ = self.network
         for index, entry in enumerate((sections.algorithm, *sections.compare)):
             with _under("algorithm" if index == 0 else f"compare.{index - 1}"):
                 entry.build()
@@ -480,6 +489,7 @@ class Scenario:
         self._check_machines()
         self._check_stragglers()
         self._check_background()
+        self._check_sharing()
         self._check_gossip()
         self._check_training()
         if sections.compression is not None:
@@ -517,18 +527,12 @@ class Scenario:
                     u, v = (find_node(self.graph, name) for name in straggler.between)
                     if not self.graph.has_edge(u, v):
                         raise BadInput("", f"the topology has no edge between {u!r} and {v!r}")
-            if isinstance(straggler, LinkFailure) and straggler.transfers == "reroute":
-                self._check_rerouting(f"{key}.transfers")
             workers = straggler.workers if isinstance(straggler, Straggler) else None
             for rank in workers or ():
                 if not 0 <= rank < self.workers:
                     raise BadInput(
                         f"{key}.workers", f"there is no worker {rank}; the last is {self.workers - 1}"
                     )
-
-    def _check_rerouting(self, key: str) -> None:
-        if isinstance(self.transport, Transport) and not self.transport.pipelined:
-            raise BadInput(key, "'reroute' needs a pipelined transport; a stepped all-reduce keeps its ways")
 
     def _check_links_matter(self, key: str) -> None:
         if isinstance(self.transport, Fixed):
@@ -537,12 +541,52 @@ class Scenario:
     def _check_background(self) -> None:
         if self.sections.cluster.background:
             self._check_links_matter("cluster.background")
-        if self.sections.cluster.fairness != "maxmin":
-            self._check_links_matter("cluster.fairness")
         for index, flow in enumerate(self.sections.cluster.background):
             for key in ("source", "destination"):
                 with _under(f"cluster.background.{index}.{key}"):
                     find_node(self.graph, getattr(flow, key))
+
+    def _check_sharing(self) -> None:
+        """Refuse settings of how links are shared that nothing uses, or that the network model cannot."""
+        section = self.sections.cluster
+        if section.fairness != "maxmin":
+            self._check_links_matter("cluster.fairness")
+        if section.collectives == "max-plus":
+            self._check_links_matter("cluster.collectives")
+            if isinstance(self.transport, Transport) and self.transport.pipelined:
+                problem = "'max-plus' has no effect; the transport's all-reduces are pipelined, each one flow"
+                raise BadInput("cluster.collectives", problem)
+            if any(isinstance(s, LinkFailure) and s.transfers == "reroute" for s in self.stragglers):
+                problem = "'max-plus' has no effect; transfers that may be rerouted go one by one"
+                raise BadInput("cluster.collectives", problem)
+        if isinstance(self.network, StoreAndForward):
+            self._check_links_matter("cluster.network")
+            self._check_forwarding()
+
+    def _check_forwarding(self) -> None:
+        """Refuse what links that forward one chunk after another cannot do."""
+        section, transport = self.sections.cluster, self.transport
+        refused = {
+            "cluster.fairness": (section.fairness != "maxmin", "shares no link between flows"),
+            "cluster.collectives": (section.collectives != "flows", "runs no collective at once"),
+            "cluster.background": (bool(section.background), "has no endless flows"),
+        }
+        if isinstance(transport, Transport):
+            refused |= {
+                "cluster.transport.pipelined": (transport.pipelined, "has no flow over many links at once"),
+                "cluster.transport.segment-size": (transport.segment_size < math.inf, "cuts by its 'chunk'"),
+                "cluster.transport.least-segments": (transport.least_segments > 1, "cuts by its 'chunk'"),
+                "cluster.transport.half-duplex-pairs": (
+                    transport.half_duplex_pairs,
+                    "has no connections, only links",
+                ),
+            }
+        for index, straggler in enumerate(self.stragglers):
+            changes = isinstance(straggler, (SlowLink, LinkFailure))
+            refused[f"cluster.stragglers.{index}"] = (changes, "has links of constant capacity")
+        for key, (present, reason) in refused.items():
+            if present:
+                raise BadInput(key, f"does not go with the network 'store-and-forward', which {reason}")
 
     def _check_gossip(self) -> None:
         parts = (self.sections.algorithm, *self.sections.compare)

@@ -185,7 +185,7 @@ class Clock(Environment):
     ----------
     initial_time
         Seconds at which the clock starts.
-    fairness, monitor, core
+    fairness, monitor, core, max_plus
         As for :class:`simulator.engine.fairshare.Core`.
 
     Attributes
@@ -205,13 +205,14 @@ class Clock(Environment):
         fairness: Fairness = "maxmin",
         monitor: bool = False,
         core: CoreName = "auto",
+        max_plus: bool = False,
     ) -> None:
         super().__init__(float(initial_time))
         # SimPy binds timeout(), process() … early only where the class itself defines them.
         for name, value in vars(Environment).items():
             if type(value) is BoundClass:
                 setattr(self, name, getattr(self, name))
-        self.core = Core(fairness, monitor=monitor, now=float(initial_time), core=core)
+        self.core = Core(fairness, monitor=monitor, now=float(initial_time), core=core, max_plus=max_plus)
         self._done: dict[int, Done] = {}
         self._completed: deque[int] = deque()
         self._parts: dict[int, _Parts] = {}
@@ -303,6 +304,20 @@ class Clock(Environment):
         """Let a rank begin its part of a collective."""
         if self.core.enter(collective, rank):
             self._end_part(collective, rank)
+
+    def cancel_collective(self, collective: int) -> None:
+        """End a collective without calling its `done` any more.
+
+        Raises
+        ------
+        ValueError
+            If there is no such collective, or it has ended.
+        """
+        self.core.cancel_collective(collective)
+        del self._parts[collective]
+        # Parts that have ended at this instant, and whose call-back has not run yet.
+        for number in [n for n in self._completed if n < 0 and (-1 - n) // RANKS == collective]:
+            self._completed.remove(number)
 
     def _end_part(self, collective: int, rank: int) -> None:
         parts = self._parts[collective]
@@ -425,7 +440,9 @@ class Clock(Environment):
             if not ended:
                 if not queue:
                     self._now = core.now
-                    raise self._stalled()
+                    if core.live:
+                        raise self._stalled()
+                    return  # a collective did what it could without ranks that never enter
                 core.now = self._now = time
                 event = heappop(queue)[3]
                 if type(event) is _Process and event.asked:

@@ -7,20 +7,22 @@
 *Stepped*       Every transfer of the schedule is a flow of its own; a rank begins with its own arrival
                 and enters a round when its transfers of the round before have ended. A transfer starts
                 when its sender enters the round, and counts for the receiver's round even if the receiver
-                has not entered that one yet. The core runs this by itself and tells when a rank is done.
+                has not entered that one yet. The core runs this by itself and tells when a rank is done;
+                where it cannot, see :mod:`simulator.engine.steps`.
 
 The collectives of a group, of whatever kind, run one after another, as on one communication stream.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from simulator.engine.clock import Clock
 from simulator.engine.fairshare import Step
 from simulator.engine.network import Network
+from simulator.engine.steps import Steps, rounds
 from simulator.patterns import OTHER_PATTERNS, PATTERNS, Kind, Schedule, Transfer, depth, traffic
 from simulator.transports import Fixed, Transport
 
@@ -71,6 +73,7 @@ class Communicator:
         self._flow: int | None = None
         network.rerouted.append(self._reroute)
         self._pattern = -1  # in the core
+        self._rounds = rounds(self._schedule) if network.one_by_one else []
         self.sent = self._sent_fractions()
 
     def _sent_fractions(self) -> tuple[float, ...]:
@@ -112,20 +115,26 @@ class Communicator:
         pending.arrived += 1
         pending.communicator = self
         if isinstance(self._transport, Transport) and not self._transport.pipelined:
-            if pending.collective < 0:
-                pending.collective = self._open(self._transport, pending)
+            if pending.enter is None:
+                pending.enter = self._open(self._transport, pending)
             previous = pending.previous
             if previous is not None and position not in previous.finished:
                 previous.followers[position] = pending
             else:
-                self._network.clock.enter(pending.collective, position)
+                pending.enter(position)
         elif pending.arrived == len(self.ranks):
             self._waiting.append(pending)
             if len(self._waiting) == 1:
                 self._start()
 
-    def _open(self, transport: Transport, pending: Pending) -> int:
-        """Open a stepped all-reduce in the core, which learns the pattern at the first one."""
+    def _open(self, transport: Transport, pending: Pending) -> Callable[[int], None]:
+        """Open a stepped all-reduce, in the core, which learns the pattern at the first one, or as messages.
+
+        Return how a member enters it.
+        """
+        if self._network.one_by_one:
+            send = functools.partial(self._send, pending.nbytes)
+            return Steps(self._rounds, len(self.ranks), send, pending.done).enter
         clock = self._network.clock
         if self._pattern < 0:
             self._pattern = clock.core.add_pattern(
@@ -136,15 +145,20 @@ class Communicator:
                 ],
                 complete=True,
             )
-        return clock.collective(
+        number = clock.collective(
             self._pattern,
             pending.nbytes,
-            lambda position: pending.done(position, clock),
+            pending.done,
             payload_share=transport.payload_share,
             segment_size=transport.segment_size,
             least_segments=transport.least_segments,
             latency_factor=transport.latency_factor,
         )
+        return functools.partial(clock.enter, number)
+
+    def _send(self, nbytes: float, transfer: Transfer, arrived: Callable[[], None]) -> None:
+        source, destination = self.ranks[transfer.source], self.ranks[transfer.destination]
+        self._network.send(source, destination, transfer.fraction * nbytes, arrived, step=True)
 
     def _step(self, transfer: Transfer) -> Step:
         pair = self.ranks[transfer.source], self.ranks[transfer.destination]
@@ -160,7 +174,7 @@ class Communicator:
             self._flow = None
             self._waiting.popleft()
             for position in range(len(self.ranks)):
-                pending.done(position, clock)
+                pending.done(position)
             if self._waiting:
                 self._waiting[0].communicator._start()
 
@@ -202,8 +216,8 @@ class Pending:
         "_done",
         "arrived",
         "began",
-        "collective",
         "communicator",
+        "enter",
         "finished",
         "followers",
         "nbytes",
@@ -218,14 +232,14 @@ class Pending:
         self.finished: set[int] = set()
         self.followers: dict[int, Pending] = {}
         self.previous = previous
-        self.collective = -1  # the number of a stepped one in the core
+        self.enter: Callable[[int], None] | None = None  # how a member enters a stepped one
         self._done = done
 
-    def done(self, position: int, clock: Clock) -> None:
+    def done(self, position: int) -> None:
         """End a member's part, and let it enter the next collective if it has called already."""
         self.finished.add(position)
         self._done(position)
         follower = self.followers.pop(position, None)
-        if follower is not None:
-            clock.enter(follower.collective, position)
+        if follower is not None and follower.enter is not None:
+            follower.enter(position)
         self.previous = None

@@ -47,17 +47,17 @@ from operator import index
 from typing import Annotated, Literal
 
 from simulator.engine import kernel
+from simulator.engine.kernel.records import FIRST_INNER, RANKS
 from simulator.engine.storage import CompiledStorage, CoreName, PlainStorage, compiled_wanted
 
 __all__ = ["RANKS", "Core", "CoreName", "Fairness", "Route", "Step"]
-
-RANKS = kernel.RANKS
-"""How the parts of collectives are told apart, see :meth:`Core.advance`."""
 
 Fairness = Literal["maxmin", "rtt"]
 
 ROUNDS = 12
 """Rounds of local repair before a component is solved as a whole."""
+
+MOST_REPEATS = 2**31
 
 CLOCK_FROM = 8
 """A link that alone limits so many flows gives them a virtual clock, until they are fewer than half."""
@@ -109,6 +109,14 @@ class _Pattern:
     closed: list[int] = field(default_factory=list)
 
 
+@dataclass
+class _Collective:
+    """An open collective: its pattern, and which ranks have entered it."""
+
+    pattern: int
+    entered: bytearray
+
+
 class Core:
     """Flows on links, and the time.
 
@@ -129,7 +137,9 @@ class Core:
         Rounds of local repair before a component is solved as a whole; how many flows on a common bottleneck
         get a virtual clock. Both are a matter of speed, and of rounding.
     max_plus
-        Whether collectives may take the short way (see :meth:`add_pattern`).
+        Whether collectives may take the short way (see :meth:`add_pattern`). It gives the times of the flows
+        up to rounding. On the short way a link's history shows, when a rank's part ends, the mean load over
+        that part; :meth:`carried` is exact at all times.
 
     Attributes
     ----------
@@ -175,7 +185,7 @@ class Core:
         core: CoreName = "auto",
         rounds: int = ROUNDS,
         clock_from: int = CLOCK_FROM,
-        max_plus: bool = True,
+        max_plus: bool = False,
     ) -> None:
         if fairness not in ("maxmin", "rtt"):
             raise ValueError(f"fairness is 'maxmin' or 'rtt', not {fairness!r}")
@@ -193,7 +203,7 @@ class Core:
         self._latency: list[float] = []
         self._routes: dict[object, Route] = {}  # by links, and demands if they are not 1
         self._patterns: list[_Pattern] = []
-        self._collectives: list[int | None] = []  # the pattern of each that is open
+        self._collectives: list[_Collective | None] = []  # those that are open, by number
         self._slot_of: dict[int, int] = {}
         self._next_number = 0
         self._storage = PlainStorage()
@@ -234,7 +244,6 @@ class Core:
             raise ValueError(f"the latency of a link must be a finite number of at least 0, not {latency}")
         record = self._storage.add_link()
         record.capacity = float(capacity)
-        record.latency = float(latency)
         link = len(self._capacity)
         self._capacity.append(float(capacity))
         self._latency.append(float(latency))
@@ -272,6 +281,8 @@ class Core:
         while here >= 0:
             parts.append(float(hops[here].use) * kernel.moved(self.now, links, flows[hops[here].flow]))
             here = hops[here].behind
+        if record.reserved:
+            parts.append(float(self._functions.carried_ahead(self._table, self.now, link)))
         return fsum(parts)
 
     def watch(self, link: int) -> None:
@@ -307,16 +318,21 @@ class Core:
         key = tuple(links) if demand is None else (tuple(links), tuple(demand))
         try:
             found = self._routes.get(key)
+            # Equal numbers that are no integers, such as 0.0, would find a route too: their sum tells.
+            if found is not None and type(sum(links)) is not int:
+                found = None
         except TypeError:  # something that is no number
             found = None
-        if found is None:
-            path = self._checked_route(links)
-            uses = _checked_demand(demand, len(path)) if demand is not None else (1.0,) * len(path)
+        if found is not None:
+            return found
+        path = self._checked_route(links)
+        uses = _checked_demand(demand, len(path)) if demand is not None else (1.0,) * len(path)
+        if key not in self._routes:  # else its links are numbers of another kind
             self._choose()
             first = self._storage.add_legs(list(zip(path, uses, strict=True)))
-            found = Route(self, first, len(path), fsum([self._latency[link] for link in path]))
-            self._routes[key] = found
-        return found
+            latency = fsum([self._latency[link] for link in path])
+            self._routes[key] = Route(self, first, len(path), latency)
+        return self._routes[key]
 
     def start(
         self,
@@ -360,22 +376,19 @@ class Core:
             raise ValueError(f"the cap of a flow must be a positive number, not {cap}")
         if size == cap == inf and (route.legs if isinstance(route, Route) else len(route)) == 0:
             raise ValueError("a flow of infinite size needs a link or a cap that limits its rate")
-        if not isinstance(route, Route):
-            route = self.add_route(route, demand)
-        elif demand is not None or route.core is not self:
-            raise ValueError("a kept route belongs to its core, and has its demands already")
-        legs, path_latency = route.legs, route.latency
         begin = now = self.now
         if at is not None:
             if not now <= at < inf:
                 raise ValueError(f"a flow cannot start at {at}: the time is already {now}")
             begin = float(at)
-        if latency is None:
-            begin += path_latency
-        elif 0.0 <= latency < inf:
-            begin += latency
-        else:
+        if latency is not None and not 0.0 <= latency < inf:
             raise ValueError(f"the latency of a flow must be a finite number of at least 0, not {latency}")
+        if not isinstance(route, Route):
+            route = self.add_route(route, demand)
+        elif demand is not None or route.core is not self:
+            raise ValueError("a kept route belongs to its core, and has its demands already")
+        legs, path_latency = route.legs, route.latency
+        begin += path_latency if latency is None else latency
         if self._rtt and path_latency > 0.0:
             weight = weight / path_latency
         if not (type(size) is type(weight) is type(cap) is type(begin) is float):
@@ -464,20 +477,29 @@ class Core:
             transfers ever use a link at once, can a collective take the short way: while no other flow comes
             on its links, the ends of all ranks are computed as soon as the last has entered.
         """
+        if not (_is_index(ranks, RANKS) and ranks):
+            raise ValueError(f"a pattern needs a whole number of ranks from 1 on, not {ranks}")
+        for repeat, steps in phases:
+            if not _is_index(repeat, MOST_REPEATS):
+                raise ValueError(f"a phase is repeated a whole number of times, not {repeat}")
+            for step in steps:
+                self._check_step(step, ranks)
         self._choose()
-        paths = [[self._checked_step(step, ranks) for step in steps] for _, steps in phases]
+        paths = [[self.add_route(step.route) for step in steps] for _, steps in phases]
         storage = self._storage
         pattern = len(self._patterns)
         begin = storage.extend("patterns", 1)
         transfers = storage.extend("transfers", sum(len(steps) for _, steps in phases))
         heads = storage.extend("heads", 2 * ranks * len(phases))
+        busy = storage.extend("heads", ranks)
         first_phase = storage.extend("phases", len(phases))
         storage.containers["heads"][heads : heads + 2 * ranks * len(phases)] = [-1] * (
             2 * ranks * len(phases)
         )
         record = storage.records("patterns")[begin]
         record.ranks, record.phase, record.phases = ranks, first_phase, len(phases)
-        record.transfer, record.transfers, record.head = transfers, sum(len(s) for _, s in phases), heads
+        record.transfer, record.transfers = transfers, sum(len(s) for _, s in phases)
+        record.head, record.busy = heads, busy
         flows, hops = [0] * ranks, [0] * ranks
         place = transfers
         for phase, (repeat, steps) in enumerate(phases):
@@ -490,6 +512,7 @@ class Core:
                 entry.source, entry.destination, entry.phase = step.source, step.destination, phase
                 entry.fraction, entry.latency = step.fraction, step.latency
                 entry.leg, entry.legs = path.first, path.legs
+                entry.weight = 1.0 / path.latency if self._rtt and path.latency > 0.0 else 1.0
                 entry.after_out = entry.after_in = -1
                 for side, rank in enumerate((step.source, step.destination)):
                     head = heads + 2 * (phase * ranks + rank) + side
@@ -509,21 +532,20 @@ class Core:
         self._patterns.append(_Pattern(ranks, place - transfers, max(ranks, sum(flows)), sum(hops)))
         return pattern
 
-    def _checked_step(self, step: Step, ranks: int) -> Route:
-        """Return the path of a transfer."""
+    def _check_step(self, step: Step, ranks: int) -> None:
         for rank in (step.source, step.destination):
-            if not 0 <= rank < ranks:
+            if not _is_index(rank, ranks):
                 raise ValueError(f"a pattern of {ranks} ranks has no rank {rank}")
         for name, value in (("fraction", step.fraction), ("latency", step.latency)):
             if not 0.0 <= value < inf:
                 raise ValueError(
                     f"the {name} of a transfer must be a finite number of at least 0, not {value}"
                 )
-        return self.add_route(step.route)
+        self._checked_route(step.route)
 
     def ranks(self, pattern: int) -> int:
         """Return how many ranks take part in a pattern."""
-        return self._patterns[pattern].ranks
+        return self._patterns[self._known_pattern(pattern)].ranks
 
     def collective(
         self,
@@ -540,10 +562,19 @@ class Core:
         A transfer moves its fraction of `nbytes` over `payload_share`, and pays `latency_factor` times its
         latency for each segment.
         """
+        self._known_pattern(pattern)
         if not 0.0 <= nbytes < inf:
             raise ValueError(f"the size of a collective must be a finite number of at least 0, not {nbytes}")
-        if not 0 <= pattern < len(self._patterns):
-            raise ValueError(f"there is no pattern {pattern}")
+        if not 0.0 < payload_share < inf:
+            raise ValueError(f"the payload share must be a positive, finite number, not {payload_share}")
+        if not segment_size > 0.0:
+            raise ValueError(f"the size of a segment must be a positive number, not {segment_size}")
+        if not 1 <= least_segments < inf:
+            raise ValueError(f"a transfer has at least 1 segment, not {least_segments}")
+        if not 0.0 <= latency_factor < inf:
+            raise ValueError(
+                f"the latency factor must be a finite number of at least 0, not {latency_factor}"
+            )
         kept = self._patterns[pattern]
         storage = self._storage
         if kept.closed:
@@ -557,7 +588,7 @@ class Core:
             record.part = storage.extend("parts", kept.ranks)
             record.arrived = storage.extend("arrived", kept.transfers)
             storage.extend("ends", kept.ranks)
-        self._collectives[index] = pattern
+        self._collectives[index] = _Collective(pattern, bytearray(kept.ranks))
         record = storage.records("collectives")[index]
         record.nbytes, record.payload_share = float(nbytes), float(payload_share)
         record.segment_size, record.latency_factor = float(segment_size), float(latency_factor)
@@ -576,15 +607,34 @@ class Core:
 
         Otherwise :meth:`advance` tells its end.
         """
+        entered = self._known_collective(collective).entered
+        if not _is_index(rank, len(entered)):
+            raise ValueError(f"a collective of {len(entered)} ranks has no rank {rank}")
+        if entered[rank]:
+            raise ValueError(f"rank {rank} has already entered collective {collective}")
+        entered[rank] = 1
         self.dirty = True
         self.first = self.now  # for it may have started flows that wait out their latency
         return bool(self._functions.enter(self._table, self.now, collective, rank))
 
     def close(self, collective: int) -> None:
         """Let go of a collective whose parts have all ended."""
-        pattern = self._collectives[collective]
-        assert pattern is not None
-        kept = self._patterns[pattern]
+        self._known_collective(collective)
+        if self._storage.records("collectives")[collective].left:
+            raise ValueError(f"collective {collective} has not ended: use cancel_collective()")
+        self._let_go(collective)
+
+    def cancel_collective(self, collective: int) -> None:
+        """End a collective now, without completion: no part of it ends any more."""
+        self._known_collective(collective)
+        self._read_log()
+        slots = self._storage.lengths["flows"]
+        self._functions.cancel_collective(self._table, self.now, collective, slots)
+        self.dirty = True
+        self._let_go(collective)
+
+    def _let_go(self, collective: int) -> None:
+        kept = self._patterns[self._known_collective(collective).pattern]
         self._collectives[collective] = None
         kept.closed.append(collective)
         self._functions.close_collective(self._table, kept.flows, kept.hops)
@@ -705,7 +755,7 @@ class Core:
 
     def _known_flow(self, flow: int) -> int:
         slot = self._slot_of.get(flow)
-        if slot is None and type(flow) is int and flow >= kernel.FIRST_INNER:
+        if slot is None and type(flow) is int and flow >= FIRST_INNER:
             flows = self._storage.records("flows")
             found = (s for s in range(self._storage.lengths["flows"]) if flows[s].number == flow)
             slot = next(found, None)
@@ -713,6 +763,18 @@ class Core:
             past = _is_index(flow, self._next_number)
             raise ValueError(f"flow {flow} has already ended" if past else f"there is no flow {flow}")
         return slot
+
+    def _known_pattern(self, pattern: int) -> int:
+        if not _is_index(pattern, len(self._patterns)):
+            raise ValueError(f"there is no pattern {pattern}")
+        return pattern
+
+    def _known_collective(self, collective: int) -> _Collective:
+        known = _is_index(collective, len(self._collectives))
+        found = self._collectives[collective] if known else None
+        if found is None:
+            raise ValueError(f"there is no open collective {collective}")
+        return found
 
     def _checked_route(self, route: Sequence[int]) -> tuple[int, ...]:
         links = len(self._capacity)

@@ -3,7 +3,8 @@
 Every directed edge of the topology is a link (a half-duplex edge is one link for both directions). Every
 GPU is a link of capacity 1, on which a computation is a flow of seconds of work, so that slow-downs and
 two workers on one GPU are the sharing that links already have. A message between two ranks is a flow over
-its route; it pays the part of the path's latency that the transport says.
+its route; it pays the part of the path's latency that the transport says. Where links store and forward,
+messages go over links of that kind, which have the same numbers, and only computations are flows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import numpy as np
 
 import topologies
 from simulator.cluster import Cluster
+from simulator.engine import storeforward
 from simulator.engine.clock import Clock
+from simulator.networks import StoreAndForward
 from simulator.run import LinkUse
 from simulator.scenario import Scenario
 from simulator.sections import Background
@@ -45,6 +48,8 @@ class Message:
         Ranks.
     done
         Called when its last byte has arrived.
+    step
+        Whether it is a transfer of a stepped all-reduce, each of whose segments pays latency.
     flow, route
         What carries it at present.
     """
@@ -52,6 +57,7 @@ class Message:
     source: int
     destination: int
     done: Done
+    step: bool = False
     flow: int = -1
     route: tuple[int, ...] = ()
 
@@ -76,9 +82,10 @@ class Network:
         self._table = topologies.link_table(scenario.graph)
         self._capacity = list(self._table.capacity)
         self._monitor = monitor
+        self._forwarding = self._forwarding_links(scenario.network)
         for capacity, latency in zip(self._table.capacity, self._table.latency, strict=True):
             link = clock.core.add_link(capacity, latency)
-            if monitor:
+            if monitor and self._forwarding is None:
                 clock.core.watch(link)
         self._paths: dict[tuple[int, int], Path] = {}
         self._router = self._cluster.router
@@ -102,6 +109,22 @@ class Network:
                 self._add_failure(straggler)
             elif isinstance(straggler, Bursts):
                 self._add_bursts(straggler, [scenario.seed, *stream])
+
+    def _forwarding_links(self, network: object) -> storeforward.StoreAndForward | None:
+        """Return the links as such that store and forward, where the scenario wants that."""
+        if not isinstance(network, StoreAndForward):
+            return None
+        assert isinstance(self.transport, Transport)
+        self._chunk = network.chunk
+        links = storeforward.StoreAndForward(self.clock, whole_nanoseconds=network.whole_nanoseconds)
+        for capacity, latency in zip(self._table.capacity, self._table.latency, strict=True):
+            links.add_link(capacity, self.transport.latency_factor * latency)
+        return links
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether the transfers of a stepped all-reduce are messages, since the core cannot run them."""
+        return self._reroutes or self._forwarding is not None
 
     def device(self, rank: int) -> int:
         """Return the link that stands for a worker's GPU."""
@@ -129,15 +152,19 @@ class Network:
         links = tuple(dict.fromkeys(self._table.index[edge] for edge in route))
         return Path(links, math.fsum(self._table.latency[link] for link in links))
 
-    def send(self, source: int, destination: int, nbytes: float, done: Done) -> None:
-        """Start a message; ``done`` is called when its last byte has arrived."""
+    def send(self, source: int, destination: int, nbytes: float, done: Done, *, step: bool = False) -> None:
+        """Start a message, or a transfer of a stepped all-reduce; ``done`` is called when all has arrived."""
         transport = self.transport
         if isinstance(transport, Fixed):
             self.clock.at(self.clock.now + transport.exchange, done)
             return
-        self._start(Message(source, destination, done), nbytes / transport.payload_share)
+        if self._forwarding is not None:
+            links = self.path(source, destination).links
+            self._forwarding.send(links, nbytes / transport.payload_share, done, chunk=self._chunk)
+        else:
+            self._start(Message(source, destination, done, step), nbytes)
 
-    def _start(self, message: Message, size: float) -> None:
+    def _start(self, message: Message, nbytes: float) -> None:
         """Start a message, or what is left of it, over its present way."""
         ranks = (message.source, message.destination)
         done = message.done
@@ -149,9 +176,12 @@ class Network:
                 del self._under_way[key]
                 message.done()
 
-        assert isinstance(self.transport, Transport)
-        latency = self.transport.latency_factor * self.path(*ranks).latency
+        transport = self.transport
+        assert isinstance(transport, Transport)
+        segments = transport.segments(nbytes) if message.step else 1
+        latency = segments * transport.latency_factor * self.path(*ranks).latency
         message.route = self.message_route(*ranks)
+        size = nbytes / transport.payload_share
         message.flow = self.clock.flow(message.route, size, done, latency=latency)
 
     def message_route(self, source: int, destination: int) -> tuple[int, ...]:
@@ -231,7 +261,8 @@ class Network:
         self._paths.clear()
         for message in list(self._under_way.values()):
             if self.message_route(message.source, message.destination) != message.route:
-                self._start(message, self.clock.cancel(message.flow))
+                assert isinstance(self.transport, Transport)
+                self._start(message, self.clock.cancel(message.flow) * self.transport.payload_share)
         for communicator in self.rerouted:
             communicator()
 
@@ -265,17 +296,17 @@ class Network:
 
     def link_use(self) -> LinkUse:
         """Return what each link carried, and when its load changed."""
-        core = self.clock.core
+        seen = self._forwarding or self.clock.core
         names = list(self._table.names)
         changes: list[tuple[int, float, float]] = []
         if self._monitor:
             for link in range(len(names)):
-                times, rates = core.history(link)
+                times, rates = seen.history(link)
                 changes += [(link, time, rate) for time, rate in zip(times, rates, strict=True)]
         return LinkUse(
             name=names,
             capacity=list(self._table.capacity),
-            carried=[core.carried(link) for link in range(len(names))],
+            carried=[seen.carried(link) for link in range(len(names))],
             change_link=[change[0] for change in changes],
             change_time=[change[1] for change in changes],
             change_rate=[change[2] for change in changes],

@@ -123,7 +123,8 @@ class Simulation:
     ) -> None:
         self.scenario = scenario
         self.algorithm_class = type(scenario.algorithm).__name__
-        self.clock = Clock(fairness=scenario.sections.cluster.fairness, core=core)
+        sharing = scenario.sections.cluster
+        self.clock = Clock(fairness=sharing.fairness, core=core, max_plus=sharing.collectives == "max-plus")
         self.network = Network(self.clock, scenario, monitor)
         self.limit = scenario.sections.budget.iterations
         self.spans = Timeline()

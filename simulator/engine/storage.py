@@ -7,16 +7,20 @@ else: :class:`CompiledStorage` owns the arrays, and refreshes the addresses when
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
 import importlib.util
 import os
 import sys
-from types import FunctionType, ModuleType
+from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 
 from simulator.engine import kernel
+from simulator.engine.kernel import records
 
 __all__ = ["CompiledStorage", "CoreName", "PlainStorage", "compiled_wanted"]
 
@@ -31,13 +35,13 @@ some twenty thousand flows.
 
 # Containers in the order of a table: name, record or number type, what its length follows.
 _LAYOUT: tuple[tuple[str, Any, str], ...] = (
-    ("state", kernel.STATE, "one"),
-    ("links", kernel.LINK, "links"),
-    ("flows", kernel.FLOW, "flows"),
-    ("hops", kernel.HOP, "hops"),
-    ("legs", kernel.LEG, "legs"),
+    ("state", records.STATE, "one"),
+    ("links", records.LINK, "links"),
+    ("flows", records.FLOW, "flows"),
+    ("hops", records.HOP, "hops"),
+    ("legs", records.LEG, "legs"),
     ("agenda", np.dtype("i4"), "flows"),
-    ("queue", kernel.LEVEL, "both"),
+    ("queue", records.LEVEL, "both"),
     ("dirty", np.dtype("i4"), "links"),
     ("touched", np.dtype("i4"), "links"),
     ("free", np.dtype("i4"), "flows"),
@@ -45,13 +49,13 @@ _LAYOUT: tuple[tuple[str, Any, str], ...] = (
     ("fixed", np.dtype("i4"), "flows"),
     ("marked", np.dtype("i4"), "links"),
     ("done", np.dtype("i8"), "ends"),
-    ("log", kernel.LOG, "log"),
-    ("patterns", kernel.PATTERN, "patterns"),
-    ("phases", kernel.PHASE, "phases"),
-    ("transfers", kernel.TRANSFER, "transfers"),
+    ("log", records.LOG, "log"),
+    ("patterns", records.PATTERN, "patterns"),
+    ("phases", records.PHASE, "phases"),
+    ("transfers", records.TRANSFER, "transfers"),
     ("heads", np.dtype("i4"), "heads"),
-    ("collectives", kernel.COLLECTIVE, "collectives"),
-    ("parts", kernel.PART, "parts"),
+    ("collectives", records.COLLECTIVE, "collectives"),
+    ("parts", records.PART, "parts"),
     ("arrived", np.dtype("i4"), "arrived"),
 )
 _FIRST_FLOWS = 16
@@ -195,8 +199,8 @@ class PlainStorage:
     def reserve_log(self) -> None:
         """Make the log long enough for all links at one instant."""
         state = self.state
-        if state.watching and state.log_size < 2 * self.lengths["links"] + 64:
-            self._extend("log", 4 * self.lengths["links"] + 128)
+        if state.watching and state.log_size < (records.LOG_ROOM + 1) * self.lengths["links"] + 64:
+            self._extend("log", 2 * (records.LOG_ROOM + 1) * self.lengths["links"] + 128)
             state.log_size = self.lengths["log"]
 
 
@@ -251,7 +255,7 @@ class CompiledStorage(PlainStorage):
             old = self.containers[name]
             if room[follows] > len(old) - 1:
                 # One more than needed: the queues keep their length at 0.
-                new = np.zeros(room[follows] + 1, kind)
+                new = _aligned_zeros(room[follows] + 1, np.dtype(kind))
                 new[: len(old)] = old
                 self.containers[name] = new
                 if kind.names:
@@ -260,30 +264,71 @@ class CompiledStorage(PlainStorage):
                 self._addresses[2 * place + 1] = len(new)
 
 
+def _aligned_zeros(count: int, kind: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Return zeros that begin at a cache line."""
+    size = count * kind.itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    skip = -memory.ctypes.data % 64
+    return memory[skip : skip + size].view(kind)
+
+
 @functools.cache
-def _compiled_functions() -> ModuleType:
-    """Load the source of the core once more, with every function compiled when it is first called."""
+def _compiled_functions() -> SimpleNamespace:
+    """Load the source of the core once more, with every function compiled when it is first called.
+
+    Compiled code is kept on disk. For changes numba looks only at the file of a function, and not at those
+    that it calls, so all of it is forgotten when any module has changed.
+    """
     import numba
 
-    name = f"{kernel.__name__}_compiled"
-    spec = importlib.util.spec_from_file_location(name, kernel.__file__)
+    _forget_other_versions()
+    copies = {module.__name__: _copied(module, "compiled") for module in kernel.MODULES}
+    compiled: dict[tuple[str, str], Any] = {
+        (origin, name): numba.njit(cache=True)(function)
+        for origin, copy in copies.items()
+        for name, function in vars(copy).items()
+        if isinstance(function, FunctionType) and function.__module__ == copy.__name__
+    }
+    for name in vars(kernel.queues):
+        in_arrays = compiled.get((kernel.array_queues.__name__, f"array_{name}"))
+        if in_arrays is not None:
+            compiled[kernel.queues.__name__, name] = in_arrays
+    compiled[records.__name__, "views"] = _compiled_views()
+    for origin, copy in copies.items():
+        for name, value in list(vars(copy).items()):
+            if isinstance(value, FunctionType):
+                # What a copy has imported is still the plain function.
+                where = origin if value.__module__ == copy.__name__ else value.__module__
+                setattr(copy, name, compiled.get((where, name), value))
+    functions = {name: compiled[origin, name] for origin, name in compiled if hasattr(kernel, name)}
+    for name, signature in _DIRECT.items():
+        functions[name] = _directly(functions[name], signature)
+    return SimpleNamespace(**functions)
+
+
+def _forget_other_versions() -> None:
+    """Delete the compiled code on disk if it is of another version of the source."""
+    files = [Path(str(module.__file__)) for module in kernel.MODULES]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    folder = files[0].parent / "__pycache__"
+    mark = folder / "compiled-from.txt"
+    with contextlib.suppress(OSError):
+        if not mark.exists() or mark.read_text(encoding="ascii") != digest:
+            for kept in folder.glob("*.nb?"):
+                kept.unlink(missing_ok=True)
+            mark.write_text(digest, encoding="ascii")
+
+
+def _copied(module: ModuleType, mark: str) -> ModuleType:
+    """Execute a module once more, under another name."""
+    name = f"{module.__name__}_{mark}"
+    spec = importlib.util.spec_from_file_location(name, module.__file__)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    for name, function in list(vars(module).items()):
-        if isinstance(function, FunctionType) and function.__module__ == module.__name__:
-            setattr(module, name, numba.njit(cache=True)(function))
-    for name in list(vars(module)):
-        if name.startswith("array_"):
-            plain = name.removeprefix("array_")
-            if hasattr(module, plain):
-                setattr(module, plain, getattr(module, name))
-    setattr(module, "views", _compiled_views())  # noqa: B010 - the copy of the module is made here
-    for name, signature in _DIRECT.items():
-        setattr(module, name, _directly(getattr(module, name), signature))
-    return module
+    copy = importlib.util.module_from_spec(spec)
+    sys.modules[name] = copy
+    spec.loader.exec_module(copy)
+    return copy
 
 
 def _directly(function: Any, signature: str) -> Any:

@@ -6,6 +6,8 @@ its turn there; a message ends when its last chunk is at the end of the route. T
 analytical network of ASTRA-sim (Won et al., "ASTRA-sim2.0", ISPASS 2023), which cuts the time that a chunk
 takes on a link to whole nanoseconds.
 
+What is simulated is exact; the load of a link is its capacity while it sends, and 0 while it does not.
+
 As no chunk is overtaken on a link, its end there is known when it arrives, and a link is no more than the
 time at which it is free again. Chunks that arrive at one time are served in the order in which they were
 handed in, first at the link where they came from.
@@ -50,12 +52,26 @@ class StoreAndForward:
             raise ValueError(f"the capacity of a link must be a positive, finite number, not {capacity}")
         if not 0.0 <= latency < inf:
             raise ValueError(f"the latency of a link must be a finite number of at least 0, not {latency}")
-        self._links.append(_Link(capacity, latency))
+        self._links.append(_Link(float(capacity), float(latency), self._clock.now))
         return len(self._links) - 1
 
     def carried(self, link: int) -> float:
-        """Return the bytes that a link has taken on so far, those that wait for their turn included."""
-        return self._links[link].carried
+        """Return the bytes that a link has sent so far, up to now."""
+        found = self._links[self._known_link(link)]
+        return found.taken - found.capacity * max(0.0, found.free_from - self._clock.now)
+
+    def history(self, link: int) -> tuple[list[float], list[float]]:
+        """Return the step function of a link's load: times up to now, and the load from each time on."""
+        found = self._links[self._known_link(link)]
+        times = [time for time in found.turns if time <= self._clock.now]
+        loads = [found.capacity * (number % 2) for number in range(len(times))]
+        at_once = len(times) > 1 and times[0] == times[1]
+        return (times[1:], loads[1:]) if at_once else (times, loads)
+
+    def _known_link(self, link: int) -> int:
+        if not isinstance(link, int) or not 0 <= link < len(self._links):
+            raise ValueError(f"there is no link {link}: links are numbered 0 to {len(self._links) - 1}")
+        return link
 
     def send(
         self,
@@ -81,14 +97,14 @@ class StoreAndForward:
         ValueError
             There is no such link, or the size or the chunk is not what it should be.
         """
-        for link in route:
-            if not 0 <= link < len(self._links):
-                raise ValueError(f"there is no link {link}: links are numbered 0 to {len(self._links) - 1}")
+        path = [self._links[self._known_link(link)] for link in route]
         if not 0.0 <= size < inf:
             raise ValueError(f"the size of a message must be a finite number of at least 0, not {size}")
         if not chunk > 0.0:
             raise ValueError(f"the size of a chunk must be a positive number, not {chunk}")
-        path = [self._links[link] for link in route]
+        if not path:
+            self._clock.at(self._clock.now, done)
+            return
         count = max(1, ceil(size / chunk))
         left = count
 
@@ -112,18 +128,30 @@ class StoreAndForward:
         seconds = size / link.capacity
         if self._cut:
             seconds = floor(seconds * 1e9) * 1e-9
-        link.free_from = max(link.free_from, clock.now) + seconds
-        link.carried += size
+        link.serve(clock.now, seconds, size)
         clock.at(link.free_from + link.latency, lambda: self._forward(path, hop + 1, size, arrived))
 
 
 class _Link:
-    """A link and when it is free again."""
+    """A link, when it is free again, what it has taken on, and when it began and ceased to be busy."""
 
-    __slots__ = ("capacity", "carried", "free_from", "latency")
+    __slots__ = ("capacity", "free_from", "latency", "taken", "turns")
 
-    def __init__(self, capacity: float, latency: float) -> None:
+    def __init__(self, capacity: float, latency: float, now: float) -> None:
         self.capacity = capacity
         self.latency = latency
-        self.free_from = 0.0
-        self.carried = 0.0
+        self.free_from = now
+        self.taken = 0.0
+        self.turns = [now]  # it is idle from the first, busy from the second, and so on
+
+    def serve(self, now: float, seconds: float, size: float) -> None:
+        """Take on a chunk, behind those that are there."""
+        begin = max(self.free_from, now)
+        self.free_from = begin + seconds
+        self.taken += size
+        if seconds > 0.0:
+            if len(self.turns) > 1 and self.turns[-1] == begin:
+                self.turns.pop()
+            else:
+                self.turns.append(begin)
+            self.turns.append(self.free_from)

@@ -42,8 +42,18 @@ GOALS: dict[tuple[str, int], float] = {
     ("parameter server", 1024): 25.0,
     ("ring on a fat tree, 64 steps", 1024): 15.0,
     ("ring on a fat tree", 1024): 12.0,
-    ("ring on a star", 1024): 30.0,
 }
+# A ring as one collective in the core, by the options with which `on_clock` runs it so, and its goals.
+IN_CORE = "in the core"
+IN_CORE_OPTIONS: dict[str, list[str]] = {
+    "ring on a fat tree, 64 steps": ["--in-core"],
+    "ring on a fat tree": ["--in-core"],
+    "ring on a star": ["--in-core", "--max-plus"],
+}
+IN_CORE_GOAL = 30.0
+IN_CORE_GOAL_AT = 1024
+# CPU seconds in which each of the two large cases is to be done.
+ABSOLUTE_GOAL = 1.0
 # Up to which number of nodes a workload is measured unless `--every` asks for more.
 UP_TO = {
     "parameter server": 1024,
@@ -145,12 +155,18 @@ def comparison(
     ]
     memory = [["workload", "nodes", "SimGrid", *cores]]
     for title, nodes, by in measured:
+        by = {**dict.fromkeys(cores), **by}
         theirs = by["SimGrid"]
-        flows = next((m.results[0].flows for m in by.values() if m.results), None)
+        assert theirs is not None
+        flows = next((m.results[0].flows for m in by.values() if m and m.results), None)
         row = [title, f"{nodes:,}", "" if flows is None else f"{flows:,}", _rates(theirs)]
         agree = [title, f"{nodes:,}"]
         for core in cores:
             ours = by[core]
+            if ours is None:  # this workload has no such form
+                row += ["", ""]
+                agree += ["", ""]
+                continue
             row += [_rates(ours), _ratios(ours, theirs, _goal(title, nodes, core))]
             if ours.results and theirs.results:
                 makespan, ends = difference(ours.results[0], theirs.results[0])
@@ -182,6 +198,8 @@ def growth(heading: Sequence[str], rows: Iterable[tuple[Sequence[str], Mapping[s
 
 
 def _goal(title: str, nodes: int, core: str) -> float | None:
+    if core == IN_CORE:
+        return IN_CORE_GOAL if nodes == IN_CORE_GOAL_AT else None
     if core == "plain":
         return PLAIN_GOAL if nodes <= PLAIN_GOAL_UP_TO else None
     return GOALS.get((title, nodes))
@@ -201,10 +219,34 @@ def _ratios(ours: Measurement, theirs: Measurement, goal: float | None) -> str:
     return f"{best:.2f} ({middle:.2f}){verdict}"
 
 
-def _memory(measurement: Measurement) -> str:
-    if not measurement.results:
+def _memory(measurement: Measurement | None) -> str:
+    if measurement is None or not measurement.results:
         return ""
     return f"{max(result.peak_memory for result in measurement.results) / 2**20:,.0f}"
+
+
+def large_cases(program: Sequence[str], rounds: int, limit: float) -> str:
+    """Return a table of the two cases with a goal in CPU seconds, run by a program that takes our options."""
+    fat_tree = measure(
+        ring_on_fat_tree(16384, steps=16), {"": [*program, "--in-core"]}, rounds=rounds, limit=limit
+    )
+    stragglers = Measurement()
+    for _ in range(rounds):
+        result = run_program([*program, "--stragglers", "1024", "100"], limit)
+        stragglers.results += [result] if result else []
+    table = [["case", "transfers", "CPU seconds", "peak memory, MiB"]]
+    for title, measured in (
+        ("1,024 ranks on a star, 100 ring all-reduces with stragglers, at once", stragglers),
+        ("16,384 ranks on the fat tree, ring of 16 steps, by flows", fat_tree[""]),
+    ):
+        if measured.results:
+            seconds = [result.cpu_seconds for result in measured.results]
+            verdict = f"goal {ABSOLUTE_GOAL:g} {'reached' if min(seconds) < ABSOLUTE_GOAL else 'missed'}"
+            taken = f"{min(seconds):.2f} ({median(seconds):.2f}), {verdict}"
+            table.append([title, f"{measured.results[0].flows:,}", taken, _memory(measured)])
+        else:
+            table.append([title, "", "not in time", ""])
+    return _table(table)
 
 
 def _microseconds(measurement: Measurement) -> str:
@@ -253,26 +295,32 @@ def tables(
     commands: Mapping[str, Sequence[str]], nodes: Sequence[int], rounds: int, limit: float, *, every: bool
 ) -> str:
     """Measure everything and return the page's tables."""
-    run = partial(measure, commands=commands, rounds=rounds, limit=limit)
-    cores = [name for name in commands if name != "SimGrid"]
+    run = partial(measure, rounds=rounds, limit=limit)
+    in_core = {}
+    if "compiled" in commands:
+        in_core = {
+            title: {IN_CORE: [*commands["compiled"], *options]} for title, options in IN_CORE_OPTIONS.items()
+        }
+    cores = [name for name in commands if name != "SimGrid"] + ([IN_CORE] if in_core else [])
     compared = [
-        (title, size, run(make(size)))
+        (title, size, run(make(size), {**commands, **in_core.get(title, {})}))
         for title, make in WORKLOADS.items()
         for size in nodes
         if every or size <= UP_TO.get(title, size)
     ]
     concurrent = [
-        ((f"{size:,}", kind), run(make(size)))
+        ((f"{size:,}", kind), run(make(size), commands))
         for make, kind in ((incast, "one link, shared by all"), (pairs, "nothing"))
         for size in (16, 64, 256, 1024)
     ]
-    components = [((f"{size:,}", "2"), run(line(size, 2))) for size in (16, 64, 256)]
-    components += [(("256", f"{hops}"), run(line(256, hops))) for hops in (4, 8, 16)]
+    components = [((f"{size:,}", "2"), run(line(size, 2), commands)) for size in (16, 64, 256)]
+    components += [(("256", f"{hops}"), run(line(256, hops), commands)) for hops in (4, 8, 16)]
     measured = [by for _, _, by in compared]
     parts = [
         _conditions(measured, rounds, limit),
         "### Nodes\n",
         *comparison(compared, cores),
+        *_large(commands, rounds, limit),
         "\n### Concurrent flows\n",
         "CPU microseconds per flow, best:\n",
         growth(["concurrent flows", "what they share"], concurrent),
@@ -282,6 +330,16 @@ def tables(
         growth(["concurrent flows and links", "links a flow crosses besides its NICs"], components),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _large(commands: Mapping[str, Sequence[str]], rounds: int, limit: float) -> list[str]:
+    if "compiled" not in commands:
+        return []
+    return [
+        "\n### Large cases\n",
+        "One collective in the compiled core, by itself. CPU seconds of the run phase, best (median):\n",
+        large_cases(commands["compiled"], rounds, limit),
+    ]
 
 
 def golden(program: Sequence[str]) -> dict[str, Any]:

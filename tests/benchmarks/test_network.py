@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.compare import run_program
-from tests.benchmarks.on_clock import Result, clocks, run_on_clock
-from tests.benchmarks.workloads import WORKLOADS
+from tests.benchmarks.compare import IN_CORE_OPTIONS, run_program
+from tests.benchmarks.on_clock import Result, clocks, run_in_core, run_on_clock, run_stragglers
+from tests.benchmarks.workloads import WORKLOADS, ring_on_fat_tree
 
 # Two million flows in one component are an hour for the plain core.
 TOO_LONG = {("ring on a fat tree", 1024, "plain")}
@@ -62,3 +62,40 @@ def test_workload(
     for name, value in figures.items():
         benchmark.extra_info[name] = value
         record_property(name, value)
+
+
+def _measured(
+    benchmark: Any, record_property: Callable[[str, object], None], run: Callable[[], Result]
+) -> None:
+    """Measure one collective in the compiled core; the first round loads or compiles it."""
+    pytest.importorskip("numba")
+    results: list[Result] = []
+    benchmark.pedantic(lambda: results.append(run()), rounds=3, warmup_rounds=1)
+    speeds = [result.flows / result.cpu_seconds for result in results]
+    record_property("flows", results[0].flows)
+    record_property("flows_per_cpu_second_best", round(max(speeds)))
+    record_property("cpu_seconds_best", round(min(result.cpu_seconds for result in results), 4))
+
+
+@pytest.mark.benchmark(group="network")
+@pytest.mark.parametrize("nodes", [64, 256, 1024])
+@pytest.mark.parametrize("title", IN_CORE_OPTIONS)
+def test_ring_in_the_core(
+    benchmark: Any, record_property: Callable[[str, object], None], title: str, nodes: int
+) -> None:
+    if (title, nodes) == ("ring on a fat tree", 1024):
+        pytest.skip("it takes as long for each flow as 64 steps, and 32 times as long in all")
+    workload = WORKLOADS[title](nodes)
+    max_plus = "--max-plus" in IN_CORE_OPTIONS[title]
+    _measured(benchmark, record_property, lambda: run_in_core(workload, max_plus=max_plus))
+
+
+@pytest.mark.benchmark(group="network")
+def test_all_reduces_with_stragglers(benchmark: Any, record_property: Callable[[str, object], None]) -> None:
+    _measured(benchmark, record_property, lambda: run_stragglers(1024, 100))
+
+
+@pytest.mark.benchmark(group="network")
+def test_large_contended_ring(benchmark: Any, record_property: Callable[[str, object], None]) -> None:
+    workload = ring_on_fat_tree(16384, steps=16)
+    _measured(benchmark, record_property, lambda: run_in_core(workload))

@@ -250,13 +250,37 @@ def test_a_transfer_that_waits_for_ever_is_reported_with_its_route() -> None:
     )
 
 
-def test_rerouting_needs_a_transport_that_can() -> None:
-    with pytest.raises(BadInput) as caught:
-        failing("reroute", None, WHOLE, "gloo")
-    assert str(caught.value) == (
-        "cluster.stragglers.0.transfers: 'reroute' needs a pipelined transport; "
-        "a stepped all-reduce keeps its ways"
+STEPPED = {"name": "ideal", "pipelined": False}
+
+
+def test_the_transfers_of_a_stepped_all_reduce_are_rerouted_too() -> None:
+    """Two steps of 50 MB; the edge fails in the middle of the first."""
+    scenario = failing("reroute", None, WHOLE, STEPPED).vary({"cluster.stragglers.0.start": "1.025 s"})
+    run = simulate(scenario)
+    assert run.duration == pytest.approx(1.1)
+    assert run.links is not None
+    carried = dict(zip(run.links.name, run.links.carried, strict=True))
+    assert carried["0->1"] == carried["1->0"] == pytest.approx(25e6)
+    assert carried["0->3"] == carried["3->2"] == carried["2->1"] == pytest.approx(75e6)
+
+
+@pytest.mark.parametrize("transport", [STEPPED, "gloo", {"name": "gloo", "pattern": "halving-doubling"}])
+def test_a_stepped_all_reduce_takes_the_same_time_where_it_may_be_rerouted(transport: object) -> None:
+    scenario = failing("reroute", None, WHOLE, transport).vary(
+        {
+            "cluster.stragglers.0.start": "100 s",
+            "cluster.workers": 4,
+            "cluster.topology.link.latency": "1 ms",
+            "budget.iterations": 3,
+        }
     )
+    slow = [{"kind": "lognormal", "sigma": 0.5}]
+    whole = scenario.vary({"cluster.stragglers": slow})
+    failing_later = scenario.vary({"cluster.stragglers": [*slow, scenario.stragglers[0]]})
+    assert simulate(failing_later).duration == pytest.approx(simulate(whole).duration, rel=1e-12)
+
+
+def test_a_failing_link_needs_links() -> None:
     with pytest.raises(BadInput) as caught:
         failing("stall", None, WHOLE, "fixed")
     assert str(caught.value) == "cluster.stragglers.0: has no effect; the transport 'fixed' uses no links"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, inf
+from math import ceil, inf, nan
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from simulator.engine.clock import Clock
-from simulator.engine.fairshare import Core, Step
+from simulator.engine.clock import Clock, NothingLeft
+from simulator.engine.fairshare import Core, Fairness, Step
 from simulator.patterns import PATTERNS
 
 pytestmark = pytest.mark.usefixtures("each_core")
@@ -37,6 +37,12 @@ class Transfers:
         self.round = [-1] * case.ranks
         self.open = [0] * case.ranks
         self.early: dict[tuple[int, int], int] = {}
+        self.flows: list[int] = []
+
+    def cancel(self) -> None:
+        for flow in self.flows:
+            if self.clock.core.running(flow):
+                self.clock.cancel(flow)
 
     def enter(self, rank: int) -> None:
         self.round[rank] += 1
@@ -64,7 +70,8 @@ class Transfers:
         size = step.fraction * self.nbytes
         segments = max(self.case.options["least_segments"], ceil(size / self.case.options["segment_size"]))
         latency = segments * self.case.options["latency_factor"] * step.latency
-        self.clock.flow(step.route, size / self.case.options["payload_share"], arrived, latency=latency)
+        size /= self.case.options["payload_share"]
+        self.flows.append(self.clock.flow(step.route, size, arrived, latency=latency))
 
     def ended(self, rank: int) -> None:
         self.open[rank] -= 1
@@ -84,26 +91,37 @@ class Case:
     options: dict[str, float]
     flows: list[tuple[float, int, float]] = field(default_factory=list)
     capacities: list[tuple[float, int, float]] = field(default_factory=list)
+    cancels: list[tuple[float, int]] = field(default_factory=list)
+    fairness: Fairness = "maxmin"
+    asks: list[float] = field(default_factory=list)
 
 
 @dataclass
 class Ends:
-    """When the parts and the flows ended, and what the links carried."""
+    """When the parts and the flows ended, and what the links carried, in the end and when asked before."""
 
     parts: dict[tuple[int, int], float]
     flows: dict[int, float]
     carried: list[float]
+    before: list[list[float]]
 
 
 def run(case: Case, *, inside: bool = True, **options: Any) -> Ends:
     """Run a case, with its collectives inside the core or as flows of their own."""
-    clock = Clock()
-    clock.core = Core(**options)
+    ends, _ = run_on_clock(case, inside=inside, **options)
+    return ends
+
+
+def run_on_clock(case: Case, *, inside: bool = True, **options: Any) -> tuple[Ends, Clock]:
+    clock = Clock(fairness=case.fairness, **options)
     for link in case.links:
         clock.core.add_link(*link)
+    links = range(len(case.links))
     pattern = clock.core.add_pattern(case.ranks, case.phases, complete=True) if inside else -1
     entrances: list[Callable[[int], None]] = []
-    ends = Ends({}, {}, [])
+    cancellations: list[Callable[[], None]] = []
+    cancelled: set[int] = set()
+    ends = Ends({}, {}, [], [])
 
     def entrance(number: int) -> Callable[[int], None]:
         if number == len(entrances):
@@ -111,15 +129,29 @@ def run(case: Case, *, inside: bool = True, **options: Any) -> Ends:
             if inside:
                 index = clock.collective(pattern, nbytes, lambda rank: done(number, rank), **case.options)  # type: ignore[arg-type]
                 entrances.append(lambda rank: clock.enter(index, rank))
+                cancellations.append(lambda: clock.cancel_collective(index))
             else:
-                entrances.append(Transfers(case, clock, nbytes, lambda rank: done(number, rank)).enter)
+                transfers = Transfers(case, clock, nbytes, lambda rank: done(number, rank))
+                entrances.append(transfers.enter)
+                cancellations.append(transfers.cancel)
         return entrances[number]
 
     def call(number: int, rank: int) -> None:
-        clock.at(clock.now + case.work[rank][number], lambda: entrance(number)(rank))
+        def enter() -> None:
+            if number not in cancelled:
+                entrance(number)(rank)
+
+        clock.at(clock.now + case.work[rank][number], enter)
+
+    def cancel(number: int) -> None:
+        ended = all((number, rank) in ends.parts for rank in range(case.ranks))
+        if number < len(entrances) and number not in cancelled and not ended:
+            cancelled.add(number)
+            cancellations[number]()
 
     def done(number: int, rank: int) -> None:
         assert (number, rank) not in ends.parts
+        assert number not in cancelled
         ends.parts[number, rank] = clock.now
         if number + 1 < len(case.sizes):
             call(number + 1, rank)
@@ -135,22 +167,29 @@ def run(case: Case, *, inside: bool = True, **options: Any) -> Ends:
         )
     for time, link, capacity in case.capacities:
         clock.at(time, lambda link=link, capacity=capacity: clock.core.set_capacity(link, capacity))  # type: ignore[misc]
+    for time, number in case.cancels:
+        clock.at(time, lambda number=number: cancel(number))  # type: ignore[misc]
+    for time in case.asks:
+        clock.at(time, lambda: ends.before.append([clock.core.carried(link) for link in links]))
     clock.run()
-    assert len(ends.parts) == case.ranks * len(case.sizes)
-    ends.carried = [clock.core.carried(link) for link in range(len(case.links))]
-    return ends
+    assert case.cancels or len(ends.parts) == case.ranks * len(case.sizes)
+    ends.carried = [clock.core.carried(link) for link in links]
+    return ends, clock
 
 
 def assert_agree(one: Ends, other: Ends) -> None:
     assert one.parts == pytest.approx(other.parts, rel=1e-9, abs=1e-12)
     assert one.flows == pytest.approx(other.flows, rel=1e-9, abs=1e-12)
     assert one.carried == pytest.approx(other.carried, rel=1e-9, abs=1e-12)
+    for mine, theirs in zip(one.before, other.before, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-9)
 
 
 @st.composite
 def cases(draw: st.DrawFn, patterns: Sequence[str] = ("ring",)) -> Case:
     """All-reduces on a star with stragglers, while flows come and capacities change."""
     ranks = draw(st.integers(2, 7))
+    fairness: Fairness = draw(st.sampled_from(["maxmin", "maxmin", "rtt"]))
     capacity = st.sampled_from([1.0, 2.0, 0.5, 0.3])
     latency = draw(st.sampled_from([0.0, 0.1, 0.01]))
     links = [(draw(capacity), latency) for _ in range(2 * ranks)]
@@ -182,6 +221,9 @@ def cases(draw: st.DrawFn, patterns: Sequence[str] = ("ring",)) -> Case:
         options,
         draw(st.lists(st.tuples(times, st.integers(0, 2 * ranks - 1), st.floats(0.0, 3.0)), max_size=3)),
         draw(st.lists(st.tuples(times, st.integers(0, 2 * ranks - 1), capacity), max_size=2)),
+        draw(st.lists(st.tuples(st.floats(0.0, 12.0), st.integers(0, count - 1)), max_size=1)),
+        fairness,
+        draw(st.lists(st.floats(0.0, 20.0), max_size=2)),
     )
 
 
@@ -194,7 +236,7 @@ def test_a_collective_in_the_core_is_its_transfers(case: Case) -> None:
 @MANY
 @given(case=cases())
 def test_the_short_way_gives_the_times_of_the_flows(case: Case) -> None:
-    """Also when flows arrive in the middle, and when capacities change."""
+    """Also when flows arrive in the middle, when capacities change, and when one is cancelled."""
     assert_agree(run(case, max_plus=True), run(case, max_plus=False))
 
 
@@ -204,6 +246,20 @@ def test_both_cores_give_the_same_bits(case: Case, max_plus: bool) -> None:
     pytest.importorskip("numba")
     plain, compiled = (run(case, max_plus=max_plus, core=core) for core in ("plain", "compiled"))
     assert plain == compiled
+
+
+@MANY
+@given(case=cases(("ring", "tree", "halving-doubling")), max_plus=st.booleans())
+def test_watching_changes_no_bit_and_records_what_is_carried(case: Case, max_plus: bool) -> None:
+    watched, clock = run_on_clock(case, max_plus=max_plus, monitor=True)
+    assert watched == run(case, max_plus=max_plus)
+    for link in range(len(case.links)):
+        times, rates = clock.core.history(link)
+        assert times == sorted(set(times))
+        assert rates[-1] == 0.0
+        spans = zip(times, times[1:], rates, strict=False)
+        moved = sum((end - begin) * rate for begin, end, rate in spans)
+        assert moved == pytest.approx(watched.carried[link], rel=1e-9, abs=1e-9)
 
 
 def ring_case(arrivals: list[float]) -> Case:
@@ -227,7 +283,7 @@ def test_a_ring_of_four(max_plus: bool) -> None:
 
 
 def test_the_short_way_is_taken_only_where_nothing_is_shared() -> None:
-    core = Core()
+    core = Core(max_plus=True)
     links = [core.add_link(1.0) for _ in range(3)]
     alone = [Step(0, 1, 0.5, (links[0],), 0.0), Step(1, 0, 0.5, (links[1],), 0.0)]
     shared = [Step(0, 1, 0.5, (links[0], links[2]), 0.0), Step(1, 0, 0.5, (links[1], links[2]), 0.0)]
@@ -250,6 +306,97 @@ def test_the_short_way_is_taken_only_where_nothing_is_shared() -> None:
         core._storage.state.solves = 0
 
 
+@pytest.mark.parametrize("max_plus", [True, False])
+def test_a_flow_in_the_middle_of_a_ring_through_the_clock(max_plus: bool) -> None:
+    """It shares a link of rank 0 from 2.5 s on: half a byte at half the speed, the third step ends at 3.5 s.
+
+    The flow of 1.5 bytes goes on at half the speed while rank 0 sends: it has 0.5 of them then.
+    """
+    case = ring_case([0.0] * 4)
+    case.flows = [(2.5, 0, 1.5)]
+    ends = run(case, max_plus=max_plus)
+    # Rank 0's next step ends at 5.5, when the flow has all its 1.5 bytes; a late step is never made up.
+    assert ends.flows == {0: 5.5}
+    assert ends.parts == run(case, inside=False).parts
+    assert max(ends.parts.values()) == 7.5
+
+
+@pytest.mark.parametrize("max_plus", [True, False])
+def test_the_load_that_is_recorded(max_plus: bool) -> None:
+    """A rank that comes 9 s late; on the short way the mean over each rank's part is written down."""
+    case = ring_case([0.0, 0.0, 9.0, 0.0])
+    _, clock = run_on_clock(case, max_plus=max_plus, monitor=True)
+    history = clock.core.history(2)
+    if max_plus:
+        assert history == ([0.0, 9.0, 15.0], [0.0, 1.0, 0.0])
+        assert clock.core.history(0) == ([0.0, 15.0], [0.4, 0.0])
+    else:
+        assert history == ([0.0, 9.0, 15.0], [0.0, 1.0, 0.0])
+        assert clock.core.history(0) == ([0.0, 2.0, 11.0, 15.0], [1.0, 0.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize("max_plus", [True, False])
+def test_a_rank_in_two_collectives_at_once_shares_its_links(max_plus: bool) -> None:
+    """Two rings of four at once on the same links take twice the time."""
+    clock = Clock(max_plus=max_plus)
+    for _ in range(8):
+        clock.core.add_link(1.0)
+    pattern = clock.core.add_pattern(4, ring_case([0.0] * 4).phases, complete=True)
+    ends: list[float] = []
+    for _ in range(2):
+        number = clock.collective(pattern, 4.0, lambda rank: ends.append(clock.now))
+        for rank in range(4):
+            clock.enter(number, rank)
+    clock.run()
+    assert ends == [12.0] * 8
+
+
+@pytest.mark.parametrize("max_plus", [True, False])
+def test_a_cancelled_collective_lets_its_links_go(max_plus: bool) -> None:
+    case = ring_case([0.0, 0.0, 9.0, 0.0])
+    case.cancels = [(0.5, 0)]
+    case.flows = [(0.5, 0, 1.0)]
+    ends = run(case, max_plus=max_plus)
+    assert (ends.parts, ends.flows) == ({}, {0: 1.5})
+    # Ranks 0, 1 and 3 were sending, and nothing of rank 2 ever came.
+    assert ends.carried == [1.5, 0.5, 0.0, 0.5, 0.5, 0.5, 0.5, 0.0]
+
+
+def test_a_part_that_ends_as_its_collective_is_cancelled_is_not_told() -> None:
+    clock = Clock()
+    for _ in range(8):
+        clock.core.add_link(1.0)
+    pattern = clock.core.add_pattern(4, ring_case([0.0] * 4).phases, complete=True)
+    told: list[int] = []
+
+    def done(rank: int) -> None:
+        told.append(rank)
+        clock.cancel_collective(number)
+
+    number = clock.collective(pattern, 4.0, done)
+    for rank in range(4):
+        clock.enter(number, rank)
+    clock.run()
+    assert (len(told), clock.now) == (1, 6.0)
+    with pytest.raises(ValueError) as error:
+        clock.cancel_collective(number)
+    assert str(error.value) == f"there is no open collective {number}"
+    assert clock.collective(pattern, 1.0, done) == number
+
+
+@pytest.mark.parametrize("max_plus", [True, False])
+def test_a_rank_that_never_enters_leaves_nothing_to_wait_for(max_plus: bool) -> None:
+    clock = Clock(max_plus=max_plus)
+    for _ in range(8):
+        clock.core.add_link(1.0)
+    pattern = clock.core.add_pattern(4, ring_case([0.0] * 4).phases, complete=True)
+    number = clock.collective(pattern, 4.0, lambda rank: None)
+    for rank in range(3):
+        clock.enter(number, rank)
+    with pytest.raises(NothingLeft):
+        clock.run(until=clock.event())
+
+
 def test_a_collective_that_stalls_names_its_flow() -> None:
     clock = Clock(core="plain")
     clock.core = Core(max_plus=False)
@@ -265,34 +412,107 @@ def test_a_collective_that_stalls_names_its_flow() -> None:
         clock.run()
 
 
-def test_bad_input_is_refused() -> None:
-    core = Core()
-    core.add_link(1.0)
-    pattern = core.add_pattern(2, [(1, [Step(0, 1, 1.0, (0,), 0.0)])])
-    for size in (-1.0, inf, float("nan")):
-        with pytest.raises(ValueError) as error:
-            core.collective(pattern, size)
-        assert (
-            str(error.value) == f"the size of a collective must be a finite number of at least 0, not {size}"
+GOOD = Step(0, 1, 1.0, (1,), 0.0)
+BAD: list[tuple[Callable[[Core], object], str]] = [
+    (
+        lambda c: c.add_pattern(2, [(1, [GOOD, Step(0, 1, 1.0, (5,), 0.0)])]),
+        "there is no link 5: links are numbered 0 to 1",
+    ),
+    (
+        lambda c: c.add_pattern(2, [(1, [GOOD, Step(0, 1, 1.0, (0.0,), 0.0)])]),  # type: ignore[arg-type]
+        "there is no link 0.0: links are numbered 0 to 1",
+    ),
+    (
+        lambda c: c.add_pattern(2, [(1, [GOOD, Step(0, 1, 1.0, (1, 1), 0.0)])]),
+        "a route uses a link only once, but link 1 is in it twice",
+    ),
+    (
+        lambda c: c.add_pattern(2, [(1, [GOOD, Step(0, 2, 1.0, (0,), 0.0)])]),
+        "a pattern of 2 ranks has no rank 2",
+    ),
+    (
+        lambda c: c.add_pattern(2, [(1, [GOOD, Step(-1, 1, 1.0, (0,), 0.0)])]),
+        "a pattern of 2 ranks has no rank -1",
+    ),
+    (
+        lambda c: c.add_pattern(2, [(1, [GOOD, Step(0, 0.5, 1.0, (0,), 0.0)])]),  # type: ignore[arg-type]
+        "a pattern of 2 ranks has no rank 0.5",
+    ),
+    (
+        lambda c: c.add_pattern(2, [(1, [GOOD, Step(0, 1, inf, (0,), 0.0)])]),
+        "the fraction of a transfer must be a finite number of at least 0, not inf",
+    ),
+    (
+        lambda c: c.add_pattern(2, [(1, [GOOD, Step(0, 1, nan, (0,), 0.0)])]),
+        "the fraction of a transfer must be a finite number of at least 0, not nan",
+    ),
+    (
+        lambda c: c.add_pattern(2, [(1, [GOOD, Step(0, 1, 1.0, (0,), -1.0)])]),
+        "the latency of a transfer must be a finite number of at least 0, not -1.0",
+    ),
+    (
+        lambda c: c.add_pattern(2, [(1, [GOOD]), (-1, [GOOD])]),
+        "a phase is repeated a whole number of times, not -1",
+    ),
+    (
+        lambda c: c.add_pattern(2, [(1, [GOOD]), (1.5, [GOOD])]),  # type: ignore[list-item]
+        "a phase is repeated a whole number of times, not 1.5",
+    ),
+    (lambda c: c.add_pattern(0, []), "a pattern needs a whole number of ranks from 1 on, not 0"),
+    (lambda c: c.add_pattern(nan, []), "a pattern needs a whole number of ranks from 1 on, not nan"),  # type: ignore[arg-type]
+    (lambda c: c.ranks(-1), "there is no pattern -1"),
+    (lambda c: c.collective(1, 1.0), "there is no pattern 1"),
+    (lambda c: c.collective(-1, 1.0), "there is no pattern -1"),
+    *(
+        (
+            lambda c, size=size: c.collective(0, size),  # type: ignore[misc]
+            f"the size of a collective must be a finite number of at least 0, not {size}",
         )
-    before = repr(core._storage.containers), repr(core._storage.lengths)
-    for step, message in (
-        (Step(0, 1, 1.0, (5,), 0.0), "there is no link 5: links are numbered 0 to 0"),
-        (Step(0, 2, 1.0, (0,), 0.0), "a pattern of 2 ranks has no rank 2"),
-        (Step(-1, 1, 1.0, (0,), 0.0), "a pattern of 2 ranks has no rank -1"),
-        (
-            Step(0, 1, inf, (0,), 0.0),
-            "the fraction of a transfer must be a finite number of at least 0, not inf",
-        ),
-        (
-            Step(0, 1, 1.0, (0,), -1.0),
-            "the latency of a transfer must be a finite number of at least 0, not -1.0",
-        ),
-    ):
-        with pytest.raises(ValueError) as error:
-            core.add_pattern(2, [(1, [Step(0, 1, 1.0, (0,), 0.0), step])])
-        assert str(error.value) == message
+        for size in (-1.0, inf, nan)
+    ),
+    (
+        lambda c: c.collective(0, 1.0, payload_share=0.0),
+        "the payload share must be a positive, finite number, not 0.0",
+    ),
+    (
+        lambda c: c.collective(0, 1.0, payload_share=nan),
+        "the payload share must be a positive, finite number, not nan",
+    ),
+    (
+        lambda c: c.collective(0, 1.0, segment_size=0.0),
+        "the size of a segment must be a positive number, not 0.0",
+    ),
+    (
+        lambda c: c.collective(0, 1.0, segment_size=nan),
+        "the size of a segment must be a positive number, not nan",
+    ),
+    (lambda c: c.collective(0, 1.0, least_segments=0), "a transfer has at least 1 segment, not 0"),
+    (
+        lambda c: c.collective(0, 1.0, latency_factor=nan),
+        "the latency factor must be a finite number of at least 0, not nan",
+    ),
+    (lambda c: c.enter(1, 0), "there is no open collective 1"),
+    (lambda c: c.enter(-1, 0), "there is no open collective -1"),
+    (lambda c: c.enter(0, 2), "a collective of 2 ranks has no rank 2"),
+    (lambda c: c.enter(0, -1), "a collective of 2 ranks has no rank -1"),
+    (lambda c: c.enter(0, 0.5), "a collective of 2 ranks has no rank 0.5"),  # type: ignore[arg-type]
+    (lambda c: c.enter(0, 0), "rank 0 has already entered collective 0"),
+    (lambda c: c.close(1), "there is no open collective 1"),
+    (lambda c: c.close(0), "collective 0 has not ended: use cancel_collective()"),
+    (lambda c: c.cancel_collective(1), "there is no open collective 1"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_bad_input_is_refused_before_anything_changes(call: Callable[[Core], object], message: str) -> None:
+    core = Core()
+    for _ in range(2):
+        core.add_link(1.0)
+    pattern = core.add_pattern(2, [(1, [Step(0, 1, 1.0, (0,), 0.0)])])
+    index = core.collective(pattern, 1.0)
+    core.enter(index, 0)
+    before = [repr(getattr(core, name)) for name in Core.__slots__]
     with pytest.raises(ValueError) as error:
-        core.collective(1, 1.0)
-    assert str(error.value) == "there is no pattern 1"
-    assert (repr(core._storage.containers), repr(core._storage.lengths)) == before
+        call(core)
+    assert str(error.value) == message
+    assert [repr(getattr(core, name)) for name in Core.__slots__] == before

@@ -622,6 +622,8 @@ FLOW = "the size of a flow must be a number of at least 0, not "
         (lambda c: c.start([-1], 1.0), "there is no link -1: links are numbered 0 to 1"),
         (lambda c: c.start([0, 7], 1.0), "there is no link 7: links are numbered 0 to 1"),
         (lambda c: c.start([0.9], 1.0), "there is no link 0.9: links are numbered 0 to 1"),
+        (lambda c: c.start([0.0], 1.0), "there is no link 0.0: links are numbered 0 to 1"),
+        (lambda c: c.start((1.0,), 1.0, demand=[1.0]), "there is no link 1.0: links are numbered 0 to 1"),
         (lambda c: c.start([0, "a"], 1.0), "there is no link a: links are numbered 0 to 1"),
         (lambda c: c.start([0, 1, 0], 1.0), "a route uses a link only once, but link 0 is in it twice"),
         (lambda c: c.start([0, 1], 1.0, demand=[1.0]), "a route of 2 links needs 2 demands, not 1"),
@@ -641,6 +643,11 @@ FLOW = "the size of a flow must be a number of at least 0, not "
             lambda c: c.start([0], 1.0, latency=nan),
             "the latency of a flow must be a finite number of at least 0, not nan",
         ),
+        (
+            lambda c: c.start([1, 0], 1.0, latency=nan),
+            "the latency of a flow must be a finite number of at least 0, not nan",
+        ),
+        (lambda c: c.start([1, 0], 1.0, at=inf), "a flow cannot start at inf: the time is already 1.0"),
         (lambda c: c.start([0], 1.0, at=0.5), "a flow cannot start at 0.5: the time is already 1.0"),
         (lambda c: c.start([0], 1.0, at=nan), "a flow cannot start at nan: the time is already 1.0"),
         (
@@ -690,7 +697,7 @@ def test_bad_input_is_refused_before_anything_changes(call: Any, message: str) -
     for _ in range(2):
         core.add_link(1.0)
     core.start([0], 1.0)
-    core.start([1], 5.0)
+    core.start([1], 5.0, demand=[1.0])
     core.advance(inf)
     before = frozen(core)
     with pytest.raises(ValueError) as error:

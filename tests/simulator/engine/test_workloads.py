@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.compare import BEGIN, END, rewritten
-from tests.benchmarks.on_clock import clocks, run_on_clock
+from tests.benchmarks.on_clock import clocks, run_in_core, run_on_clock, run_stragglers
 from tests.benchmarks.workloads import (
     ALL_REDUCE,
     EDGE,
@@ -262,3 +262,31 @@ def test_the_page_gets_new_tables_and_keeps_its_words() -> None:
     assert rewritten(rewritten(page, "newer\n"), "new\n") == rewritten(page, "new\n")
     with pytest.raises(ValueError, match="the page has no lines"):
         rewritten("no such lines", "new\n")
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("title", ["ring on a fat tree, 64 steps", "ring on a fat tree", "ring on a star"])
+def test_a_ring_in_the_core_takes_the_time_that_simgrid_gives(
+    title: str, core: str, simgrid: dict[str, Any]
+) -> None:
+    expected = simgrid["workloads"][title]
+    workload = WORKLOADS[title](simgrid["nodes"])
+    for max_plus in (False, True):
+        result = run_in_core(workload, core, max_plus=max_plus)
+        assert result.flows == expected["flows"]
+        assert result.makespan == pytest.approx(expected["makespan"], rel=1e-6)
+        if "star" in title:
+            assert result.finish == pytest.approx(expected["finish"], rel=1e-6)
+
+
+def test_only_a_ring_runs_in_the_core() -> None:
+    with pytest.raises(ValueError, match="process 0 does not do what a rank of a ring does"):
+        run_in_core(gossip(8), "plain")
+
+
+def test_stragglers_wait_for_the_last() -> None:
+    """A collective takes its 2(n-1) steps from the last entrance on, so no later one ends before it began."""
+    one, three = (run_stragglers(8, count, "plain") for count in (1, 3))
+    assert len(set(one.finish)) == 1
+    assert three.flows == 3 * one.flows
+    assert three.makespan > 2 * one.makespan
