@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import torch
 
@@ -88,7 +89,7 @@ def scenario(
     slow: Mapping[int, float] | None = None,
     **changes: Any,
 ) -> Scenario:
-    """Return a scenario of a problem's workers behind a switch.
+    """Return a scenario of a problem's workers, GPUs of one machine.
 
     `slow` gives persistent slow-downs by rank, `changes` are keys of a scenario as `Scenario.vary` takes
     them.
@@ -100,7 +101,7 @@ def scenario(
         {
             "name": "held",
             "cluster": {
-                "topology": {"builder": "switch", "gpus": problem.workers},
+                "topology": {"builder": "two-level", "hosts": 1, "gpus-per-host": problem.workers},
                 "device": "ideal",
                 "transport": {"name": "fixed", "all-reduce": "0.3 s", "exchange": "0.2 s"},
                 "stragglers": stragglers,
@@ -134,3 +135,8 @@ def assert_equal(ours: Array, theirs: Array) -> None:
     assert ours.shape == theirs.shape
     assert np.isfinite(ours).all()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * max(1.0, float(np.abs(theirs).max())))
+
+
+def complete_bipartite(left: int, right: int) -> Any:
+    """Return the graph with all edges between two sets of workers."""
+    return nx.complete_bipartite_graph(left, right)
