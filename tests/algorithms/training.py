@@ -87,12 +87,13 @@ def scenario(
     *,
     update: Mapping[str, Any] | None = None,
     slow: Mapping[int, float] | None = None,
+    numerics: bool = True,
     **changes: Any,
 ) -> Scenario:
     """Return a scenario of a problem's workers, GPUs of one machine.
 
     `slow` gives persistent slow-downs by rank, `changes` are keys of a scenario as `Scenario.vary` takes
-    them.
+    them. Without numerics it is timing-only.
     """
     stragglers = [
         {"kind": "persistent", "workers": [rank], "slowdown": factor} for rank, factor in (slow or {}).items()
@@ -108,10 +109,10 @@ def scenario(
             },
             "workload": {
                 "cost": {"parameters": problem.dimension, **COST},
-                "objective": Given(problem),
+                **({"objective": Given(problem)} if numerics else {}),
             },
             "algorithm": "local-sgd",
-            "step-size": STEP,
+            **({"step-size": STEP} if numerics else {}),
             "budget": {"iterations": iterations},
             "update": update or "sgd",
         }
