@@ -94,6 +94,11 @@ class Case:
         return " ".join([self.name, *words])
 
     @property
+    def usual(self) -> int:
+        """Where one number of workers must do."""
+        return 4 if 4 in self.workers else self.workers[-1]
+
+    @property
     def algorithm(self) -> dict[str, Any]:
         return {"name": self.name, **self.settings}
 
@@ -312,6 +317,7 @@ CASES = (
     gossiping("d2", d2(True), "star", "metropolis-hastings"),
     gossiping("d2", d2(False), "ring", "lazy-uniform", settings={"lazy": False}),
     gossiping("d2", d2(False), "complete", "uniform", settings={"lazy": False}),
+    gossiping("d2", d2(False), "ring", "uniform", settings={"lazy": False}, workers=(5,)),
     *(
         Case("sgp", sgp(peers, delay), {"peers": peers, "delay": delay}, shares=False)
         for peers in ("one", "all")

@@ -26,14 +26,14 @@ def test_the_models_are_those_of_the_recursion(case: Case, workers: int) -> None
 
 @pytest.mark.parametrize("case", each(CASES))
 def test_the_step_size_may_change_and_stragglers_change_nothing(case: Case) -> None:
-    case.hold(max(case.workers[:-1], default=8), schedule=True, slow={0: 1.7, 2: 2.6})
+    case.hold(case.usual, schedule=True, slow={0: 1.7, 2: 2.6})
 
 
 @pytest.mark.parametrize(("case", "rule"), each([case for case in CASES if case.rules], RULES))
 def test_any_local_update_rule_will_do(case: Case, rule: str) -> None:
-    case.hold(max(case.workers[:-1], default=8), rule=rule)
+    case.hold(case.usual, rule=rule)
 
 
 @pytest.mark.parametrize("case", each([case for case in CASES if case.shares]))
 def test_batches_by_speed_weight_the_means(case: Case) -> None:
-    case.hold(max(case.workers[:-1], default=8), slow={1: 2.0}, batches="proportional")
+    case.hold(case.usual, slow={1: 2.0}, batches="proportional")

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 
@@ -78,6 +79,13 @@ def averagings_since_the_read(events: list[Event]) -> list[float]:
     return counts
 
 
+def active(run: Run) -> set[int]:
+    """Return the workers at an even distance from worker 0, if there are others."""
+    graph = run.scenario.communication_graph
+    distance = nx.single_source_shortest_path_length(graph, 0)
+    return {rank for rank in distance if distance[rank] % 2 == 0} if len(graph) > 1 else set()
+
+
 def check_ad_psgd(workers: int, graph: Any, schedule: bool = False, **changes: Any) -> dict[int, list[Event]]:
     problem = Quadratics(workers, 5, seed=workers, ripple=0.4)
     gossip = {"graph": graph, "mixing": "metropolis-hastings"}
@@ -88,6 +96,8 @@ def check_ad_psgd(workers: int, graph: Any, schedule: bool = False, **changes: A
     step = SCHEDULE if schedule else STEP
     expected = decentralised.ad_psgd(problem.gradient, problem.x0, step, workers, merged(own))
     assert_equal(models(run), expected)
+    # The side of worker 0 is the active one.
+    assert {e.rank for e in log if e.channel == "ask" and e.what == "send"} == active(run)
     for rank, noted in staleness(run).items():
         assert noted == averagings_since_the_read(own[rank])
     return own
@@ -346,7 +356,17 @@ def check_hogwild(
     step = SCHEDULE if schedule else STEP
     served = servers.hogwild(problem.gradient, problem.x0, step, workers, events)
     assert_equal(models(run), served.copies)
+    for rank, noted in staleness(run).items():
+        assert noted == steps_meanwhile(run, rank)
     return served, events
+
+
+def steps_meanwhile(run: Run, rank: int) -> list[float]:
+    """Return how many steps ended between the begin of each of a worker's reads and its own step's."""
+    ends = [span.end for span in run.timeline if span.operation == "add"]
+    reads = [span.start for span in run.timeline if span.operation == "read" and span.worker == rank]
+    adds = [span.start for span in run.timeline if span.operation == "add" and span.worker == rank]
+    return [float(sum(a < end <= b for end in ends)) for a, b in zip(reads, adds, strict=True)]
 
 
 def torn_reads(events: list[Event]) -> int:
