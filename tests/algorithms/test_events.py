@@ -323,14 +323,16 @@ class Sparse(Quadratics):
 
 def hogwild_events(run: Run, places: Mapping[int, list[list[int]]], dimension: int) -> list[Event]:
     """Return reads and writes of single elements in the order of time; a write at a read's moment is seen."""
-    reads = {rank: [dimension] * len(own) for rank, own in places.items()}
+    reads = {rank: [dimension] * (len(own) + 1) for rank, own in places.items()}  # the last one is reported
     writes = {rank: [len(at) for at in own] for rank, own in places.items()}
     order: list[tuple[float, int, Event]] = []
     ends: dict[tuple[int, int], float] = {}
     for time, rank, access, k in moments(run, "read", reads):
         order.append((time, 1, ("read", rank, k)))
         ends[rank, access] = time
-    order += [(time, 2, ("gradient", rank)) for (rank, _), time in ends.items()]
+    order += [
+        (time, 2, ("gradient", rank)) for (rank, access), time in ends.items() if access < len(places[rank])
+    ]
     for time, rank, access, k in moments(run, "add", writes):
         order.append((time, 0, ("write", rank, places[rank][access][k])))
     return [event for _, _, event in sorted(order, key=lambda entry: entry[:2])]
@@ -366,7 +368,7 @@ def steps_meanwhile(run: Run, rank: int) -> list[float]:
     ends = [span.end for span in run.timeline if span.operation == "add"]
     reads = [span.start for span in run.timeline if span.operation == "read" and span.worker == rank]
     adds = [span.start for span in run.timeline if span.operation == "add" and span.worker == rank]
-    return [float(sum(a < end <= b for end in ends)) for a, b in zip(reads, adds, strict=True)]
+    return [float(sum(a < end <= b for end in ends)) for a, b in zip(reads[:-1], adds, strict=True)]
 
 
 def torn_reads(events: list[Event]) -> int:

@@ -86,12 +86,15 @@ GOLDEN = {
     ("local-sgd", 6.0): 2.606,
     ("cocod-sgd", 6.0): 1.500,
     ("d-psgd", 6.0): 1.022,
+    ("pipe-sgd", 0.5): 1.039,
+    ("pipe-sgd", 6.0): 6.000,
 }
 PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "allreduce-sgd": {"overlap": False},
     "local-sgd": {"period": 4},
     "cocod-sgd": {"period": 4},
     "d-psgd": {},
+    "pipe-sgd": {"width": 2},
 }
 
 
@@ -112,6 +115,7 @@ def recurrence(
     """Yield the start times of the iterations, or for period 4 of the rounds, in plain NumPy."""
     start = np.zeros(len(draws))
     period = PARAMETERS[name].get("period", 1)
+    reduced = 0.0
     for first in range(0, draws.shape[1], period):
         yield start
         ready = start
