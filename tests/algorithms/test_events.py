@@ -86,15 +86,23 @@ def active(run: Run) -> set[int]:
     return {rank for rank in distance if distance[rank] % 2 == 0} if len(graph) > 1 else set()
 
 
-def check_ad_psgd(workers: int, graph: Any, schedule: bool = False, **changes: Any) -> dict[int, list[Event]]:
+def check_ad_psgd(
+    workers: int, graph: Any, schedule: bool = False, rule: str | None = None, **changes: Any
+) -> dict[int, list[Event]]:
     problem = Quadratics(workers, 5, seed=workers, ripple=0.4)
     gossip = {"graph": graph, "mixing": "metropolis-hastings"}
-    if schedule:
-        changes["update"] = WARM_UP_AND_COSINE
+    changes["update"] = RULES[rule] if rule else WARM_UP_AND_COSINE if schedule else None
     run, log = record("ad-psgd", problem, ITERATIONS, gossip=gossip, **changes)
     own = ad_psgd_events(log)
     step = SCHEDULE if schedule else STEP
-    expected = decentralised.ad_psgd(problem.gradient, problem.x0, step, workers, merged(own))
+    expected = decentralised.ad_psgd(
+        problem.gradient,
+        problem.x0,
+        step,
+        workers,
+        merged(own),
+        rule=RECURSIVE_RULES[rule] if rule else SGD,
+    )
     assert_equal(models(run), expected)
     # The side of worker 0 is the active one.
     assert {e.rank for e in log if e.channel == "ask" and e.what == "send"} == active(run)
@@ -127,6 +135,12 @@ def test_ad_psgd(graph: str, transport: str, slow: dict[int, float]) -> None:
         assert any(event[0] == "average" for event in own[0])
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_the_state_of_a_rule_stays_with_its_worker(rule: str) -> None:
+    check_ad_psgd(4, "ring", rule=rule, slow=UNEVEN)
+    check_pair_averaging(4, rule=rule, slow=UNEVEN)
+
+
 # One-sided pair averaging ---------------------------------------------------------------------------------
 
 
@@ -148,14 +162,22 @@ def pair_averaging_events(log: list[Entry]) -> list[Event]:
     return events
 
 
-def check_pair_averaging(workers: int, schedule: bool = False, **changes: Any) -> list[Event]:
+def check_pair_averaging(
+    workers: int, schedule: bool = False, rule: str | None = None, **changes: Any
+) -> list[Event]:
     problem = Quadratics(workers, 5, seed=workers, ripple=0.4)
-    if schedule:
-        changes["update"] = WARM_UP_AND_COSINE
+    changes["update"] = RULES[rule] if rule else WARM_UP_AND_COSINE if schedule else None
     run, log = record("pair-averaging", problem, ITERATIONS, **changes)
     events = pair_averaging_events(log)
     step = SCHEDULE if schedule else STEP
-    expected = decentralised.pair_averaging(problem.gradient, problem.x0, step, workers, events)
+    expected = decentralised.pair_averaging(
+        problem.gradient,
+        problem.x0,
+        step,
+        workers,
+        events,
+        rule=RECURSIVE_RULES[rule] if rule else SGD,
+    )
     assert_equal(models(run), expected)
     return events
 

@@ -6,11 +6,13 @@ Collectives and messages take given times (`fixed`), so that nothing but the ord
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
+from algorithms import Algorithm, Worker
 from simulator.engine.simulate import simulate
 from simulator.run import Run
 from simulator.scenario import Scenario
@@ -228,3 +230,34 @@ def test_a_straggler_delays_nobody_else_at_an_asynchronous_server(timing: Timing
         done = ends(simulate(scenario))[:3, -1]
         assert (done.max() > 9 * T) == delayed
         assert delayed or done.max() <= 1.2 * T + EXACT
+
+
+@dataclass(frozen=True)
+class TwoTasks(Algorithm):
+    """A gradient, and in another task a pass over memory at the same time; a second one follows it."""
+
+    async def run(self, worker: Worker) -> None:
+        x = worker.initial_model()
+        beside = worker.spawn(self.passes(worker, x))
+        await worker.gradient(x)
+        await beside
+        worker.report(x)
+
+    async def passes(self, worker: Worker, x: Any) -> None:
+        first = worker.combine((1.0, x), (1.0, x))
+        second = worker.combine((1.0, x), (1.0, x))
+        await second
+        await first
+
+
+def test_the_tasks_of_a_worker_share_its_device(timing: Timing) -> None:
+    """While both are under way each takes twice as long; the computations of one task take turns."""
+    scenario = timing(TwoTasks(), workers=1, iterations=1, all_reduce=0.0, exchange=0.0, stragglers=[])
+    cost = {"parameters": 4, "batch": 1, "gradient": "1 s", "update": "0.2 s"}
+    spans = simulate(scenario.vary(cost=cost)).timeline.spans
+    times = [(span.operation, span.start, span.end) for span in spans]
+    assert times == [
+        ("combine", 0.0, pytest.approx(0.4)),
+        ("combine", pytest.approx(0.4), pytest.approx(0.8)),
+        ("gradient", 0.0, pytest.approx(1.4)),
+    ]
