@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | bench-simgrid — each sets up everything it needs in .venv first.
+# make demo | test | lint | cases | mutants | bench | bench-simgrid — each sets up everything it needs in .venv first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ SELECT ?= not large
 PAGE ?= simulator/engine/COSTS.md
 PACKAGES := algorithms analysis simulator topologies traces
 
-.PHONY: setup demo test lint cases bench bench-simgrid clean
+.PHONY: setup demo test lint cases mutants bench bench-simgrid clean
 
 setup: $(INSTALLED)
 
@@ -33,6 +33,10 @@ test: lint
 cases: $(INSTALLED)
 	PACELINE_CASES=60 $(BIN)/python -m pytest -n 2 -q tests/simulator/engine/test_fairshare.py \
 	  tests/simulator/engine/test_core_collectives.py tests/simulator/engine/test_clock.py
+
+# Every algorithm with one sign, operator or number changed, each of which a test must notice.
+mutants: $(INSTALLED)
+	PACELINE_MUTANTS=all $(BIN)/python -m pytest -n 2 -q tests/algorithms -k mutant
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q -p no:xdist -m "$(SELECT)"

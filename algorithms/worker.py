@@ -7,7 +7,8 @@ the wall clock of ``torch.distributed``, and both keep these promises:
 
 - Code between two awaits is atomic: no other task of the same worker runs in between.
 - Every operation takes its arguments as they are when it is called and delivers a fresh tensor.
-- The work of one worker's computations is done one after another, in the order of the calls.
+- The computations of a task are done one after another, in the order of the calls; those of a worker's other
+  tasks go on beside them and share its device.
 - The operations of a group match by their order; the messages of a channel are first in, first out.
 - Every pass over a model-sized tensor is charged, because it goes through an operation.
 - A handle that nobody awaited is an error at the end of the run.

@@ -6,7 +6,8 @@ that follows from it, and starts the next average of the pulled-back models:
     k-th average p_bar arrives:   buf <- beta buf - (p_bar - z) / step size,   z <- z - step size * buf
     x_i <- (1 - alpha) x_i + alpha z,   start p_bar = sum_j p_j x_j
 
-Without anchor momentum (beta = 0) z is p_bar itself. The first anchor is the starting model.
+Without anchor momentum (beta = 0) z is p_bar itself. The first anchor is the starting model. Where the step
+size changes, it is that of the first iteration of the round whose models p_bar is the average of.
 
 Source: Wang, Liang and Joshi, "Overlap local-SGD: an algorithmic approach to hide communication delays in
 distributed SGD", ICASSP 2020, arXiv 2002.09539, with the buffer as its public code has it.
@@ -42,22 +43,24 @@ class OverlapLocalSGD(Algorithm):
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""
         x = anchor = worker.initial_model()
-        average: Handle[Tensor] | None = None
+        under_way: tuple[Handle[Tensor], float] | None = None
         velocity: Tensor | None = None
         while worker.running:
             x = await local_steps(worker, x, 1)
-            step = worker.step_size  # of the round's first iteration
+            step = worker.step_size
             x = await local_steps(worker, x, self.period - 1)
-            if average is not None:
+            if under_way is not None:
+                average, its_step = under_way
                 arrived = await average
                 if self.anchor_momentum:
                     carried = () if velocity is None else ((self.anchor_momentum, velocity),)
-                    velocity = await worker.combine(*carried, (-1 / step, arrived), (1 / step, anchor))
-                    anchor = await worker.combine((1, anchor), (-step, velocity))
+                    moved = ((-1 / its_step, arrived), (1 / its_step, anchor))
+                    velocity = await worker.combine(*carried, *moved)
+                    anchor = await worker.combine((1, anchor), (-its_step, velocity))
                 else:
                     anchor = arrived
             x = await worker.combine((1 - self.pull, x), (self.pull, anchor))
-            average = worker.all_reduce(x)
+            under_way = worker.all_reduce(x), step
             worker.report(x)
-        if average is not None:
-            await average
+        if under_way is not None:
+            await under_way[0]

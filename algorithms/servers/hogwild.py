@@ -4,7 +4,8 @@
 
 A read may mix the states before and after another worker's step. Where gradients are sparse, only the
 elements that are not zero are written, and steps rarely meet. The staleness noted for each step is the number
-of other steps that ended between the begin of its read and its own.
+of other steps that ended between the begin of its read and its own. A worker reports what it has read, and at
+its end once more, so that its last step is part of its last report.
 
 Source: Niu, Recht, Re and Wright, "Hogwild!: a lock-free approach to parallelizing stochastic gradient
 descent", NeurIPS 2011, arXiv 1106.5730.
@@ -53,6 +54,7 @@ class Hogwild(Algorithm):
             worker.observe("staleness", shared.writes - written)
             await shared.add(step if at is None else chosen(step, at), at)
             worker.report(x)
+        worker.report(await shared.read())
 
     async def _places(self, worker: Worker, gradient: Tensor) -> Tensor | None:
         """Return where a gradient is not zero, if only that is to be written."""

@@ -1,13 +1,15 @@
 """The worker on the virtual clock.
 
-A worker's coroutine is a SimPy process as it is: awaiting a :class:`Operation` yields a SimPy event. Its
-computations queue on one stream and are flows on its device; its messages and collectives run on the
-network. Values are computed when an operation is called, from its arguments as they are then, and
-delivered when its time has passed; so no argument needs to be copied for a computation.
+A worker's coroutine is a SimPy process as it is: awaiting a :class:`Operation` yields a SimPy event. The
+computations of each of its tasks queue on a stream and are flows on its device, which tasks that compute at
+the same time share; its messages and collectives run on the network. Values are computed when an operation
+is called, from its arguments as they are then, and delivered when its time has passed; so no argument needs
+to be copied for a computation.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from types import CoroutineType
@@ -56,6 +58,16 @@ class Operation(Event):
         return self._value
 
 
+class Stream:
+    """The computations of a task, done one after another."""
+
+    __slots__ = ("queue", "started")
+
+    def __init__(self) -> None:
+        self.queue: list[tuple[float, Operation, Any]] = []  # a deque takes ten times the memory
+        self.started = 0.0
+
+
 class Driven:
     """A task's coroutine, which may wait for its own worker's operations only.
 
@@ -70,18 +82,20 @@ class Driven:
     def __init__(self, coroutine: CoroutineType[Any, Any, Any], worker: VirtualWorker) -> None:
         self._coroutine = coroutine
         self._worker = worker
+        self._stream = Stream()
 
     def __await__(self) -> Generator[Any, Any, Any]:
         resume, argument = self._coroutine.send, None
-        blocked = self._worker.blocked
+        worker, blocked = self._worker, self._worker.blocked
         while True:
+            worker.stream = self._stream
             try:
                 event = resume(argument)
             except StopIteration as end:
                 return end.value
-            if not isinstance(event, Operation) or event.worker is not self._worker:
+            if not isinstance(event, Operation) or event.worker is not worker:
                 self._coroutine.close()
-                raise faults.foreign_await(self._worker.rank)
+                raise faults.foreign_await(worker.rank)
             blocked[event] = self._coroutine
             try:
                 argument, resume = (yield event), self._coroutine.send
@@ -161,8 +175,7 @@ class VirtualWorker:
         self._byte_factor = 1.0 if objective is None else self._element_bytes / objective.dtype.itemsize
         self._random: dict[tuple[str, bool], np.random.Generator] = {}
         self._locks: dict[str, Lock] = {}
-        self._stream: list[tuple[float, Operation, Any]] = []
-        self._started = 0.0
+        self.stream = Stream()  # of the task that runs
 
     # What it is.
 
@@ -306,32 +319,33 @@ class VirtualWorker:
 
     def _compute(self, name: str, seconds: float, value: Any) -> Operation:
         operation = Operation(self, name)
-        self._stream.append((seconds, operation, value))
-        if len(self._stream) == 1:
-            self._start_computation()
+        stream = self.stream
+        stream.queue.append((seconds, operation, value))
+        if len(stream.queue) == 1:
+            self._start_computation(stream)
         return operation
 
-    def _start_computation(self) -> None:
-        """Run the stream's first computation as a flow on the device; one that takes no time ends at once."""
-        while self._stream:
-            seconds, operation, value = self._stream[0]
+    def _start_computation(self, stream: Stream) -> None:
+        """Run a stream's first computation as a flow on the device; one that takes no time ends at once."""
+        while stream.queue:
+            seconds, operation, value = stream.queue[0]
             if isinstance(value, (Reading, Writing)):
                 value.begin(seconds)
             if seconds > 0:
-                self._started = self.clock.now
-                self.clock.flow(self._device_link, seconds, self._end_computation)
+                stream.started = self.clock.now
+                self.clock.flow(self._device_link, seconds, functools.partial(self._end_computation, stream))
                 return
-            self._stream.pop(0)
+            stream.queue.pop(0)
             self._finish(operation, value)
 
-    def _end_computation(self) -> None:
-        _, operation, value = self._stream.pop(0)
+    def _end_computation(self, stream: Stream) -> None:
+        _, operation, value = stream.queue.pop(0)
         self._spans.append(
             Span(
                 self.rank,
                 COMPUTE,
                 operation.name,
-                self._started,
+                stream.started,
                 self.clock.now,
                 -1,
                 0.0,
@@ -339,7 +353,7 @@ class VirtualWorker:
             )
         )
         self._finish(operation, value)
-        self._start_computation()
+        self._start_computation(stream)
 
     def _finish(self, operation: Operation, value: Any) -> None:
         """Deliver a computation's value; one that is evaluated only now may fail."""

@@ -3,10 +3,10 @@
 The arithmetic is that of :mod:`simulator.numerics`, in one torch thread, and Gloo sums in the order that
 module describes, so a synchronous algorithm gives the same bits here as on the virtual clock.
 
-Computations run on one stream; each group's collectives, the exchanges and each end of a channel have a
-stream of their own, so that computation and communication overlap for real, and so do both directions.
-Arguments are copied when an operation is called: nothing that an algorithm does to them afterwards reaches
-an operation under way.
+The computations of each task run on a stream; each group's collectives, the exchanges and each end of a
+channel have a stream of their own, so that computation and communication overlap for real, and so do both
+directions. Arguments are copied when an operation is called: nothing that an algorithm does to them
+afterwards reaches an operation under way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import queue
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -113,7 +114,9 @@ class WallWorker:
         self._locks: dict[str, Lock] = {}
         self._folder = folder
         self._random: dict[tuple[str, bool], np.random.Generator] = {}
-        self._compute_stream = Stream("compute", _single_threaded)
+        self._own = threading.local()  # what belongs to the task of this thread
+        self._compute_streams: list[Stream] = []
+        self._idle_streams: list[Stream] = []
         self._message_streams: dict[StreamKey, Stream] = {}
         self._calls: dict[StreamKey, int] = {}
         self._to_itself: dict[str, queue.SimpleQueue[torch.Tensor]] = {}
@@ -486,8 +489,28 @@ class WallWorker:
     def spawn(self, task: Coroutine[Any, Any, T]) -> Handle[T]:
         """Start another task of this worker, which takes turns with the others at their awaits."""
         handle: WallHandle[T] = self._handle(Call("task", self._iteration, since=self.now, depends=True))
-        self._tasks.start(task, handle)
+        self._tasks.start(self._carried_out(task), handle)
         return handle
+
+    async def _carried_out(self, task: Coroutine[Any, Any, T]) -> T:
+        """Run a task, and hand on its stream of computations when it has ended."""
+        try:
+            return await task
+        finally:
+            stream = getattr(self._own, "stream", None)
+            if stream is not None:
+                self._idle_streams.append(stream)
+
+    @property
+    def _compute_stream(self) -> Stream:
+        """The stream of the present task's computations, which go on beside those of other tasks."""
+        stream: Stream | None = getattr(self._own, "stream", None)
+        if stream is None:
+            if not self._idle_streams:
+                self._idle_streams.append(Stream("compute", _single_threaded))
+                self._compute_streams.append(self._idle_streams[-1])
+            stream = self._own.stream = self._idle_streams.pop()
+        return stream
 
     def lock(self, name: str = "model") -> AbstractAsyncContextManager[None]:
         """Return this worker's lock of that name; who asks first gets it first."""
@@ -565,7 +588,7 @@ class WallWorker:
 
     @property
     def _streams(self) -> tuple[Stream, ...]:
-        return self._compute_stream, *self._message_streams.values()
+        return *self._compute_streams, *self._message_streams.values()
 
     def _handle(self, call: Call) -> WallHandle[Any]:
         handle: WallHandle[Any] = WallHandle(call, self._baton, self._tasks.waiting)

@@ -192,6 +192,8 @@ def ad_psgd(
     step: StepSize,
     workers: int,
     events: Sequence[tuple[str, int] | tuple[str, int, int]],
+    *,
+    rule: MakeRule = SGD,
 ) -> Array:
     """Asynchronous decentralised SGD, for a given order of atomic events.
 
@@ -200,9 +202,10 @@ def ad_psgd(
         ("apply", i)        x_i <- x_i - step * G_i(point), the worker's next iteration
 
     All workers have read x0 before the first event. A worker reads and applies in turn; any averages may lie
-    between.
+    between. A rule's state stays local, and its weight decay acts on the model that is updated.
     """
     x = copies(x0, workers)
+    rules = [rule() for _ in range(workers)]
     point = list(x)
     own = [0] * workers
     for kind, i, *partner in events:
@@ -211,7 +214,7 @@ def ad_psgd(
         elif kind == "average":
             x[i] = x[partner[0]] = (x[i] + x[partner[0]]) / 2
         elif kind == "apply":
-            x[i] = x[i] - at(step, own[i]) * gradient(i, point[i], own[i])
+            x[i] = rules[i].step(x[i], gradient(i, point[i], own[i]), at(step, own[i]))
             own[i] += 1
         else:
             raise ValueError(f"no event {kind!r}")
@@ -224,6 +227,8 @@ def pair_averaging(
     step: StepSize,
     workers: int,
     events: Sequence[tuple[str, int] | tuple[str, int, int]],
+    *,
+    rule: MakeRule = SGD,
 ) -> Array:
     """One-sided pair averaging, for a given order of atomic events; the mean is not preserved.
 
@@ -234,9 +239,10 @@ def pair_averaging(
         ("publish", i)     the published model of worker i becomes x_i
 
     All workers have read and published x0 before the first event. KungFu's worker does read, fetch, average,
-    apply, publish.
+    apply, publish. A rule's state stays local.
     """
     x = copies(x0, workers)
+    rules = [rule() for _ in range(workers)]
     point, published, fetched = list(x), list(x), list(x)
     own = [0] * workers
     for kind, i, *partner in events:
@@ -247,7 +253,7 @@ def pair_averaging(
         elif kind == "average":
             x[i] = (x[i] + fetched[i]) / 2
         elif kind == "apply":
-            x[i] = x[i] - at(step, own[i]) * gradient(i, point[i], own[i])
+            x[i] = rules[i].step(x[i], gradient(i, point[i], own[i]), at(step, own[i]))
             own[i] += 1
         elif kind == "publish":
             published[i] = x[i]

@@ -174,6 +174,42 @@ def easgd_asynchronous(
     return np.array(x), c
 
 
+def easgd_by_events(
+    gradient: Gradient,
+    x0: Array,
+    step: StepSize,
+    workers: int,
+    events: Sequence[tuple[str, int]],
+    *,
+    alpha: float,
+    rule: MakeRule = SGD,
+) -> tuple[Array, Array]:
+    """Elastic averaging whose visits may overlap, for a given order of events; return (models, centre).
+
+        ("pull", i)     worker i takes c and moves at once: e_i = alpha * (x_i - c), x_i <- x_i - e_i
+        ("push", i)     c <- c + e_i, whatever others have added to c since the pull
+        ("step", i)     a local step of worker i
+
+    Where every push follows its pull without another worker's between, this is `easgd_asynchronous`.
+    """
+    x, elastic = copies(x0, workers), copies(np.zeros_like(x0), workers)
+    c = np.array(x0, dtype=np.float64)
+    rules = [rule() for _ in range(workers)]
+    own = [0] * workers
+    for kind, i in events:
+        if kind == "pull":
+            elastic[i] = alpha * (x[i] - c)
+            x[i] = x[i] - elastic[i]
+        elif kind == "push":
+            c = c + elastic[i]
+        elif kind == "step":
+            x[i] = rules[i].step(x[i], gradient(i, x[i], own[i]), at(step, own[i]))
+            own[i] += 1
+        else:
+            raise ValueError(f"no event {kind!r}")
+    return np.array(x), c
+
+
 def vrl_sgd(
     gradient: Gradient,
     x0: Array,

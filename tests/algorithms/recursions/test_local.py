@@ -177,6 +177,27 @@ def test_one_worker_cannot_tell_the_two_forms_of_easgd_apart(problem: Quadratics
         np.testing.assert_array_equal(a[1], b[1])
 
 
+def test_visits_that_do_not_overlap_are_atomic(problem: Quadratics) -> None:
+    events = [event for i in VISITS for event in (("pull", i), ("push", i), ("step", i), ("step", i))]
+    a = local.easgd_asynchronous(problem.gradient, problem.x0, falling, 4, VISITS, period=2, alpha=0.2)
+    b = local.easgd_by_events(problem.gradient, problem.x0, falling, 4, events, alpha=0.2)
+    np.testing.assert_array_equal(a[0], b[0])
+    np.testing.assert_array_equal(a[1], b[1])
+
+
+def test_a_push_between_a_pull_and_its_own_is_kept(problem: Quadratics) -> None:
+    start = [("pull", 0), ("push", 0), ("step", 0), ("pull", 1), ("push", 1), ("step", 1)]
+    overlapping = [("pull", 0), ("pull", 1), ("push", 1), ("push", 0)]
+    models, centre = local.easgd_by_events(
+        problem.gradient, problem.x0, 0.1, 2, [*start, *overlapping], alpha=0.2
+    )
+    moved = -0.1 * sum(g for _, _, g in problem.log)
+    np.testing.assert_allclose(models.sum(0) + centre, 3 * problem.x0 + moved, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(centre - problem.x0, 0.2 * moved, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="no event 'visit'"):
+        local.easgd_by_events(problem.gradient, problem.x0, 0.1, 2, [("visit", 0)], alpha=0.2)
+
+
 def test_the_order_of_visits_matters(problem: Quadratics) -> None:
     one = local.easgd_asynchronous(problem.gradient, problem.x0, 0.1, 2, [0, 1] * 3, period=2, alpha=0.3)
     other = local.easgd_asynchronous(

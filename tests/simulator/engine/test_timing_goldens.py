@@ -86,12 +86,19 @@ GOLDEN = {
     ("local-sgd", 6.0): 2.606,
     ("cocod-sgd", 6.0): 1.500,
     ("d-psgd", 6.0): 1.022,
+    # In the long run Overlap-Local-SGD takes the time of CoCoD-SGD.
+    ("overlap-local-sgd", 0.5): 1.005,
+    ("overlap-local-sgd", 6.0): 1.500,
+    ("pipe-sgd", 0.5): 1.039,
+    ("pipe-sgd", 6.0): 6.000,
 }
 PARAMETERS: Mapping[str, Mapping[str, Any]] = {
     "allreduce-sgd": {"overlap": False},
     "local-sgd": {"period": 4},
     "cocod-sgd": {"period": 4},
     "d-psgd": {},
+    "overlap-local-sgd": {"period": 4},
+    "pipe-sgd": {"width": 2},
 }
 
 
@@ -112,6 +119,7 @@ def recurrence(
     """Yield the start times of the iterations, or for period 4 of the rounds, in plain NumPy."""
     start = np.zeros(len(draws))
     period = PARAMETERS[name].get("period", 1)
+    reduced = 0.0
     for first in range(0, draws.shape[1], period):
         yield start
         ready = start
@@ -119,6 +127,12 @@ def recurrence(
             ready = ready + draws[:, step]
         if name == "cocod-sgd":
             start = np.maximum(ready, start.max() + all_reduce)
+        elif name == "overlap-local-sgd":
+            # A round ends with the average that the round before has started.
+            start = np.maximum(ready, start.max() + all_reduce if first else 0.0)
+        elif name == "pipe-sgd":
+            start = np.maximum(ready, reduced)
+            reduced = max(ready.max(), reduced) + all_reduce
         elif name == "d-psgd":
             neighbours = np.maximum(np.roll(start, 1), np.roll(start, -1))
             start = np.maximum(ready, neighbours + exchange)

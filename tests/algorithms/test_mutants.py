@@ -1,0 +1,167 @@
+"""Every algorithm of card 1: change one sign, operator or number, and its test fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from algorithms import algorithm
+from simulator.parts import BadInput
+from tests.algorithms import test_events as events
+from tests.algorithms.mutation import Mutant, Trial, cases
+from tests.algorithms.recursions.quadratics import Quadratics
+from tests.algorithms.table import CASES
+from tests.algorithms.test_bytes import TRAFFIC
+from tests.algorithms.training import scenario, trained
+
+
+def agreement(*names: str) -> Callable[[], None]:
+    """Return the check that all cases of some algorithms agree with their recursion, and their bytes."""
+
+    def check() -> None:
+        for case in CASES:
+            if case.name in names:
+                case.hold(case.usual, schedule=True)
+                for workers in {1, 8} & set(case.workers):
+                    case.hold(workers)
+                if case.rules:
+                    case.hold(case.usual, rule="nesterov")
+                if case.shares:
+                    case.hold(case.usual, slow={1: 2.0}, batches="proportional")
+        traffic(*names)
+
+    return check
+
+
+def traffic(*names: str) -> None:
+    """Assert that what some algorithms send follows their formulas."""
+    for entry in TRAFFIC:
+        if entry.name in names:
+            entry.hold(entry.workers[-1], 5)
+
+
+def easgd() -> None:
+    agreement("easgd")()
+    for rounds in ("synchronous", "asynchronous"):
+        assert algorithm("easgd")(rounds=rounds).deterministic == (rounds == "synchronous")
+    events.check_easgd(4, slow=events.UNEVEN)
+
+
+def ad_psgd() -> None:
+    events.check_ad_psgd(4, "ring", slow=events.UNEVEN)
+    events.check_ad_psgd(8, "ring")
+    events.check_ad_psgd(1, "ring")
+    traffic("ad-psgd")
+
+
+def pair_averaging() -> None:
+    events.check_pair_averaging(4, slow=events.UNEVEN)
+    events.check_pair_averaging(1)
+    traffic("pair-averaging")
+
+
+def a_psgd() -> None:
+    for servers in (1, 3):
+        events.check_a_psgd(4, servers, slow=events.UNEVEN)
+    traffic("a-psgd")
+    with pytest.raises(BadInput, match="there are 5 servers, but only 4 workers"):
+        events.check_a_psgd(4, 5)
+
+
+def parameter_server() -> None:
+    agreement("parameter-server")()
+    run = trained({"name": "parameter-server"}, Quadratics(4, 5), 8)
+    passes = [span.operation for span in run.timeline]
+    assert passes.count("combine") == 8  # the server's alone: equal shares need no scaling
+
+
+def hogwild() -> None:
+    for sparse in (False, True):
+        events.check_hogwild(4, sparse, slow=events.UNEVEN)
+
+
+def d2() -> None:
+    agreement("d2")()
+    with pytest.raises(BadInput, match="smallest eigenvalue is -0\\.3333 and"):
+        scenario({"name": "d2", "lazy": False}, Quadratics(4, 5), 4, gossip={"graph": "ring"})
+
+
+def both(*checks: Callable[[], None]) -> Callable[[], None]:
+    """Return all checks as one."""
+
+    def check() -> None:
+        for one in checks:
+            one()
+
+    return check
+
+
+def trial(module: str, check: Callable[[], None], equivalent: Mapping[str, str] | None = None) -> Trial:
+    return Trial(f"algorithms.{module}", check, equivalent or {}, decisions=True)
+
+
+TRIALS = (
+    trial("synchronous.allreduce_sgd", agreement("allreduce-sgd")),
+    trial("synchronous.pipe_sgd", agreement("pipe-sgd")),
+    trial("servers.parameter_server", parameter_server),
+    trial(
+        "servers.shards",
+        both(parameter_server, a_psgd),
+        {"push_and_pull: len(slices) > 1 -> len(slices) > -1": "a concatenation of one slice is that slice"},
+    ),
+    trial("servers.a_psgd", a_psgd),
+    trial("servers.hogwild", hogwild),
+    trial("local.local_sgd", agreement("local-sgd")),
+    trial("local.rounds", agreement("local-sgd", "slowmo")),
+    trial("local.cocod_sgd", agreement("cocod-sgd")),
+    trial("local.overlap_local_sgd", agreement("overlap-local-sgd")),
+    trial("local.slowmo", agreement("slowmo")),
+    trial("local.vrl_sgd", agreement("vrl-sgd")),
+    trial(
+        "local.easgd",
+        easgd,
+        {": SERVER = 0 -> SERVER = 1": "any worker may host the centre; it is 0 by choice, not by the paper"},
+    ),
+    trial(
+        "local.diloco",
+        agreement("diloco", "streaming-diloco"),
+        {"Outer.step: -step * c -> -step / c": "c is 1 or -1"},
+    ),
+    trial("decentralised.d_psgd", agreement("d-psgd")),
+    trial(
+        "decentralised.d2",
+        d2,
+        {
+            "D2.mixing_row: halved.get(worker.rank, 0.0) -> halved.get(worker.rank, 1)": "every rule for "
+            "mixing weights that there is gives a worker's own model a weight"
+        },
+    ),
+    trial(
+        "decentralised.sgp",
+        agreement("sgp"),
+        {
+            "_apart: :-1 -> :+1": "of a phantom message; a combination has the outline of its first term",
+            "_apart: (message[:-1], 1.0) -> (message[:-1], -1.0)": "without numerics any weight will do",
+        },
+    ),
+    trial(
+        "decentralised.ad_psgd",
+        ad_psgd,
+        {
+            "Replica.__init__: self.averagings = 0 -> self.averagings = 1": "differences alone are looked at",
+            "active_side: distance % 2 -> distance % -2": "it is 0 for the same numbers",
+        },
+    ),
+    trial("decentralised.pair_averaging", pair_averaging),
+)
+
+
+@pytest.mark.parametrize(("trial", "mutant"), cases(TRIALS))
+def test_a_mutant_is_caught(trial: Trial, mutant: Mutant) -> None:
+    trial.kill(mutant)
+
+
+@pytest.mark.parametrize("trial", TRIALS, ids=str)
+def test_the_algorithm_itself_passes(trial: Trial) -> None:
+    trial.hold()
