@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from algorithms import TimingOnly
+from algorithms.algorithm import Setting
 from simulator.engine.simulate import simulate
 from simulator.faults import WorkerFailed
 from simulator.scenario import Scenario
@@ -32,6 +33,12 @@ class Traffic:
     ----------
     total
         Of (n, M), over `ITERATIONS`.
+    ends
+        Of n, the bytes of the messages that say that a worker has ended.
+    degree
+        Neighbours of a worker, of n.
+    stated
+        Whether the algorithm's own `traffic` tells them: not in its rarer settings.
     collective
         Whether all that is sent is all-reduces of the whole model, so that every rank sends as much.
     """
@@ -41,6 +48,9 @@ class Traffic:
     settings: Mapping[str, Any] = field(default_factory=dict)
     workers: tuple[int, ...] = (1, 2, 3, 4, 8)
     gossip: Mapping[str, Any] | None = None
+    ends: Callable[[int], float] = lambda n: 0.0
+    degree: Callable[[int], float] = lambda n: 0.0
+    stated: bool = True
     collective: bool = False
     rule: str = "sgd"
 
@@ -61,6 +71,10 @@ class Traffic:
         run = simulate(self.scenario(workers, length))
         expected = self.total(workers, ELEMENT * length)
         assert sum(run.bytes_sent) == pytest.approx(expected, rel=1e-12, abs=1e-9)
+        if self.stated:
+            setting = Setting(workers, length, ELEMENT, self.degree(workers))
+            each = run.scenario.algorithm.traffic(setting)
+            assert each * workers * ITERATIONS == pytest.approx(expected - self.ends(workers), rel=1e-12)
         if self.collective:
             assert max(run.bytes_sent) - min(run.bytes_sent) <= 2 * ELEMENT * ITERATIONS
 
@@ -89,30 +103,65 @@ TRAFFIC = (
         "local-sgd",
         all_reduces(2 * T / 3),
         {"period": 3, "state": "averaged"},
+        stated=False,
         collective=True,
         rule="momentum",
     ),
     Traffic("cocod-sgd", all_reduces(T / 4), {"period": 4}, collective=True),
-    Traffic("cocod-sgd", all_reduces(T / 4 - 1), {"period": 4, "first-all-reduce": False}, collective=True),
+    Traffic(
+        "cocod-sgd",
+        all_reduces(T / 4 - 1),
+        {"period": 4, "first-all-reduce": False},
+        stated=False,
+        collective=True,
+    ),
     Traffic("overlap-local-sgd", all_reduces(T / 2), {"period": 2}, collective=True),
     Traffic("slowmo", all_reduces(T / 3), {"period": 3}, collective=True),
     Traffic("vrl-sgd", all_reduces(T / 3), {"period": 3}, collective=True),
     Traffic("easgd", all_reduces(T / 3), {"period": 3, "rounds": "synchronous"}, collective=True),
-    Traffic("easgd", lambda n, M: (n - 1) * (2 * M * T / 3 + ELEMENT), {"period": 3}),
+    Traffic(
+        "easgd",
+        lambda n, M: (n - 1) * (2 * M * T / 3 + ELEMENT),
+        {"period": 3},
+        ends=lambda n: (n - 1) * ELEMENT,
+    ),
     Traffic("diloco", all_reduces(T / 6), {"period": 6}, collective=True),
     Traffic(
         "streaming-diloco", all_reduces(T / 6), {"period": 6, "fragments": 3, "delay": 2}, collective=True
     ),
-    Traffic("d-psgd", lambda n, M: 2 * n * M * T, workers=(3, 4, 8), gossip=RING),
-    Traffic("d-psgd", lambda n, M: n * hops(n) * M * T, workers=(3, 4, 8), gossip={"graph": "exponential"}),
-    Traffic("d2", lambda n, M: 2 * (n - 1) * M * T, workers=(2, 3, 4, 8), gossip=STAR),
+    Traffic("d-psgd", lambda n, M: 2 * n * M * T, workers=(3, 4, 8), gossip=RING, degree=lambda n: 2),
+    Traffic(
+        "d-psgd",
+        lambda n, M: n * hops(n) * M * T,
+        workers=(3, 4, 8),
+        gossip={"graph": "exponential"},
+        degree=hops,
+    ),
+    Traffic(
+        "d2",
+        lambda n, M: 2 * (n - 1) * M * T,
+        workers=(2, 3, 4, 8),
+        gossip=STAR,
+        degree=lambda n: 2 * (n - 1) / n,
+    ),
     Traffic("sgp", lambda n, M: n * min(n - 1, 1) * (M + ELEMENT) * T),
     Traffic("sgp", lambda n, M: n * hops(n) * (M + ELEMENT) * T, {"peers": "all"}),
     Traffic("sgp", lambda n, M: n * min(n - 1, 1) * (M + ELEMENT) * T, {"delay": 2}),
     # Every active worker starts T averagings, of which each is M both ways, and takes leave on every edge.
-    Traffic("ad-psgd", lambda n, M: n / 2 * T * 2 * M + n * ELEMENT, workers=(4, 8), gossip=RING),
-    Traffic("ad-psgd", lambda n, M: T * 2 * M + (n - 1) * ELEMENT, workers=(2, 5), gossip=STAR),
-    Traffic("pair-averaging", lambda n, M: n * min(n - 1, 1) * M * T + n * (n - 1) * ELEMENT),
+    Traffic(
+        "ad-psgd",
+        lambda n, M: n / 2 * T * 2 * M + n * ELEMENT,
+        workers=(4, 8),
+        gossip=RING,
+        ends=lambda n: n * ELEMENT,
+    ),
+    Traffic("ad-psgd", lambda n, M: 0.0, workers=(1,), gossip={"graph": "complete"}),
+    Traffic("ad-psgd", lambda n, M: T * 2 * M + (n - 1) * ELEMENT, workers=(2, 5), gossip=STAR, stated=False),
+    Traffic(
+        "pair-averaging",
+        lambda n, M: n * min(n - 1, 1) * M * T + n * (n - 1) * ELEMENT,
+        ends=lambda n: n * (n - 1) * ELEMENT,
+    ),
     Traffic("parameter-server", SERVED),
     Traffic("parameter-server", SERVED, {"servers": 3}, workers=(3, 4, 8)),
     Traffic("a-psgd", SERVED),

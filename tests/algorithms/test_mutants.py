@@ -38,7 +38,8 @@ def traffic(*names: str) -> None:
     """Assert that what some algorithms send follows their formulas."""
     for entry in TRAFFIC:
         if entry.name in names:
-            entry.hold(entry.workers[-1], 5)
+            for workers in {entry.workers[0], entry.workers[-1]}:
+                entry.hold(workers, 5)
 
 
 def easgd() -> None:
@@ -79,6 +80,7 @@ def parameter_server() -> None:
 def hogwild() -> None:
     for sparse in (False, True):
         events.check_hogwild(4, sparse, slow=events.UNEVEN)
+    traffic("hogwild")
 
 
 def d2() -> None:

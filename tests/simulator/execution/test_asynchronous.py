@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from simulator.engine.simulate import simulate
 from simulator.execution.execute import execute
@@ -21,6 +22,7 @@ from simulator.run import Run
 from simulator.scenario import Scenario
 
 REPEATS = int(os.environ.get("PACELINE_STRESS", "1"))
+SLOW = "tests.simulator.execution.slow"
 WORKERS = 4
 STEP = 0.125
 ITERATIONS = 12
@@ -41,9 +43,10 @@ STALENESS = {"a-psgd", "a-psgd, three servers", "ad-psgd", "hogwild", "asyvrsc-s
 
 def scenario(name: str, seed: int = 1, **more: Any) -> Scenario:
     compositional = name.startswith("asyvrsc")
-    objective: Any = {"kind": "quadratic", "dimension": 40, "mu": 0.5, "L": 2.0, "sigma2": 4.0, "zeta2": 1.0}
+    objective: Any = {"kind": f"{SLOW}:SlowQuadratic", "dimension": 40, "mu": 0.5, "L": 2.0}
+    objective.update(sigma2=4.0, zeta2=1.0)
     if compositional:
-        objective = {"kind": "portfolio", "samples": 60, "assets": 8, "kappa": 2.0}
+        objective = {"kind": f"{SLOW}:SlowPortfolio", "samples": 60, "assets": 8, "kappa": 2.0}
     link = {"bandwidth": "1 GB/s", "latency": "5 us"}
     return Scenario(
         {
@@ -64,11 +67,19 @@ def scenario(name: str, seed: int = 1, **more: Any) -> Scenario:
             },
             "algorithm": ALGORITHMS[name],
             "step-size": 2e-4 if compositional else 0.05,
-            "budget": {"iterations": 40},
+            "budget": {"iterations": 120},
             "seed": seed,
             **more,
         }
     )
+
+
+def final_loss(run: Run) -> float:
+    """Return the loss of the best final model: on a busy machine a rank may be done long before the others."""
+    objective = run.scenario.objective
+    assert objective is not None
+    assert run.models is not None
+    return min(objective.loss(torch.from_numpy(model)) for model in run.models)
 
 
 def executed(chosen: Scenario, ranks_left: Callable[[], list[int]]) -> Run:
@@ -82,13 +93,12 @@ def executed(chosen: Scenario, ranks_left: Callable[[], list[int]]) -> Run:
 def test_the_final_loss_agrees_within_the_spread_over_seeds(
     name: str, ranks_left: Callable[[], list[int]]
 ) -> None:
-    losses = [simulate(scenario(name, seed)).samples.loss[-1] for seed in range(1, 6)]
+    losses = [final_loss(simulate(scenario(name, seed))) for seed in range(1, 6)]
     spread = max(losses) - min(losses)
     for repeat in range(REPEATS):
         run = executed(scenario(name, 1 + repeat % 5), ranks_left)
-        start = run.samples.loss[0]
-        assert min(losses) - spread <= run.samples.loss[-1] <= max(losses) + spread
-        assert run.samples.loss[-1] < start
+        assert min(losses) - spread <= final_loss(run) <= max(losses) + spread
+        assert final_loss(run) < run.samples.loss[0]
 
 
 @pytest.mark.parametrize("name", sorted(STALENESS))

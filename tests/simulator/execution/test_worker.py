@@ -154,8 +154,10 @@ class TestUpdateRule:
     async def body(self, worker: Any, seen: list[object]) -> None:
         x = worker.initial_model() + 1
         ones = torch.ones_like(x)
+        await worker.gradient(x)
         seen.append((worker.rule_state, worker.step_size))
         x = await worker.update(x, ones)
+        await worker.gradient(x)  # the step size goes by the iterations
         seen.append((worker.rule_state.tolist(), worker.step_size))
         # The state is that after all updates called so far, awaited or not, behind a long computation too.
         gradient = worker.gradient(x)
@@ -177,14 +179,14 @@ class TestUpdateRule:
     def test_state_and_step_size(self, make: Any) -> None:
         seen: list[object] = []
         run(make("local-sgd", 1, QUADRATIC, update=self.UPDATE), lambda worker: self.body(worker, seen))
-        # x = 0.9 after the first; then 0.9 - 0.05 * 1.5, and 0.9 - 0.025 * (0.5 * 2 + 1).
+        # x = 0.9 after the first; in the third iteration 0.9 - 0.025 * 1.5, and 0.9 - 0.025 * (0.5 * 2 + 1).
         assert seen == [
             (None, 0.1),
             ([1.0] * 4, 0.05),
             ([1.5] * 4, 0.025),
-            ([2.0] * 4, 0.0125),
-            (None, 0.0125),
-            [pytest.approx([0.825] * 4), pytest.approx([0.85] * 4)],
+            ([2.0] * 4, 0.025),
+            (None, 0.025),
+            [pytest.approx([0.8625] * 4), pytest.approx([0.85] * 4)],
         ]
 
     def test_it_is_the_same_in_simulation(self, make: Any) -> None:
