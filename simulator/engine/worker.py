@@ -65,7 +65,7 @@ class Stream:
     __slots__ = ("queue", "started")
 
     def __init__(self) -> None:
-        self.queue: deque[tuple[float, Operation, Any]] = deque()
+        self.queue: list[tuple[float, Operation, Any]] = []
         self.started = 0.0
 
 
@@ -331,11 +331,11 @@ class VirtualWorker:
                 stream.started = self.clock.now
                 self.clock.flow(self._device_link, seconds, functools.partial(self._end_computation, stream))
                 return
-            stream.queue.popleft()
+            stream.queue.pop(0)
             self._finish(operation, value)
 
     def _end_computation(self, stream: Stream) -> None:
-        _, operation, value = stream.queue.popleft()
+        _, operation, value = stream.queue.pop(0)
         self._spans.append(
             Span(
                 self.rank,
