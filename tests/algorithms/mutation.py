@@ -7,8 +7,9 @@ A mutant is a module of `algorithms` with one operator or one number changed:
 
 also in augmented assignments. With `decisions` a trial has these as well, for algorithms whose lines hold few
 operators or none: a comparison turned into its opposite, and a mean made a sum or a sum a mean where an
-all-reduce is called. Declarations in class bodies (the parameters and their bounds) and the
-argument `nbytes` (what a computation costs, not what it does) are left as they are.
+all-reduce is called. Left as they are: declarations in class bodies (the parameters and their bounds), the
+argument `nbytes` (what a computation costs, not what it does), and the method `traffic` (what a list says of
+the algorithm).
 
 How to use it: in a test file of your own, list for every module what must hold of it,
 
@@ -75,6 +76,8 @@ OPPOSITES: dict[type[ast.cmpop], type[ast.cmpop]] = {
 }
 COSTS = frozenset({"nbytes"})
 """Keyword arguments that say what a computation costs."""
+SAYINGS = frozenset({"traffic"})
+"""Methods that say something of an algorithm and take no part in its run."""
 PATIENCE = 20
 """Seconds of a check after which a mutant counts as one that does not end."""
 
@@ -186,7 +189,8 @@ def _is_decision(node: ast.AST) -> bool:
 def _is_left_alone(child: ast.AST, parent: ast.AST) -> bool:
     """Whether a node is a declaration, a type, or a cost."""
     if isinstance(parent, ast.ClassDef):
-        return not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        does = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        return not does or child.name in SAYINGS
     if isinstance(parent, ast.AnnAssign) and child is parent.annotation:
         return True
     return isinstance(child, ast.keyword) and child.arg in COSTS
