@@ -1,0 +1,304 @@
+"""Mutants of an algorithm: could its test fail?
+
+A mutant is a module of `algorithms` with one operator or one number changed:
+
+    a + b <-> a - b       a * b <-> a / b       a // b -> a * b      a % b -> a * b      a ** b -> a * b
+    -a -> a               a number c other than 0 -> -c              0 -> 1
+
+also in augmented assignments. Declarations in class bodies (the parameters and their bounds) and the
+argument `nbytes` (what a computation costs, not what it does) are left as they are.
+
+How to use it: in a test file of your own, list for every module what must hold of it,
+
+    TRIALS = [Trial("algorithms.local.local_sgd", check_local_sgd, equivalent={KEY: REASON}), ...]
+
+    @pytest.mark.parametrize(("trial", "mutant"), cases(TRIALS))
+    def test_a_mutant_is_caught(trial: Trial, mutant: Mutant) -> None:
+        trial.kill(mutant)
+
+    @pytest.mark.parametrize("trial", TRIALS, ids=str)
+    def test_the_check_of_mutants_holds_for_the_algorithm_itself(trial: Trial) -> None:
+        trial.hold()
+
+`check` takes nothing and raises (an assertion, or anything else) where the algorithm does not do what it
+must: the agreement with the recursion, and whatever else is cheap (bytes, refusals, observations). It must
+look the algorithm up when it is called, by its name: a scenario with `{"name": "local-sgd"}`, or
+`algorithm("local-sgd")`, or an import inside the function. What was imported before is the original. Modules
+of the families that import the mutant (`rounds`, `shards`, …) are imported anew and see it.
+
+`equivalent` lists the mutants that change nothing that could be seen, by their key, each with the reason;
+a key that no mutant has fails the tests. `python -m tests.algorithms.mutation algorithms.local.local_sgd`
+prints the keys of a module's mutants. By default `cases` gives two mutants of every trial; with
+PACELINE_MUTANTS=all in the environment it gives all (`make mutants`).
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import importlib
+import importlib.util
+import os
+import signal
+import sys
+import types
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+}
+COSTS = frozenset({"nbytes"})
+"""Keyword arguments that say what a computation costs."""
+PATIENCE = 20
+"""Seconds of a check after which a mutant counts as one that does not end."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of a module.
+
+    Attributes
+    ----------
+    module
+        Dotted name.
+    key
+        ``function: before -> after``, with ``#2`` and so on behind it where the same change is made at
+        several places of a function. It does not change when lines move.
+    line
+        Where it is.
+    tree
+        The changed module.
+    """
+
+    module: str
+    key: str
+    line: int
+    tree: ast.Module = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.module.rpartition('.')[2]}:{self.line} {self.key}"
+
+
+def source_of(module: str) -> tuple[str, str]:
+    """Return the file of a module and its text."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return spec.origin, Path(spec.origin).read_text(encoding="utf-8")
+
+
+def mutants(module: str) -> tuple[Mutant, ...]:
+    """Return all mutants of a module, in the order of its text."""
+    original = ast.parse(source_of(module)[1])
+    found: list[Mutant] = []
+    counts: Counter[str] = Counter()
+    for number, (function, _, _) in enumerate(_places(original)):
+        tree = copy.deepcopy(original)
+        _, node, shown = _places(tree)[number]
+        before = ast.unparse(shown)
+        _change(node)
+        key = f"{function}: {before} -> {ast.unparse(shown)}"
+        counts[key] += 1
+        if counts[key] > 1:
+            key += f" #{counts[key]}"
+        found.append(Mutant(module, key, node.lineno, ast.fix_missing_locations(tree)))
+    return tuple(found)
+
+
+Place = tuple[str, Any, ast.AST]
+"""The function, the node to change, and the expression that shows the change."""
+
+
+def _places(tree: ast.Module) -> list[Place]:
+    places: list[Place] = []
+    _search(tree, "", tree, places)
+    return places
+
+
+def _search(node: ast.AST, function: str, parent: ast.AST, places: list[Place]) -> None:
+    """Note the places at and below a node."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        function = f"{function}.{node.name}".strip(".")
+    if isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in OPERATORS:
+        places.append((function, node, node))
+    elif _is_negation(node) or (_is_number(node) and not _is_signed(node, parent)):
+        places.append((function, node, parent))
+    for child in ast.iter_child_nodes(node):
+        if not _is_left_alone(child, node):
+            _search(child, function, node, places)
+
+
+def _is_negation(node: ast.AST) -> bool:
+    """Whether a node is a minus before an expression."""
+    return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub)
+
+
+def _is_number(node: ast.AST) -> bool:
+    """Whether a node is a number as written, True and False apart."""
+    return isinstance(node, ast.Constant) and type(node.value) in (int, float)
+
+
+def _is_signed(node: ast.AST, parent: ast.AST) -> bool:
+    """Whether a sign stands before a number, so that changing that sign is the same mutant."""
+    if isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.Add | ast.Sub):
+        return node is parent.right
+    if isinstance(parent, ast.AugAssign):
+        return isinstance(parent.op, ast.Add | ast.Sub)
+    return _is_negation(parent)
+
+
+def _is_left_alone(child: ast.AST, parent: ast.AST) -> bool:
+    """Whether a node is a declaration, a type, or a cost."""
+    if isinstance(parent, ast.ClassDef):
+        return not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    if isinstance(parent, ast.AnnAssign) and child is parent.annotation:
+        return True
+    return isinstance(child, ast.keyword) and child.arg in COSTS
+
+
+def _change(node: Any) -> None:
+    """Make the one change at a node, in place."""
+    if isinstance(node, ast.BinOp | ast.AugAssign):
+        node.op = OPERATORS[type(node.op)]()
+    elif isinstance(node, ast.UnaryOp):
+        node.op = ast.UAdd()
+    else:
+        node.value = -node.value if node.value else 1
+
+
+@contextlib.contextmanager
+def applied(mutant: Mutant | None) -> Iterator[None]:
+    """Let every import of the families' modules find the mutant and what is built on it.
+
+    ``None`` imports the families anew as they are.
+    """
+    before = {name: module for name, module in sys.modules.items() if _of_a_family(name)}
+    for name in before:
+        del sys.modules[name]
+    try:
+        if mutant is not None:
+            _install(mutant)
+        yield
+    finally:
+        for name in [name for name in sys.modules if _of_a_family(name)]:
+            del sys.modules[name]
+        for name, module in before.items():
+            sys.modules[name] = module
+            parent, _, last = name.rpartition(".")
+            setattr(sys.modules[parent], last, module)
+
+
+def _of_a_family(name: str) -> bool:
+    """Whether a module is in a sub-package of `algorithms`."""
+    return name.startswith("algorithms.") and name.count(".") >= 2
+
+
+def _install(mutant: Mutant) -> None:
+    """Run a mutant's module under the original's name."""
+    parent, _, last = mutant.module.rpartition(".")
+    package = importlib.import_module(parent)
+    module = types.ModuleType(mutant.module)
+    file = source_of(mutant.module)[0]
+    module.__file__ = file
+    module.__package__ = parent
+    sys.modules[mutant.module] = module
+    setattr(package, last, module)
+    exec(compile(mutant.tree, file, "exec"), module.__dict__)
+
+
+class Endless(Exception):
+    """A check took too long."""
+
+
+@contextlib.contextmanager
+def _limited(seconds: int) -> Iterator[None]:
+    """Raise in the main thread after a time."""
+
+    def stop(*_: object) -> None:
+        raise Endless
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A module and what must hold of it.
+
+    Attributes
+    ----------
+    module
+        Dotted name.
+    check
+        Raises where the module does not do what it must.
+    equivalent
+        Mutants, by key, that change nothing that could be seen, with the reason.
+    """
+
+    module: str
+    check: Callable[[], object] = field(compare=False)
+    equivalent: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def __str__(self) -> str:
+        return self.module.partition(".")[2]
+
+    def hold(self) -> None:
+        """Assert that the original passes the check, and that the mutants called equivalent exist."""
+        assert set(self.equivalent) <= {mutant.key for mutant in mutants(self.module)}
+        with applied(None):
+            self.check()
+
+    def mutants(self) -> tuple[Mutant, ...]:
+        """Return the mutants that the check must catch."""
+        return tuple(mutant for mutant in mutants(self.module) if mutant.key not in self.equivalent)
+
+    def catches(self, mutant: Mutant) -> bool:
+        """Whether the check fails for a mutant."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # coroutines that were never awaited, and the like
+            try:
+                with _limited(PATIENCE), applied(mutant):
+                    self.check()
+            except (Exception, pytest.fail.Exception):
+                return True
+            return False
+
+    def kill(self, mutant: Mutant) -> None:
+        """Assert that the check fails for a mutant."""
+        assert self.catches(mutant), f"nobody notices {mutant}"
+
+
+def cases(trials: Sequence[Trial], of_each: int = 2) -> list[Any]:
+    """Return pytest parameters (trial, mutant): some of every trial, or all where the environment says so."""
+    parameters = []
+    for trial in trials:
+        found = trial.mutants()
+        if os.environ.get("PACELINE_MUTANTS") != "all":
+            found = found[:: max(1, -(-len(found) // of_each))]
+        parameters += [pytest.param(trial, mutant, id=str(mutant)) for mutant in found]
+    return parameters
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        for mutant in mutants(name):
+            print(f"{mutant.line:5} {mutant.key}")
