@@ -8,7 +8,7 @@
 
 The two reductions follow each other, because h~ needs the whole G~. J~ goes to the workers only where the
 second estimator needs it, and only once where it does not depend on x. The next x~ is the last x, their mean,
-or one drawn at random. Delays are measured: updates that the master made between an answer and the arrival of
+or one drawn at random. In the end an empty message and the last x~ go to all workers. Delays are measured: updates that the master made between an answer and the arrival of
 what was made of it. The master is a task of worker 0.
 
 Source: a reconstruction; see :mod:`algorithms.compositional.asyvrsc`.
@@ -60,6 +60,7 @@ class AsyVRSCDistributed(AsyVRSC):
             await worker.send(x[: 0 if worker.running else 1], MASTER, UP)
             start: Any = await worker.recv(MASTER, DOWN)
             if not len(start):
+                worker.report(await worker.recv(MASTER, DOWN))
                 break
             at = await self._pass(worker, start, jacobian)
             jacobian = at.jacobian if problem.constant_jacobian else None
@@ -135,6 +136,7 @@ class Master:
             finished = [len(await worker.recv(rank, UP)) for rank in self._ranks]
             if any(finished):
                 await self._answer_all(self._x[:0])
+                await self._answer_all(self._x)
                 return
             await self._answer_all(self._x)
             await self._answer_all(await self._summed())

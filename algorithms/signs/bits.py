@@ -26,13 +26,13 @@ WORD = 4
 """Bytes of a word."""
 
 
-def shard_elements(elements: int, shards: int = 1) -> int:
+def shard_elements(elements: int, shards: int) -> int:
     """Return the elements of a shard, padding included: whole words."""
     words = -(-elements // (8 * WORD))
     return 8 * WORD * -(-words // shards)
 
 
-def wire_bytes(elements: int, tie: Tie, shards: int = 1) -> int:
+def wire_bytes(elements: int, tie: Tie, shards: int) -> int:
     """Return the bytes of packed signs."""
     return shards * shard_elements(elements, shards) // 8 * (2 if tie == "zero" else 1)
 

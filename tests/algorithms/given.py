@@ -210,6 +210,7 @@ def scenario(
     numerics = {} if objective is None else {"objective": objective}
     if objective is not None:
         sections = {"step-size": step, **sections}
+    workload = sections.pop("workload", {})
     return Scenario(
         {
             "name": "given",
@@ -223,7 +224,7 @@ def scenario(
             "workload": {
                 "cost": {"parameters": parameters, "batch": batch, "gradient": "1 s", "update": f"{UPDATE} s"},
                 **numerics,
-                **sections.pop("workload", {}),
+                **workload,
             },
             "algorithm": algorithm,
             "budget": {"iterations": iterations},

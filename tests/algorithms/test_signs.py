@@ -132,7 +132,7 @@ def test_packed_signs_are_the_words_of_the_recursion(d: int) -> None:
     wire = pack(torch.from_numpy(values), "plus")
     assert wire.dtype == torch.uint8
     assert wire.numpy().tobytes() == signs.pack(values).astype("<u4").tobytes()
-    assert len(wire) == wire_bytes(d, "plus") == 4 * -(-d // 32)
+    assert len(wire) == wire_bytes(d, "plus", 1) == 4 * -(-d // 32)
     assert unpack(wire, d, "plus", torch.zeros(d, dtype=torch.float64)).tolist() == values.tolist()
 
 
@@ -394,18 +394,29 @@ def check_bits() -> None:
 
 def check_votes() -> None:
     for meet, tie in (("sharded", "random"), ("server", "zero"), ("gather", "plus")):
-        for name in ("warm-up", "adversaries", "decay"):
-            run = trained({**SETTINGS[name], "meet": meet, "tie": tie}, 3, 4, 70)
-            assert_equal(
-                models(run), recursion(SETTINGS[name], ripples(70), start(70), 3, 4, tie).models
-            )
+        for name, workers in (("warm-up", 3), ("adversaries", 3), ("decay", 1), ("signum", 2)):
+            run = trained({**SETTINGS[name], "meet": meet, "tie": tie}, workers, 6, 70)
+            expected = recursion(SETTINGS[name], ripples(70), start(70), workers, 6, tie)
+            assert_equal(models(run), expected.models)
+        simulate(scenario({"name": "signsgd", "meet": meet, "tie": tie}, None, 1, 1, parameters=9))
         test_time_is_in_closed_form_with_and_without_numerics(meet, tie)
         test_bytes_are_those_of_the_card(meet, "zero", 3, 100)
 
 
 TRIALS: Sequence[Trial] = [
-    Trial("algorithms.signs.bits", check_bits),
-    Trial("algorithms.signs.majority_vote", check_votes),
+    Trial(
+        "algorithms.signs.bits",
+        check_bits,
+        {"pack: dim=1 -> dim=-1": "the last of two dimensions is the second"},
+    ),
+    Trial(
+        "algorithms.signs.majority_vote",
+        check_votes,
+        {
+            "padded: elements - len(draws) -> elements + len(draws)": "nobody reads what is behind the shards",
+            "SignSGD._gathered: 1 - self.beta -> 1 + self.beta": "a factor of the momentum leaves its sign",
+        },
+    ),
 ]
 
 
