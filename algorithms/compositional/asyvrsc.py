@@ -86,3 +86,12 @@ def outer_part(worker: Worker, inner: torch.Tensor) -> torch.Tensor:
     if not len(part):
         return inner.new_zeros(len(inner))
     return problem.outer_gradient(inner, part) * (len(part) / problem.outer_count)
+
+
+async def product(worker: Worker, jacobian: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Return h~ = J~^T 1/n sum_i dF_i(G~)."""
+
+    def gradient(mean: torch.Tensor) -> torch.Tensor:
+        return jacobian.T @ mean
+
+    return cast("torch.Tensor", await worker.compute(gradient, mean, nbytes=float(jacobian.nbytes)))

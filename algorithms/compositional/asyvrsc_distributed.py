@@ -8,8 +8,10 @@
 
 The two reductions follow each other, because h~ needs the whole G~. J~ goes to the workers only where the
 second estimator needs it, and only once where it does not depend on x. The next x~ is the last x, their mean,
-or one drawn at random. In the end an empty message and the last x~ go to all workers. Delays are measured: updates that the master made between an answer and the arrival of
-what was made of it. The master is a task of worker 0.
+or one drawn at random. An empty answer ends a worker's epoch: what is under way at the K-th update is thrown
+away. At the end of the run an empty message and the last x~ go to all workers. Delays are measured: updates
+that the master made between an answer and the arrival of what was made of it. The master is a task of worker
+0.
 
 Source: a reconstruction; see :mod:`algorithms.compositional.asyvrsc`.
 """
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from algorithms.algorithm import Plan, parameter
-from algorithms.compositional.asyvrsc import AsyVRSC, inner_part, jacobian_part, outer_part
+from algorithms.compositional.asyvrsc import AsyVRSC, inner_part, jacobian_part, outer_part, product
 from algorithms.compositional.estimators import Draw, Snapshot, estimate
 from algorithms.worker import Tensor, Worker
 
@@ -145,14 +147,9 @@ class Master:
                 jacobian = cast("torch.Tensor", flat).view(-1, len(self._x))
                 if algorithm.estimator == "second":
                     await self._answer_all(flat)
-            mean: Any = await self._summed()
-            known = jacobian
-
-            def gradient(mean: Any, jacobian: Any = known) -> Any:
-                return jacobian.T @ mean
-
-            assert known is not None
-            await self._answer_all(await worker.compute(gradient, mean, nbytes=float(known.nbytes)))
+            assert jacobian is not None
+            mean = cast("torch.Tensor", await self._summed())
+            await self._answer_all(await product(worker, jacobian, mean))
             updates = algorithm.epoch_updates(problem)
             self._made, self._total, self._chosen = 0, None, None
             pick = int(random.integers(1, updates + 1))

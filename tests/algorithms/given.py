@@ -142,7 +142,7 @@ class SumView:
 class Composition:
     """A compositional objective: a recursion's problem, whose parts every worker sees."""
 
-    problem: compositional.Problem
+    problem: Any
     x0: Array
     constant: bool
 
@@ -155,7 +155,7 @@ class CompositionObjective(GivenObjective):
 
     def __init__(self, kind: Composition) -> None:
         super().__init__("given composition", kind.x0)
-        self.parts = kind.problem
+        self.parts: compositional.Problem = kind.problem
         self.inner_count, self.outer_count = kind.problem.inner, kind.problem.outer
         self.inner_dimension = len(kind.problem.g(0, kind.x0))
         self.constant_jacobian = kind.constant
@@ -196,12 +196,13 @@ def scenario(
     batch: int = 4,
     step: float = 0.1,
     slow: Mapping[int, float] | None = None,
+    passes: float = UPDATE,
     cluster: Mapping[str, Any] | None = None,
     **sections: Any,
 ) -> Scenario:
     """Return a scenario of workers on one machine.
 
-    A gradient takes one second, a local step 0.06 s, a collective 0.3 s and a message 0.2 s; `slow` gives
+    A gradient takes one second, a local step `passes` seconds, a collective 0.3 s and a message 0.2 s; `slow` gives
     persistent slow-downs by rank. Without an objective it is a timing-only one.
     """
     stragglers = [
@@ -222,7 +223,7 @@ def scenario(
                 **(cluster or {}),
             },
             "workload": {
-                "cost": {"parameters": parameters, "batch": batch, "gradient": "1 s", "update": f"{UPDATE} s"},
+                "cost": {"parameters": parameters, "batch": batch, "gradient": "1 s", "update": f"{passes} s"},
                 **numerics,
                 **workload,
             },
