@@ -223,7 +223,12 @@ def scenario(
                 **(cluster or {}),
             },
             "workload": {
-                "cost": {"parameters": parameters, "batch": batch, "gradient": "1 s", "update": f"{passes} s"},
+                "cost": {
+                    "parameters": parameters,
+                    "batch": batch,
+                    "gradient": "1 s",
+                    "update": f"{passes} s",
+                },
                 **numerics,
                 **workload,
             },

@@ -50,7 +50,9 @@ def held(algorithm: Mapping[str, Any], workers: int, iterations: int, **changes:
     return scenario(algorithm, parts(SIZES[workers]), workers, iterations, parameters=D, **changes)
 
 
-def drawn_lengths(settings: Mapping[str, Any], mean_steps: int, iterations: int, seed: int = SEED) -> list[int]:
+def drawn_lengths(
+    settings: Mapping[str, Any], mean_steps: int, iterations: int, seed: int = SEED
+) -> list[int]:
     """Return the steps of the epochs; the last one ends with the budget."""
     random = stream(0, "inner lengths", True, seed)
     lengths: list[int] = []
@@ -204,11 +206,11 @@ def epochs_on_the_sum(batch: int, seed: int, epochs: int, form: str) -> tuple[Ru
         "kind": "quadratic-sum", "summands": SUMMANDS, "dimension": 20,
         "L": SMOOTHNESS - 2, "mu": MU, "shift": 2.0, "sigma2": 1.0,
     }  # fmt: skip
-    iterations = sum(
-        stream(0, "inner lengths", True, seed).geometric(batch / SUMMANDS, size=epochs).tolist()
-    )
+    iterations = sum(stream(0, "inner lengths", True, seed).geometric(batch / SUMMANDS, size=epochs).tolist())
     algorithm = Recorded(form=form, convexity=MU)  # type: ignore[arg-type]
-    made = scenario(algorithm, objective, 1, iterations, parameters=20, batch=batch, step=constants.eta, seed=seed)
+    made = scenario(
+        algorithm, objective, 1, iterations, parameters=20, batch=batch, step=constants.eta, seed=seed
+    )
     return simulate(made), starts, ends
 
 
