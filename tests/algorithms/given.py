@@ -202,8 +202,8 @@ def scenario(
 ) -> Scenario:
     """Return a scenario of workers on one machine.
 
-    A gradient takes one second, a local step `passes` seconds, a collective 0.3 s and a message 0.2 s; `slow` gives
-    persistent slow-downs by rank. Without an objective it is a timing-only one.
+    A gradient takes one second, a local step `passes` seconds, a collective 0.3 s and a message 0.2 s; `slow`
+    gives persistent slow-downs by rank. Without an objective it is a timing-only one.
     """
     stragglers = [
         {"kind": "persistent", "workers": [rank], "slowdown": factor} for rank, factor in (slow or {}).items()

@@ -290,7 +290,7 @@ def replayed_shared(run: Run, notes: Watched, problem: str, parameters: Mapping[
 
 @dataclass
 class Touch:
-    """A read and the addition made of it: when each element was read and added, and both ended, in seconds."""
+    """A read and the addition made of it: when each element was touched, and when the addition ended."""
 
     draw: Draw
     moments: Array
@@ -464,7 +464,7 @@ def test_bytes_of_the_shared_form_are_those_of_its_sums(problem: str, snapshot: 
     assert run.iterations == (6,) * workers
     epochs = 3
     jacobians = (1 if kind.constant else epochs) * inner * D
-    # G~, the mean of dF, J~, and whether all go on; for an average the number of reads, their sum, and a zero.
+    # G~, the mean of dF, J~, and whether all go on; for an average the reads' number and sum, and a zero.
     elements = epochs * (2 * inner + 1 + (D + 2 if snapshot == "average" else 0)) + jacobians
     assert sum(run.bytes_sent) == pytest.approx(4 * elements * 2 * (workers - 1))
 
@@ -635,16 +635,14 @@ TRIALS: Sequence[Trial] = [
         "algorithms.compositional.asyvrsc_distributed",
         check_distributed_form,
         {
-            "AsyVRSCDistributed._pass: own.new_zeros(0) -> own.new_zeros(1)": "only whether it is None counts",
+            "AsyVRSCDistributed._pass: own.new_zeros(0) -> own.new_zeros(1)": "only None is another thing",
             "Master.__init__: self._made = 0 -> self._made = 1": "every epoch sets it before it counts",
         },
     ),
     Trial(
         "algorithms.compositional.asyvrsc_shared",
         check_shared_form,
-        {
-            "Reads.mean_into: summed(worker, 0) -> summed(worker, 1)": "nobody reads the sum; it makes all wait"
-        },
+        {"Reads.mean_into: summed(worker, 0) -> summed(worker, 1)": "it makes all wait; nobody reads it"},
     ),
 ]
 

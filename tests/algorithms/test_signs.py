@@ -1,4 +1,4 @@
-"""signSGD and Signum against their recursion, their theory, the bytes that they send and closed-form times."""
+"""signSGD and Signum against their recursion, their theory, the bytes that they send, and their times."""
 
 from __future__ import annotations
 
@@ -223,8 +223,9 @@ def iteration_seconds(meet: str, workers: int, d: int, tie: str, momentum: bool,
     whole = packed_bytes(d, shards, tie)
     ballot, unpacked = passing(4 * d + whole), passing(4 * d + whole)
     if meet == "sharded":
+        # A shard's ballots, and their sum: 32 numbers of 4 bytes for each word of bits.
         own = whole // workers
-        counted = passing(workers * own + 4 * 32 * -(-(-(-d // 32)) // workers))
+        counted = passing(workers * own + 32 * packed_bytes(d, workers, "plus") / workers)
         moved = 2 * COLLECTIVE
     else:
         counted = passing(workers * packed_bytes(d, 1, tie) + 4 * d)
@@ -413,7 +414,7 @@ TRIALS: Sequence[Trial] = [
         "algorithms.signs.majority_vote",
         check_votes,
         {
-            "padded: elements - len(draws) -> elements + len(draws)": "nobody reads what is behind the shards",
+            "padded: elements - len(draws) -> elements + len(draws)": "nobody reads behind the shards",
             "SignSGD._gathered: 1 - self.beta -> 1 + self.beta": "a factor of the momentum leaves its sign",
         },
     ),

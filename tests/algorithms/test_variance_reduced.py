@@ -1,4 +1,4 @@
-"""SVRG and Katyusha X against their recursions, their theory, what they evaluate and send, and their times."""
+"""SVRG and Katyusha X against their recursions, their theory, what they evaluate and send, and when."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ def test_a_slow_worker_changes_the_time_alone() -> None:
 
 def test_unequal_batches_weigh_by_parts_all_the_same() -> None:
     """Twice as fast a worker draws twice as many of its parts; each part's weight in f is 1/n."""
-    made = held({"name": "svrg", "lengths": "fixed"}, 2, 7, slow={1: 2.0}, workload={"batches": "proportional"}, batch=3)  # fmt: skip
+    algorithm = {"name": "svrg", "lengths": "fixed"}
+    made = held(algorithm, 2, 7, slow={1: 2.0}, workload={"batches": "proportional"}, batch=3)
     assert made.batches == (4, 2)
     kind = parts(SIZES[2])
     random = [stream(rank, "samples") for rank in range(2)]
