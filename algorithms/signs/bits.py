@@ -32,7 +32,7 @@ def shard_elements(elements: int, shards: int) -> int:
     return 8 * WORD * -(-words // shards)
 
 
-def wire_bytes(elements: int, tie: Tie, shards: int) -> int:
+def wire_bytes(elements: int, tie: Tie, shards: int = 1) -> int:
     """Return the bytes of packed signs."""
     return shards * shard_elements(elements, shards) // 8 * (2 if tie == "zero" else 1)
 

@@ -331,9 +331,9 @@ def test_what_has_no_promise_is_refused(settings: Mapping[str, Any], message: st
 def test_batches_beyond_the_samples_are_refused() -> None:
     with pytest.raises(WorkerFailed) as caught:
         simulate(held("dp-psac", 2, 1, batch=8))
-    assert str(caught.value).endswith(
+    assert (
         "the workers' batches are 16 samples together, of 14; no sample takes part with a probability above 1"
-    )
+    ) in str(caught.value)
 
 
 def test_it_needs_samples_with_numerics() -> None:

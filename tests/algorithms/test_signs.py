@@ -132,7 +132,7 @@ def test_packed_signs_are_the_words_of_the_recursion(d: int) -> None:
     wire = pack(torch.from_numpy(values), "plus")
     assert wire.dtype == torch.uint8
     assert wire.numpy().tobytes() == signs.pack(values).astype("<u4").tobytes()
-    assert len(wire) == wire_bytes(d, "plus", 1) == 4 * -(-d // 32)
+    assert len(wire) == wire_bytes(d, "plus") == 4 * -(-d // 32)
     assert unpack(wire, d, "plus", torch.zeros(d, dtype=torch.float64)).tolist() == values.tolist()
 
 
