@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from algorithms.algorithm import Plan, parameter
-from algorithms.compositional.asyvrsc import AsyVRSC, inner_part, jacobian_part, outer_part, product
+from algorithms.compositional.asyvrsc import AsyVRSC, inner_part, jacobian_part, outer_part
 from algorithms.compositional.estimators import Draw, Snapshot, estimate
 from algorithms.worker import Tensor, Worker
 
@@ -149,7 +149,7 @@ class Master:
                     await self._answer_all(flat)
             assert jacobian is not None
             mean = cast("torch.Tensor", await self._summed())
-            await self._answer_all(await product(worker, jacobian, mean))
+            await self._answer_all(await algorithm.product(worker, jacobian, mean))
             updates = algorithm.epoch_updates(problem)
             self._made, self._total, self._chosen = 0, None, None
             pick = int(random.integers(1, updates + 1))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from algorithms.algorithm import parameter
-from algorithms.compositional.asyvrsc import AsyVRSC, inner_part, jacobian_part, outer_part, product
+from algorithms.compositional.asyvrsc import AsyVRSC, inner_part, jacobian_part, outer_part
 from algorithms.compositional.estimators import Draw, Snapshot, estimate
 from algorithms.worker import SharedTensor, Tensor, Worker
 
@@ -82,7 +82,7 @@ class AsyVRSCShared(AsyVRSC):
             iterations=0,
         )
         mean: Any = await worker.all_reduce(outer, "sum")
-        return Snapshot(x, inner, await product(worker, jacobian, mean), jacobian)
+        return Snapshot(x, inner, await self.product(worker, jacobian, mean), jacobian)
 
     async def _updates(
         self, worker: Worker, memory: SharedTensor, at: Snapshot, last: int, reads: Reads
