@@ -1,10 +1,12 @@
-"""What delay does to AsyVRSC, by the step size and the number of workers: ``python -m tests.benchmarks.delays``.
+"""What delay does to AsyVRSC, by the step size and the number of workers.
+
+    python -m tests.benchmarks.delays
 
 A mean-variance portfolio, the second estimator with five indices of an inner value, epochs of as many updates
-as samples. For every step size (a part of 1 / L_max, L_max the largest smoothness of a single term) and number
-of workers the table has the mean delay that was measured, its product with the step size and L_f, and what an
-epoch leaves of the gap f - f*, as the geometric mean over the run. With shared memory, updates are those of a
-tenth of the coordinates, which makes a step smaller by as much; its epochs have ten times as many.
+as there are samples. For every step size (a part of 1 / L_max, with L_max the largest smoothness of a single
+term) and number of workers the table has the mean delay that was measured, its product with the step size and
+L_f, and what an epoch leaves of the gap f - f*, as the geometric mean over the run. With shared memory, an
+update is that of a tenth of the coordinates, and its epochs have ten times as many.
 """
 
 from __future__ import annotations
