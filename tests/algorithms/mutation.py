@@ -5,8 +5,11 @@ A mutant is a module of `algorithms` with one operator or one number changed:
     a + b <-> a - b       a * b <-> a / b       a // b -> a * b      a % b -> a * b      a ** b -> a * b
     -a -> a               a number c other than 0 -> -c              0 -> 1
 
-also in augmented assignments. Declarations in class bodies (the parameters and their bounds) and the
-argument `nbytes` (what a computation costs, not what it does) are left as they are.
+also in augmented assignments. With `decisions` a trial has these as well, for algorithms whose lines hold few
+operators or none: a comparison turned into its opposite, and a mean made a sum or a sum a mean where an
+all-reduce is called. Left as they are: declarations in class bodies (the parameters and their bounds), the
+argument `nbytes` (what a computation costs, not what it does), and the method `traffic` (what a list says of
+the algorithm).
 
 How to use it: in a test file of your own, list for every module what must hold of it,
 
@@ -61,8 +64,20 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Mod: ast.Mult,
     ast.Pow: ast.Mult,
 }
+OPPOSITES: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.Gt: ast.LtE,
+    ast.LtE: ast.Gt,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
 COSTS = frozenset({"nbytes"})
 """Keyword arguments that say what a computation costs."""
+SAYINGS = frozenset({"traffic"})
+"""Methods that say something of an algorithm and take no part in its run."""
 PATIENCE = 20
 """Seconds of a check after which a mutant counts as one that does not end."""
 
@@ -101,14 +116,14 @@ def source_of(module: str) -> tuple[str, str]:
     return spec.origin, Path(spec.origin).read_text(encoding="utf-8")
 
 
-def mutants(module: str) -> tuple[Mutant, ...]:
-    """Return all mutants of a module, in the order of its text."""
+def mutants(module: str, decisions: bool = False) -> tuple[Mutant, ...]:
+    """Return all mutants of a module, in the order of its text; also of decisions, if they are wanted."""
     original = ast.parse(source_of(module)[1])
     found: list[Mutant] = []
     counts: Counter[str] = Counter()
-    for number, (function, _, _) in enumerate(_places(original)):
+    for number, (function, _, _) in enumerate(_places(original, decisions)):
         tree = copy.deepcopy(original)
-        _, node, shown = _places(tree)[number]
+        _, node, shown = _places(tree, decisions)[number]
         before = ast.unparse(shown)
         _change(node)
         key = f"{function}: {before} -> {ast.unparse(shown)}"
@@ -123,13 +138,13 @@ Place = tuple[str, Any, ast.AST]
 """The function, the node to change, and the expression that shows the change."""
 
 
-def _places(tree: ast.Module) -> list[Place]:
+def _places(tree: ast.Module, decisions: bool) -> list[Place]:
     places: list[Place] = []
-    _search(tree, "", tree, places)
+    _search(tree, "", tree, places, decisions)
     return places
 
 
-def _search(node: ast.AST, function: str, parent: ast.AST, places: list[Place]) -> None:
+def _search(node: ast.AST, function: str, parent: ast.AST, places: list[Place], decisions: bool) -> None:
     """Note the places at and below a node."""
     if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         function = f"{function}.{node.name}".strip(".")
@@ -137,9 +152,11 @@ def _search(node: ast.AST, function: str, parent: ast.AST, places: list[Place]) 
         places.append((function, node, node))
     elif _is_negation(node) or (_is_number(node) and not _is_signed(node, parent)):
         places.append((function, node, parent))
+    elif decisions and _is_decision(node):
+        places.append((function, node, node))
     for child in ast.iter_child_nodes(node):
         if not _is_left_alone(child, node):
-            _search(child, function, node, places)
+            _search(child, function, node, places, decisions)
 
 
 def _is_negation(node: ast.AST) -> bool:
@@ -161,10 +178,19 @@ def _is_signed(node: ast.AST, parent: ast.AST) -> bool:
     return _is_negation(parent)
 
 
+def _is_decision(node: ast.AST) -> bool:
+    """Whether a node is a single comparison, or the call of an all-reduce."""
+    if isinstance(node, ast.Compare):
+        return len(node.ops) == 1 and type(node.ops[0]) in OPPOSITES
+    called = node.func if isinstance(node, ast.Call) else None
+    return isinstance(called, ast.Attribute) and called.attr == "all_reduce"
+
+
 def _is_left_alone(child: ast.AST, parent: ast.AST) -> bool:
     """Whether a node is a declaration, a type, or a cost."""
     if isinstance(parent, ast.ClassDef):
-        return not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        does = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        return not does or child.name in SAYINGS
     if isinstance(parent, ast.AnnAssign) and child is parent.annotation:
         return True
     return isinstance(child, ast.keyword) and child.arg in COSTS
@@ -176,6 +202,10 @@ def _change(node: Any) -> None:
         node.op = OPERATORS[type(node.op)]()
     elif isinstance(node, ast.UnaryOp):
         node.op = ast.UAdd()
+    elif isinstance(node, ast.Compare):
+        node.ops = [OPPOSITES[type(node.ops[0])]()]
+    elif isinstance(node, ast.Call):
+        node.args = [node.args[0], ast.Constant("mean" if len(node.args) > 1 else "sum")]
     else:
         node.value = -node.value if node.value else 1
 
@@ -252,24 +282,28 @@ class Trial:
         Raises where the module does not do what it must.
     equivalent
         Mutants, by key, that change nothing that could be seen, with the reason.
+    decisions
+        Whether comparisons and reductions are changed too.
     """
 
     module: str
     check: Callable[[], object] = field(compare=False)
     equivalent: Mapping[str, str] = field(default_factory=dict, compare=False)
+    decisions: bool = False
 
     def __str__(self) -> str:
         return self.module.partition(".")[2]
 
     def hold(self) -> None:
         """Assert that the original passes the check, and that the mutants called equivalent exist."""
-        assert set(self.equivalent) <= {mutant.key for mutant in mutants(self.module)}
+        assert set(self.equivalent) <= {mutant.key for mutant in mutants(self.module, self.decisions)}
         with applied(None):
             self.check()
 
     def mutants(self) -> tuple[Mutant, ...]:
         """Return the mutants that the check must catch."""
-        return tuple(mutant for mutant in mutants(self.module) if mutant.key not in self.equivalent)
+        found = mutants(self.module, self.decisions)
+        return tuple(mutant for mutant in found if mutant.key not in self.equivalent)
 
     def catches(self, mutant: Mutant) -> bool:
         """Whether the check fails for a mutant."""
@@ -300,5 +334,5 @@ def cases(trials: Sequence[Trial], of_each: int = 2) -> list[Any]:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        for mutant in mutants(name):
+        for mutant in mutants(name, decisions=True):
             print(f"{mutant.line:5} {mutant.key}")

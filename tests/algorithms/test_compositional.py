@@ -559,7 +559,7 @@ def rate(part: float, workers: int, epochs: int) -> tuple[float, float]:
 def test_damage_of_delay_needs_a_large_step_too() -> None:
     """Own results at measured delays, which the card's drawn ones resemble; nothing of the paper's."""
     table = {
-        (part, workers): rate(part, workers, 6) for part, workers in
+        (part, workers): rate(part, workers, 4) for part, workers in
         ((4, 1), (4, 64), (2, 1), (2, 64), (1, 4), (1, 64))
     }  # fmt: skip
     left = {key: found for key, (found, _) in table.items()}
@@ -569,7 +569,7 @@ def test_damage_of_delay_needs_a_large_step_too() -> None:
     assert left[4, 64] < 1.2 * left[4, 1] < 0.5
     # ... at 1 / (2 L_max), and close to 1, an epoch gains far less, ...
     assert 0.7 < delay[2, 64] < 1.1
-    assert 2 * left[2, 1] < left[2, 64] < 1
+    assert 1.5 * left[2, 1] < left[2, 64] < 1
     # ... and beyond, at 1 / L_max, it is the end of convergence, where few workers still converge.
     assert 1.5 < delay[1, 64] < 2.2
     assert left[1, 4] < 0.8

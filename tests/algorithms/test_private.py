@@ -130,7 +130,7 @@ def test_batches_in_proportion_and_a_schedule() -> None:
     assert_equal(models(simulate(made)), expected.models)
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("name", ["dp-sgd", "dp-psac"])
 def test_on_real_data_it_takes_what_the_view_of_the_problem_gives(name: str) -> None:
     objective = {"kind": "logistic", "dtype": "float64", "l2": 0.01}
     settings = {"clip": CLIP, "noise": NOISE}
