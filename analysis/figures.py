@@ -8,7 +8,7 @@ colour-vision deficiencies can tell apart; lines differ in their dashes as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from analysis.compare import Comparison
     from analysis.experiment import Experiment
+    from analysis.privacy import Spent
 
 INK, FAINT, GRID, ACCENT = "#1b2733", "#6b7885", "#e6eaee", "#D55E00"
 """Text, secondary text, grid lines, and what shall be noticed."""
@@ -155,6 +156,45 @@ def _loss(experiment: Experiment, abscissa: Any) -> go.Figure:
     if logarithmic:
         figure.update_yaxes(type="log", tickvals=_round_values(min(losses), max(losses)), tickformat="~g")
     figure.update_yaxes(title_text="loss of the averaged model")
+    return figure
+
+
+def epsilon_against_iterations(spent: Mapping[str, Spent | None]) -> go.Figure:
+    """Return what every private algorithm, of all by their labels, has spent by an iteration."""
+    figure = _epsilon(spent, lambda own: own.iteration)
+    figure.update_xaxes(title_text="iterations", rangemode="tozero")
+    return figure
+
+
+def epsilon_against_time(spent: Mapping[str, Spent | None]) -> go.Figure:
+    """Return what every private algorithm, of all by their labels, has spent by a time."""
+    factor, unit = time_scale(max((own.time[-1] for own in spent.values() if own), default=0.0))
+    figure = _epsilon(spent, lambda own: [time * factor for time in own.time])
+    figure.update_xaxes(title_text=f"simulated time ({unit})", rangemode="tozero")
+    return figure
+
+
+def _epsilon(spent: Mapping[str, Spent | None], abscissa: Any) -> go.Figure:
+    """Draw epsilon at the samples; where there are few, as points, since it is not straight in between."""
+    figure = _figure(
+        360,
+        showlegend=True,
+        legend={"y": -0.24, "yanchor": "top", "entrywidth": 0.5, "entrywidthmode": "fraction"},
+        margin={"l": 64, "r": 12, "t": 16, "b": 60},
+    )
+    for index, (name, own) in enumerate(spent.items()):
+        if own is None:
+            continue
+        xs, ys = _thinned(abscissa(own), own.epsilon)
+        figure.add_scatter(
+            x=xs, y=ys, name=name, mode="lines+markers" if len(xs) <= 30 else "lines",
+            line={
+                "color": LINE_COLOURS[index % len(LINE_COLOURS)], "width": 2,
+                "dash": DASHES[index % len(DASHES)],
+            },
+            hovertemplate="%{y:.4g} at %{x:.4g}<extra>" + name + "</extra>",
+        )  # fmt: skip
+    figure.update_yaxes(title_text="epsilon", rangemode="tozero")
     return figure
 
 

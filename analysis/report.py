@@ -16,6 +16,7 @@ import topologies
 from analysis import figures
 from analysis.compare import Comparison, difference_text
 from analysis.experiment import Entry, Experiment, Trial
+from analysis.privacy import spent
 from analysis.speedup import count_text, html_table, part_label
 from simulator.run import Run
 from simulator.scenario import Scenario
@@ -76,6 +77,11 @@ _GLOSSARY = (
         "transferring if one of its transfers is under way, else as waiting.",
     ),
     ("bytes per iteration", "What a worker hands over for sending, mean over the workers."),
+    (
+        "epsilon",
+        "How much the presence of one sample can change what the models tell: a probability by a factor of "
+        "exp(epsilon) at most, but for a chance of delta.",
+    ),
     ("effective bandwidth", "Line rate times the share of it that is really delivered (efficiency)."),
     ("utilisation", "A link's load over its effective bandwidth."),
 )  # fmt: skip
@@ -335,6 +341,7 @@ def report(experiment: Experiment) -> str:
     scenario = experiment.scenario
     table = experiment.table()
     own = experiment.entries[0]
+    private = any(row.epsilon is not None for row in table.rows)
     parts = [
         _header(
             f"{scenario.name}: {', '.join(entry.label for entry in experiment.entries)}", title(scenario)
@@ -352,6 +359,7 @@ def report(experiment: Experiment) -> str:
             _section("Loss", f'<div class="pair">{"".join(pair)}</div>{_notes([note] if note else [])}')
         )
     parts += [
+        _privacy_section(experiment),
         _section("Where the time goes", _plot("time-shares", figures.time_shares(table.rows))),
         _section(
             "What the workers did",
@@ -364,9 +372,25 @@ def report(experiment: Experiment) -> str:
             _facts_list(facts(scenario)) + _plot("cluster", figures.cluster_picture(scenario), "Cluster"),
         ),
         _section("Step sizes", _step_sizes(experiment)),
-        _section("Definitions", _facts_list(_glossary(scenario))),
+        _section("Definitions", _facts_list(_glossary(scenario, private))),
     ]
     return _page(f"{scenario.name}: {title(scenario)}", parts)
+
+
+def _privacy_section(experiment: Experiment) -> str:
+    """Return how much privacy was spent, and by whose account; nothing where none is promised."""
+    found = [(entry.label, spent(entry.run)) for entry in experiment.entries]
+    private = {label: own for label, own in found if own is not None}
+    if not private:
+        return ""
+    pair = [
+        _plot("epsilon-time", figures.epsilon_against_time(private), "Epsilon against simulated time"),
+        _plot(
+            "epsilon-iterations", figures.epsilon_against_iterations(private), "Epsilon against iterations"
+        ),
+    ]
+    said = _facts_list((label, own.text()) for label, own in private.items())
+    return _section("Privacy", f'<div class="pair">{"".join(pair)}</div>{said}')
 
 
 _TIMELINE_NOTE = (
@@ -448,10 +472,10 @@ def _facts_list(pairs: Iterable[tuple[str, str]]) -> str:
     return f"<dl>\n{''.join(items)}</dl>\n"
 
 
-def _glossary(scenario: Scenario) -> list[tuple[str, str]]:
+def _glossary(scenario: Scenario, private: bool) -> list[tuple[str, str]]:
     target = scenario.sections.target
     reports = target.reports if target else 0
-    return [(word, text.format(reports=reports)) for word, text in _GLOSSARY]
+    return [(word, text.format(reports=reports)) for word, text in _GLOSSARY if private or word != "epsilon"]
 
 
 def _per_entry(experiment: Experiment, name: str, draw: Any) -> str:

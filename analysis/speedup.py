@@ -18,6 +18,7 @@ import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from analysis.privacy import spent_to_target
 from simulator.parts import BadInput, Part
 from simulator.run import Run
 from simulator.target import Reached
@@ -95,6 +96,8 @@ class Row:
         Seconds per iteration over the whole run.
     extrapolated
         Whether one of the two runs ended before its target, whose time follows from its mean pace.
+    epsilon
+        The privacy that the run spent until its target, or in all; None where nothing is promised.
     """
 
     algorithm: str
@@ -116,6 +119,7 @@ class Row:
     bytes_per_iteration: float
     time_per_iteration: float
     extrapolated: bool
+    epsilon: float | None = None
 
     @property
     def missing(self) -> str | None:
@@ -169,6 +173,7 @@ def measure(run: Run, reference: Run, grid: Sequence[float] = ()) -> Row:
         bytes_per_iteration=_bytes_per_iteration(run),
         time_per_iteration=run.time_per_iteration,
         extrapolated=any(at is not None and at.extrapolated for at in (reached, first)),
+        epsilon=spent_to_target(run),
         **run.time_shares(),
     )
 
@@ -280,6 +285,8 @@ _COLUMNS = (
     _Column("bytes per iteration", lambda row: format_quantity(row.bytes_per_iteration, "B")),
 )
 
+_EPSILON = _Column("epsilon", lambda row: "-" if row.epsilon is None else f"{row.epsilon:.4g}")
+"""Shown where a row promises privacy."""
 
 _UNITS = {
     "time": "time_s",
@@ -302,13 +309,18 @@ class Table:
 
     rows: tuple[Row, ...]
 
+    @property
+    def _columns(self) -> tuple[_Column, ...]:
+        private = any(row.epsilon is not None for row in self.rows)
+        return (*_COLUMNS[:5], _EPSILON, *_COLUMNS[5:]) if private else _COLUMNS
+
     def headings(self) -> list[str]:
         """Return the columns' headings."""
-        return [column.heading for column in _COLUMNS]
+        return [column.heading for column in self._columns]
 
     def cells(self) -> list[list[str]]:
         """Return every row's cells as text."""
-        return [[column.cell(row) for column in _COLUMNS] for row in self.rows]
+        return [[column.cell(row) for column in self._columns] for row in self.rows]
 
     def notes(self) -> list[str]:
         """Return what a reader has to know beside the figures, in sentences."""
@@ -324,6 +336,15 @@ class Table:
         if ideals and targets:
             notes.append(f"Efficiency is the time speedup over the ideal of {' and '.join(ideals)}.")
         notes.append("Compute, transfer and waiting are shares of the workers' time.")
+        if _EPSILON in self._columns:
+            notes.append(
+                "Epsilon is the privacy that a run spent until its target, or in all where it reached none; "
+                "smaller is more private."
+            )
+            if grids:
+                notes.append(
+                    "It is that of one run; step sizes that are tried on the same samples spend more."
+                )
         return notes
 
     def to_dicts(self) -> list[dict[str, Any]]:

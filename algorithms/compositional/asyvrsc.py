@@ -63,6 +63,14 @@ class AsyVRSC(Algorithm):
         each = queries(problem, self.estimator, self.inner, self.jacobian)
         return parts / worker.world_size / each
 
+    async def product(self, worker: Worker, jacobian: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return h~ = J~^T 1/n sum_i dF_i(G~)."""
+
+        def gradient(mean: torch.Tensor) -> torch.Tensor:
+            return jacobian.T @ mean
+
+        return cast("torch.Tensor", await worker.compute(gradient, mean, nbytes=float(jacobian.nbytes)))
+
 
 def inner_part(worker: Worker, x: torch.Tensor) -> torch.Tensor:
     """Return this worker's part of G(x)."""

@@ -8,8 +8,10 @@
 
 The two reductions follow each other, because h~ needs the whole G~. J~ goes to the workers only where the
 second estimator needs it, and only once where it does not depend on x. The next x~ is the last x, their mean,
-or one drawn at random. Delays are measured: updates that the master made between an answer and the arrival of
-what was made of it. The master is a task of worker 0.
+or one drawn at random. An empty answer ends a worker's epoch: what is under way at the K-th update is thrown
+away. At the end of the run an empty message and the last x~ go to all workers. Delays are measured: updates
+that the master made between an answer and the arrival of what was made of it. The master is a task of worker
+0.
 
 Source: a reconstruction; see :mod:`algorithms.compositional.asyvrsc`.
 """
@@ -60,6 +62,7 @@ class AsyVRSCDistributed(AsyVRSC):
             await worker.send(x[: 0 if worker.running else 1], MASTER, UP)
             start: Any = await worker.recv(MASTER, DOWN)
             if not len(start):
+                worker.report(await worker.recv(MASTER, DOWN))
                 break
             at = await self._pass(worker, start, jacobian)
             jacobian = at.jacobian if problem.constant_jacobian else None
@@ -135,6 +138,7 @@ class Master:
             finished = [len(await worker.recv(rank, UP)) for rank in self._ranks]
             if any(finished):
                 await self._answer_all(self._x[:0])
+                await self._answer_all(self._x)
                 return
             await self._answer_all(self._x)
             await self._answer_all(await self._summed())
@@ -143,14 +147,9 @@ class Master:
                 jacobian = cast("torch.Tensor", flat).view(-1, len(self._x))
                 if algorithm.estimator == "second":
                     await self._answer_all(flat)
-            mean: Any = await self._summed()
-            known = jacobian
-
-            def gradient(mean: Any, jacobian: Any = known) -> Any:
-                return jacobian.T @ mean
-
-            assert known is not None
-            await self._answer_all(await worker.compute(gradient, mean, nbytes=float(known.nbytes)))
+            assert jacobian is not None
+            mean = cast("torch.Tensor", await self._summed())
+            await self._answer_all(await algorithm.product(worker, jacobian, mean))
             updates = algorithm.epoch_updates(problem)
             self._made, self._total, self._chosen = 0, None, None
             pick = int(random.integers(1, updates + 1))

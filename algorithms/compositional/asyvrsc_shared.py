@@ -1,12 +1,14 @@
 """AsyVRSC-Shared: variance-reduced composition optimisation in shared memory, without a lock.
 
-    epoch: all workers wait for each other, take x~ from memory, and sum up G~, J~ and h~ in parallel
+    epoch: all workers sum up G~, J~ and h~ at x~ in parallel
     then each worker, until all together have made K updates:
         read x^ element by element, while others write
         v = estimate at x^
         x_c <- x_c - step size * v_c    for c in a random set Y of coordinates
+    all workers wait for each other and take the next x~ from memory
 
-The step is not scaled by N/|Y|. Whoever has read before the K-th update and is later throws its own away.
+The step is not scaled by N/|Y|. Whoever has read before the K-th update and is later throws its own away;
+additions under way at the K-th are made, so an epoch may have up to a worker each, less one, more than K.
 Delays are measured: updates that ended between the begin of a read and the write of what was made of it.
 
 Source: a reconstruction; see :mod:`algorithms.compositional.asyvrsc`.
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from algorithms.problem import Compositional
 
 
+WRITER = 0
+"""The rank that puts an average into memory."""
+
+
 @dataclass(frozen=True)
 class AsyVRSCShared(AsyVRSC):
     """Lock-free updates of a model in shared memory."""
@@ -46,20 +52,22 @@ class AsyVRSCShared(AsyVRSC):
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""
         problem = cast("Compositional", worker.problem)
-        start: Any = worker.initial_model()
-        memory = worker.shared("model", start)
+        x: Any = worker.initial_model()
+        memory = worker.shared("model", x)
         jacobian: torch.Tensor | None = None
         reads = Reads(worker)
-        while await everybody_goes_on(worker, start):
+        goes_on = True
+        while goes_on:
             # Nobody writes before all have joined the sums of the pass.
             begun = memory.writes
-            x: Any = await memory.read()
-            if self.snapshot == "average":
-                x = await reads.mean_into(memory, x)
-                begun = memory.writes
             at = await self._pass(worker, x, jacobian)
             jacobian = at.jacobian if problem.constant_jacobian else None
             await self._updates(worker, memory, at, begun + self.epoch_updates(problem), reads)
+            goes_on = await everybody_goes_on(worker)
+            x = await memory.read()
+            if self.snapshot == "average":
+                x = await reads.mean_into(memory, x)
+            worker.report(x)
 
     async def _pass(self, worker: Worker, x: torch.Tensor, jacobian: torch.Tensor | None) -> Snapshot:
         """Return everything at x~: two phases, as h~ needs the whole G~."""
@@ -78,7 +86,7 @@ class AsyVRSCShared(AsyVRSC):
             iterations=0,
         )
         mean: Any = await worker.all_reduce(outer, "sum")
-        return Snapshot(x, inner, jacobian.T @ mean, jacobian)
+        return Snapshot(x, inner, await self.product(worker, jacobian, mean), jacobian)
 
     async def _updates(
         self, worker: Worker, memory: SharedTensor, at: Snapshot, last: int, reads: Reads
@@ -131,21 +139,24 @@ class Reads:
     async def mean_into(self, memory: SharedTensor, x: Tensor) -> Tensor:
         """Put the mean of all workers' reads into memory, where ``x`` is, and return it; begin anew."""
         worker = self._worker
-        total = x * 0 if self._total is None else self._total
-        count = await worker.all_reduce(x[:1] * 0 + self._count, "sum")
-        summed = await worker.all_reduce(total, "sum")
+        taken = await summed(worker, self._count)
+        total = await worker.all_reduce(x * 0 if self._total is None else self._total, "sum")
         self._total, self._count = None, 0
-        taken = float(cast("torch.Tensor", count))
-        if not taken:
-            return x
-        mean = await worker.combine((1 / taken, summed))
-        if worker.rank == 0:
+        mean = await worker.combine((1 / taken, total))
+        if worker.rank == WRITER:
             await memory.add(await worker.combine((1, mean), (-1, x)))
-        await worker.all_reduce(x[:1] * 0, "sum")
+        await summed(worker, 0)
         return mean
 
 
-async def everybody_goes_on(worker: Worker, x: Any) -> bool:
+async def everybody_goes_on(worker: Worker) -> bool:
     """Wait for all workers; return whether each has iterations left."""
-    left = await worker.all_reduce(x[:1] * 0 + (1 if worker.running else 0), "sum")
-    return float(cast("torch.Tensor", left)) == worker.world_size
+    return await summed(worker, worker.running) == worker.world_size
+
+
+async def summed(worker: Worker, number: int) -> int:
+    """Return the sum of the workers' numbers, when all have given theirs."""
+    import torch
+
+    total: Any = await worker.all_reduce(torch.tensor([number], dtype=torch.int32), "sum")
+    return int(total)

@@ -83,6 +83,11 @@ class PrivateSGD(Algorithm):
         """Train on one worker."""
         problem = cast("FiniteSum", worker.problem)
         expected = round(worker.batch / worker.share)
+        if self.sampling == "poisson" and expected > problem.total:
+            raise ValueError(
+                f"the workers' batches are {expected} samples together, of {problem.total}; no sample takes "
+                "part with a probability above 1"
+            )
         x = worker.initial_model()
         while worker.running:
             chosen = self._chosen(worker, problem)
@@ -107,7 +112,7 @@ class PrivateSGD(Algorithm):
         random = worker.random("samples")
         if self.sampling == "fixed":
             return torch.from_numpy(random.integers(problem.count, size=worker.batch))
-        rate = worker.batch / worker.share / problem.total
+        rate = round(worker.batch / worker.share) / problem.total
         return torch.from_numpy(np.flatnonzero(random.random(problem.count) < rate))
 
     async def _noised(self, worker: Worker, total: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ WORD = 4
 """Bytes of a word."""
 
 
-def shard_elements(elements: int, shards: int = 1) -> int:
+def shard_elements(elements: int, shards: int) -> int:
     """Return the elements of a shard, padding included: whole words."""
     words = -(-elements // (8 * WORD))
     return 8 * WORD * -(-words // shards)
@@ -37,13 +37,13 @@ def wire_bytes(elements: int, tie: Tie, shards: int = 1) -> int:
     return shards * shard_elements(elements, shards) // 8 * (2 if tie == "zero" else 1)
 
 
-def draw(tie: Tie, elements: int, random: np.random.Generator) -> torch.Tensor | None:
+def draw(tie: Tie, like: Any, random: np.random.Generator) -> torch.Tensor | None:
     """Return uniform numbers for random ties; they are drawn whether there is a tie or not."""
-    if tie != "random":
+    if tie != "random" or isinstance(like, Phantom):
         return None
     import torch
 
-    return torch.from_numpy(random.random(elements))
+    return torch.from_numpy(random.random(len(like)))
 
 
 def signs(x: torch.Tensor, tie: Tie, draws: torch.Tensor | None) -> torch.Tensor:

@@ -53,7 +53,7 @@ class SignSGD(Algorithm):
     )
     warm_up: int = parameter(0, "iterations that send the gradient's own sign", minimum=0)
     adversaries: float = parameter(
-        0.0, "part of the workers, the last ones, that negate their sign", minimum=0.0
+        0.0, "part of the workers, the last ones, that negate their sign", minimum=0.0, maximum=1.0
     )
 
     def traffic(self, setting: Setting) -> float:
@@ -104,7 +104,7 @@ class SignSGD(Algorithm):
     async def _ballot(self, worker: Worker, x: Tensor) -> Tensor:
         """Return this worker's packed signs."""
         shards = worker.world_size if self.meet == "sharded" else 1
-        draws = draw(self.tie, len(x), worker.random("ties"))
+        draws = draw(self.tie, x, worker.random("ties"))
         honest = worker.rank < worker.world_size - round(self.adversaries * worker.world_size)
 
         def packed(x: Any) -> Any:
@@ -144,7 +144,7 @@ class SignSGD(Algorithm):
     ) -> Tensor:
         """Return the packed vote of ballots like ``x``, or like one of its shards."""
         elements = len(x) if shard is None else shard_elements(len(x), worker.world_size)
-        draws = draw(self.tie, len(x), worker.random("tied votes", shared=True))
+        draws = draw(self.tie, x, worker.random("tied votes", shared=True))
         if draws is not None and shard is not None:
             draws = padded(draws, elements * worker.world_size)[shard * elements : (shard + 1) * elements]
 

@@ -200,7 +200,9 @@ class Arrival(NamedTuple):
     version: int
 
 
-def _epoch(problem: Problem, x: Array, eta: float, estimator: int, updates: Sequence[Update]) -> list[Array]:
+def shared_epoch(
+    problem: Problem, x: Array, eta: float, estimator: int, updates: Sequence[Update]
+) -> list[Array]:
     """All the iterates x_0 .. x_K of one epoch of AsyVRSC-Shared."""
     at = snapshot_at(problem, x)
     iterates = [x]
@@ -225,7 +227,7 @@ def asyvrsc_shared(
     """AsyVRSC-Shared: return the snapshots x~ [epochs + 1, N], the first of them x0."""
     points = [x0]
     for updates, rule in zip(epochs, snapshots, strict=True):
-        points.append(next_snapshot(_epoch(problem, points[-1], eta, estimator, updates), rule))
+        points.append(next_snapshot(shared_epoch(problem, points[-1], eta, estimator, updates), rule))
     return np.array(points)
 
 
