@@ -6,7 +6,8 @@ A worker pulls the model, computes a gradient and pushes it; the server applies 
 
 and answers with the model that results. Between a pull and its push others have been applied: their number
 is the staleness, noted for every push; it follows from who is how fast and how long a transfer takes. With
-several servers each keeps a shard of the model, and a worker's shards may be of different versions.
+several servers each keeps a shard of the model, and a worker's shards may be of different versions. When all
+have ended, every worker gets the last model.
 
 Source: Lian, Huang, Li and Liu, "Asynchronous parallel stochastic gradient for nonconvex optimization",
 NeurIPS 2015, arXiv 1506.08272 (AsySG-con); Dean et al., "Large scale distributed deep networks", NeurIPS
@@ -25,6 +26,7 @@ from algorithms.servers.shards import (
     bounds,
     channels,
     check_servers,
+    pull,
     push_and_pull,
     say_goodbye,
 )
@@ -63,18 +65,18 @@ class APSGD(Algorithm):
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""
         x = worker.initial_model()
-        tasks = []
+        server = None
         if worker.rank < self.servers:
             low, high = bounds(len(x), self.servers)[worker.rank]
-            shard = Shard(worker, x[low:high].clone())
-            tasks = [worker.spawn(shard.serve(rank)) for rank in range(worker.world_size)]
+            server = worker.spawn(Shard(worker, x[low:high].clone()).serve())
         while worker.running:
             gradient = await worker.gradient(x)
             x = await push_and_pull(worker, gradient, self.servers)
             worker.report(x)
         await say_goodbye(worker, x, self.servers)
-        for task in tasks:
-            await task
+        worker.report(await pull(worker, len(x), self.servers))
+        if server is not None:
+            await server
 
 
 class Shard:
@@ -94,7 +96,16 @@ class Shard:
         self._worker = worker
         self._seen = [0] * worker.world_size
 
-    async def serve(self, rank: int) -> None:
+    async def serve(self) -> None:
+        """Serve all workers until they have ended, and then give each the last model."""
+        worker, ranks = self._worker, range(self._worker.world_size)
+        for task in [worker.spawn(self.answer(rank)) for rank in ranks]:
+            await task
+        if len(self.x):
+            for sending in [worker.send(self.x, rank, PULL) for rank in ranks]:
+                await sending
+
+    async def answer(self, rank: int) -> None:
         """Apply a worker's gradients and answer each, until it has ended."""
         while len(gradient := await self._worker.recv(rank, PUSH)):
             await self.apply(gradient, rank)

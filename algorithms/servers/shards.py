@@ -43,19 +43,27 @@ def check_servers(name: str, servers: int, world_size: int) -> None:
 
 async def push_and_pull(worker: Worker, gradient: Tensor, servers: int) -> Tensor:
     """Push a gradient to all servers at once, and return the model that they answer with."""
-    import torch
-
-    shards = [
-        (server, low, high)
-        for server, (low, high) in enumerate(bounds(len(gradient), servers))
-        if high > low  # there may be more servers than elements
-    ]
+    shards = filled(len(gradient), servers)
     pushes = [worker.send(gradient[low:high], server, PUSH) for server, low, high in shards]
-    answers = [worker.recv(server, PULL) for server, _, _ in shards]
-    slices: Any = [await answer for answer in answers]
+    x = await pull(worker, len(gradient), servers)
     for push in pushes:
         await push
+    return x
+
+
+async def pull(worker: Worker, elements: int, servers: int) -> Tensor:
+    """Return the model that all servers send."""
+    import torch
+
+    answers = [worker.recv(server, PULL) for server, _, _ in filled(elements, servers)]
+    slices: Any = [await answer for answer in answers]
     return torch.cat(slices) if len(slices) > 1 else slices[0]
+
+
+def filled(elements: int, servers: int) -> list[tuple[int, int, int]]:
+    """Return (server, low, high) of the shards that hold any of the elements."""
+    every = enumerate(bounds(elements, servers))
+    return [(server, low, high) for server, (low, high) in every if high > low]
 
 
 async def say_goodbye(worker: Worker, x: Tensor, servers: int) -> None:

@@ -91,6 +91,7 @@ def hops(n: int) -> int:
 
 T = ITERATIONS
 SERVED = lambda n, M: 2 * (n - 1) * M * T  # noqa: E731  # a worker's own server costs nothing
+PULLED_AT_LAST = lambda n, M: SERVED(n, M) + (n - 1) * M  # noqa: E731
 RING = {"graph": "ring"}
 STAR = {"graph": "star", "mixing": "metropolis-hastings"}
 
@@ -164,8 +165,9 @@ TRAFFIC = (
     ),
     Traffic("parameter-server", SERVED),
     Traffic("parameter-server", SERVED, {"servers": 3}, workers=(3, 4, 8)),
-    Traffic("a-psgd", SERVED),
-    Traffic("a-psgd", SERVED, {"servers": 3}, workers=(3, 4, 8)),
+    # At the end every worker but the server's own gets the last model.
+    Traffic("a-psgd", PULLED_AT_LAST, stated=False),
+    Traffic("a-psgd", PULLED_AT_LAST, {"servers": 3}, workers=(3, 4, 8), stated=False),
     Traffic("hogwild", lambda n, M: 0.0),
 )
 
