@@ -8,7 +8,7 @@ SELECT ?= not large
 PAGE ?= simulator/engine/COSTS.md
 PACKAGES := algorithms analysis simulator topologies traces
 
-.PHONY: setup demo test lint cases mutants bench bench-simgrid clean
+.PHONY: setup demo test lint stress cases mutants bench bench-simgrid clean
 
 setup: $(INSTALLED)
 
@@ -37,6 +37,10 @@ cases: $(INSTALLED)
 # Every algorithm with one sign, operator or number changed, each of which a test must notice.
 mutants: $(INSTALLED)
 	PACELINE_MUTANTS=all $(BIN)/python -m pytest -n 2 -q tests/algorithms -k mutant
+
+# Every real run of the asynchronous algorithms, 20 times.
+stress: $(INSTALLED)
+	PACELINE_STRESS=20 $(BIN)/python -m pytest -n 1 -q tests/simulator/execution/test_asynchronous.py
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q -p no:xdist -m "$(SELECT)"

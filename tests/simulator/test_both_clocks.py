@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from algorithms import ALGORITHMS as KNOWN
+from algorithms.codecs import CODECS
 from simulator.engine.simulate import simulate
 from simulator.execution.execute import execute
 from simulator.run import Run
@@ -77,6 +79,59 @@ def same_bits(chosen: Scenario) -> tuple[Run, Run]:
     charged_model = chosen.cost.parameters * chosen.cost.parameter_bytes
     assert sent_models == pytest.approx([nbytes / charged_model for nbytes in simulated.bytes_sent])
     return simulated, executed
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "pipe-sgd": {"name": "pipe-sgd"},
+    "parameter-server": {"name": "parameter-server"},
+    "overlap-local-sgd": {"name": "overlap-local-sgd", "period": 2},
+    "slowmo": {"name": "slowmo", "period": 2},
+    "vrl-sgd": {"name": "vrl-sgd", "period": 2},
+    "easgd, synchronous": {"name": "easgd", "period": 2, "rounds": "synchronous"},
+    "diloco": {"name": "diloco", "period": 2},
+    "streaming-diloco": {"name": "streaming-diloco", "period": 4, "fragments": 2},
+    "d2": {"name": "d2"},
+    "sgp": {"name": "sgp"},
+    "sgp, to all": {"name": "sgp", "peers": "all"},
+    "sgp, overlapped": {"name": "sgp", "delay": 2},
+    "signsgd": {"name": "signsgd"},
+    "signum, random ties": {"name": "signum", "tie": "random", "decay": 0.1},
+    "signum, one server": {"name": "signum", "meet": "server", "tie": "zero"},
+    "signum, gathered": {"name": "signum", "meet": "gather", "adversaries": 0.25},
+    "svrg": {"name": "svrg", "inner": 4},
+    "katyusha-x": {"name": "katyusha-x", "inner": 4, "tau": 0.3, "l1": 1e-4},
+    "dp-sgd": {"name": "dp-sgd"},
+    "nsgd": {"name": "nsgd"},
+    "auto-s": {"name": "auto-s"},
+    "dp-psac": {"name": "dp-psac"},
+}
+
+
+def test_every_deterministic_algorithm_is_here() -> None:
+    held = {settings["name"] for settings in (*ALGORITHMS.values(), *OTHERS.values())}
+    assert held >= {name for name, entry in KNOWN.items() if entry.load()().deterministic}
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4])
+@pytest.mark.parametrize("name", OTHERS)
+def test_same_bits_of_the_others(name: str, workers: int) -> None:
+    # 2 KiB of logistic regression: real data, and gradients of single samples at little cost.
+    logistic = {"kind": "logistic", "data": "digits", "dtype": "float32"}
+    same_bits(scenario(OTHERS[name], workers, logistic))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize(
+    ("algorithm", "codec"),
+    # DGC corrects the momentum of gradients, so that it stands before nothing else.
+    [
+        *(("allreduce-sgd", codec) for codec in CODECS),
+        *(("local-sgd", codec) for codec in CODECS if codec != "dgc"),
+    ],
+)
+def test_same_bits_when_compressed(algorithm: str, codec: str, workers: int) -> None:
+    mlp = {"kind": "mlp", "data": "digits", "dtype": "float32"}
+    same_bits(scenario(algorithm, workers, mlp).vary(compression=codec))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
