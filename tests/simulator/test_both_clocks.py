@@ -120,15 +120,13 @@ def test_same_bits_of_the_others(name: str, workers: int) -> None:
     same_bits(scenario(OTHERS[name], workers, logistic))
 
 
+# DGC corrects the momentum of gradients, so that it stands before nothing else.
+COMPRESSED = [("allreduce-sgd", codec) for codec in CODECS]
+COMPRESSED += [("local-sgd", codec) for codec in CODECS if codec != "dgc"]
+
+
 @pytest.mark.parametrize("workers", [2, 3])
-@pytest.mark.parametrize(
-    ("algorithm", "codec"),
-    # DGC corrects the momentum of gradients, so that it stands before nothing else.
-    [
-        *(("allreduce-sgd", codec) for codec in CODECS),
-        *(("local-sgd", codec) for codec in CODECS if codec != "dgc"),
-    ],
-)
+@pytest.mark.parametrize(("algorithm", "codec"), COMPRESSED)
 def test_same_bits_when_compressed(algorithm: str, codec: str, workers: int) -> None:
     mlp = {"kind": "mlp", "data": "digits", "dtype": "float32"}
     same_bits(scenario(algorithm, workers, mlp).vary(compression=codec))
