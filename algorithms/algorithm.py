@@ -169,6 +169,11 @@ class Algorithm:
         return True
 
     @property
+    def mixes(self) -> bool:
+        """Whether workers average with the weights of a mixing matrix."""
+        return "graph" in self.requires
+
+    @property
     def needs_graph(self) -> bool:
         """Whether workers talk to their neighbours on a communication graph."""
         return bool(self.requires & {"graph", "symmetric", "bipartite"})

@@ -178,7 +178,7 @@ ALGORITHMS: dict[str, Entry] = {
         "M",
         "averagings during a gradient",
         "non-convex, bounded staleness (Lian et al. 2018)",
-        needs="bipartite, graph, symmetric",
+        needs="bipartite, symmetric",
     ),
     "pair-averaging": Entry(
         "algorithms.decentralised.pair_averaging",

@@ -89,7 +89,7 @@ class Worker(Protocol):
         This worker's part of the global batch, p_i = M_i / sum of all M (1/n where batches are equal).
     weights
         Row of the mixing matrix: rank -> weight that this worker gives to that rank's model, itself
-        included, in ascending order of ranks. Empty unless the algorithm requires a graph.
+        included, in ascending order of ranks. Empty unless the algorithm requires a mixing matrix.
     graph
         The communication graph on ranks; None unless the algorithm requires one.
     batch

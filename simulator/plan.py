@@ -52,8 +52,8 @@ def group_share(shares: Sequence[float] | None, members: Sequence[int], rank: in
 
 
 def weights(scenario: Scenario, rank: int) -> Mapping[int, float]:
-    """Return a rank's row of the mixing matrix without zeros; empty where no graph is needed."""
-    if not scenario.algorithm.needs_graph:
+    """Return a rank's row of the mixing matrix without zeros; empty where none is needed."""
+    if not scenario.algorithm.mixes:
         return _NO_WEIGHTS
     row = scenario.mixing[rank]
     return {other: float(row[other]) for other in np.flatnonzero(row).tolist()}

@@ -593,7 +593,7 @@ class Scenario:
         users = [entry for entry in parts if entry.build().needs_graph]
         if users:
             with _under("gossip"):
-                _ = self.mixing
+                _ = self.mixing if any(entry.build().mixes for entry in users) else self.communication_graph
             if self.sections.workload.batches == "proportional" and self.shares is not None:
                 problem = "averages by its mixing matrix, not by shares of the batch; use equal batches"
                 raise BadInput("workload.batches", f"{users[0].name} {problem}")
@@ -611,7 +611,7 @@ class Scenario:
                     raise BadInput(key, f"{entry.name} needs {problem}")
             graph, mixing = None, None
             if algorithm.needs_graph:
-                graph, mixing = self.communication_graph, self.mixing
+                graph, mixing = self.communication_graph, self.mixing if algorithm.mixes else None
             with _under(key):
                 algorithm.check(self.workers, graph, mixing)
 

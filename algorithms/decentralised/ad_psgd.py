@@ -38,7 +38,7 @@ last; an empty message grants it; then both models go at once."""
 class ADPSGD(Algorithm):
     """Gradients and averagings of random pairs, side by side."""
 
-    requires: ClassVar[frozenset[str]] = frozenset({"graph", "symmetric", "bipartite"})
+    requires: ClassVar[frozenset[str]] = frozenset({"symmetric", "bipartite"})
     model_copies: ClassVar[int] = 2
     exact_because: ClassVar[str] = "the two models of a pair must be averaged exactly"
 
