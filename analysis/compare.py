@@ -9,6 +9,7 @@ lengths comparable, and a simulated run with an executed one.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,8 @@ class Comparison:
         Seconds per iteration; what the phases add up to.
     models
         Whether the final models are the same; None where a run has none.
+    stale_a, stale_b
+        The staleness of every update, where the algorithm measures it.
     """
 
     name_a: str
@@ -94,6 +97,8 @@ class Comparison:
     total_a: float
     total_b: float
     models: ModelComparison | None
+    stale_a: Sequence[float] = ()
+    stale_b: Sequence[float] = ()
 
     @property
     def largest(self) -> PhaseDifference | None:
@@ -193,6 +198,8 @@ def compare(a: Run, b: Run) -> Comparison:
         total_a=a.time_per_iteration,
         total_b=b.time_per_iteration,
         models=compare_models(a, b),
+        stale_a=a.staleness(),
+        stale_b=b.staleness(),
     )
 
 

@@ -7,6 +7,7 @@ colour-vision deficiencies can tell apart; lines differ in their dashes as well.
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,31 @@ def _loss(experiment: Experiment, abscissa: Any) -> go.Figure:
     if logarithmic:
         figure.update_yaxes(type="log", tickvals=_round_values(min(losses), max(losses)), tickformat="~g")
     figure.update_yaxes(title_text="loss of the averaged model")
+    return figure
+
+
+def staleness(measured: Mapping[str, Sequence[float]]) -> go.Figure:
+    """Return the part of the updates at each staleness, by the runs' labels; runs without any are left out."""
+    figure = _figure(
+        320,
+        barmode="group",
+        showlegend=True,
+        legend={"y": -0.24, "yanchor": "top", "entrywidth": 0.5, "entrywidthmode": "fraction"},
+        margin={"l": 64, "r": 12, "t": 16, "b": 60},
+    )
+    for index, (name, stale) in enumerate(measured.items()):
+        if not stale:
+            continue
+        counts = collections.Counter(stale)
+        total = len(stale)
+        values = sorted(counts)
+        figure.add_bar(
+            x=values, y=[counts[value] / total for value in values], name=name,
+            marker={"color": LINE_COLOURS[index % len(LINE_COLOURS)]},
+            hovertemplate="%{y:.1%} at %{x}<extra>" + name + "</extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title_text="staleness (foreign changes between the read and the update)")
+    figure.update_yaxes(title_text="part of the updates", tickformat=".0%", rangemode="tozero")
     return figure
 
 

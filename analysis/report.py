@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -360,6 +361,7 @@ def report(experiment: Experiment) -> str:
         )
     parts += [
         _privacy_section(experiment),
+        _staleness_section({entry.label: entry.run.staleness() for entry in experiment.entries}),
         _section("Where the time goes", _plot("time-shares", figures.time_shares(table.rows))),
         _section(
             "What the workers did",
@@ -393,6 +395,18 @@ def _privacy_section(experiment: Experiment) -> str:
     return _section("Privacy", f'<div class="pair">{"".join(pair)}</div>{said}')
 
 
+def _staleness_section(measured: Mapping[str, Sequence[float]]) -> str:
+    """Return how stale what the asynchronous algorithms used was; nothing where none measures it."""
+    stale = {label: values for label, values in measured.items() if values}
+    if not stale:
+        return ""
+    told = [
+        (label, f"mean {statistics.fmean(values):.3g}, at most {max(values):g}, of {len(values)} updates")
+        for label, values in stale.items()
+    ]
+    return _section("Staleness", _plot("staleness", figures.staleness(measured)) + _facts_list(told))
+
+
 _TIMELINE_NOTE = (
     "Upper half of a row: the device. Lower half: the network. Drag to zoom, double-click to go back."
 )
@@ -417,6 +431,7 @@ def comparison_report(comparison: Comparison) -> str:
         _header("Two runs compared", f"A: {comparison.name_a}. B: {comparison.name_b}."),
         _section("Per worker and iteration", html_table(headings, rows, left=(0, 1)) + _notes(notes)),
         _section("Operations", _plot("comparison", figures.comparison_figure(comparison))),
+        _staleness_section({comparison.name_a: comparison.stale_a, comparison.name_b: comparison.stale_b}),
     ]
     return _page("Two runs compared", parts)
 

@@ -185,6 +185,10 @@ class Run:
             "observed": {name: self.observed(name) for name in sorted({o.name for o in self.observations})},
         }
 
+    def staleness(self) -> list[float]:
+        """Return the staleness of each update, where it is measured: foreign changes in between."""
+        return [noted.value for noted in self.observations if noted.name == "staleness"]
+
     def observed(self, name: str) -> dict[str, float]:
         """Return mean, median, largest value and number of what the algorithm noted under a name."""
         values = [observation.value for observation in self.observations if observation.name == name]

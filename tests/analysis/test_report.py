@@ -293,3 +293,12 @@ def test_the_facts_say_when_the_objective_has_a_batch_of_its_own(loss_scenario: 
     assert "objective batch" not in dict(facts(base))
     sentence = "1 a worker in a gradient of the objective; the time charged is that of 4"
     assert dict(facts(base.vary(objective_batch=1)))["objective batch"] == sentence
+
+
+def test_staleness_is_drawn_where_it_is_measured() -> None:
+    measured = {"sync": [], "a-psgd": [0.0, 3.0, 3.0, 4.0]}
+    figure = figures.staleness(measured)
+    (bars,) = figure.data
+    assert (bars.name, list(bars.x), list(bars.y)) == ("a-psgd", [0.0, 3.0, 4.0], [0.25, 0.5, 0.25])
+    # Its colour is that of its place among all algorithms, as in the other figures.
+    assert bars.marker.color == figures.LINE_COLOURS[1]
