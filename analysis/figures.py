@@ -161,7 +161,7 @@ def _loss(experiment: Experiment, abscissa: Any) -> go.Figure:
 
 
 def staleness(measured: Mapping[str, Sequence[float]]) -> go.Figure:
-    """Return the part of the updates at each staleness, by the runs' labels; runs without any are left out."""
+    """Return the part of the updates at each staleness, by the runs' labels, where it is measured."""
     figure = _figure(
         320,
         barmode="group",

@@ -94,7 +94,9 @@ def executed(chosen: Scenario, ranks_left: Callable[[], list[int]]) -> Run:
 def test_the_final_loss_agrees_within_the_spread_over_seeds(
     name: str, ranks_left: Callable[[], list[int]]
 ) -> None:
-    losses = [final_loss(simulate(scenario(name, seed))) for seed in range(1, 6)]
+    # Real ranks never keep step, so neither do the simulated ones that they are compared with.
+    jitter = {"stragglers": [{"kind": "lognormal", "sigma": 0.3}]}
+    losses = [final_loss(simulate(scenario(name, seed).vary(**jitter))) for seed in range(1, 11)]
     spread = max(losses) - min(losses)
     for repeat in range(REPEATS):
         run = executed(scenario(name, 1 + repeat % 5), ranks_left)
