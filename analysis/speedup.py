@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,10 @@ class Row:
         Whether one of the two runs ended before its target, whose time follows from its mean pace.
     epsilon
         The privacy that the run spent until its target, or in all; None where nothing is promised.
+    passes
+        Gradient evaluations / n until the target, or in all, for a sum of n; None where there is no such n.
+    gradients_per_iteration
+        Gradients evaluated in an iteration, on average.
     """
 
     algorithm: str
@@ -120,6 +125,8 @@ class Row:
     time_per_iteration: float
     extrapolated: bool
     epsilon: float | None = None
+    passes: float | None = None
+    gradients_per_iteration: float = 1.0
 
     @property
     def missing(self) -> str | None:
@@ -174,8 +181,21 @@ def measure(run: Run, reference: Run, grid: Sequence[float] = ()) -> Row:
         time_per_iteration=run.time_per_iteration,
         extrapolated=any(at is not None and at.extrapolated for at in (reached, first)),
         epsilon=spent_to_target(run),
+        passes=_passes(run, reached),
+        gradients_per_iteration=sum(run.evaluations) / sum(run.iterations) if run.evaluations else 1.0,
         **run.time_shares(),
     )
+
+
+def _passes(run: Run, reached: Reached | None) -> float | None:
+    """Return the passes over the summands until the target, or in all where it was not reached.
+
+    Evaluations are counted for the whole run; until the target they are taken in proportion to iterations.
+    """
+    passes = run.passes()
+    if passes is None or reached is None:
+        return passes
+    return passes * reached.iterations / statistics.fmean(run.iterations)
 
 
 def _target(run: Run) -> str | None:
@@ -288,6 +308,9 @@ _COLUMNS = (
 _EPSILON = _Column("epsilon", lambda row: "-" if row.epsilon is None else f"{row.epsilon:.4g}")
 """Shown where a row promises privacy."""
 
+_PASSES = _Column("passes", lambda row: "-" if row.passes is None else f"{row.passes:.4g}")
+"""Shown where an algorithm evaluates more than a gradient in an iteration."""
+
 _UNITS = {
     "time": "time_s",
     "reference_time": "reference_time_s",
@@ -311,8 +334,11 @@ class Table:
 
     @property
     def _columns(self) -> tuple[_Column, ...]:
-        private = any(row.epsilon is not None for row in self.rows)
-        return (*_COLUMNS[:5], _EPSILON, *_COLUMNS[5:]) if private else _COLUMNS
+        extra = [_EPSILON] if any(row.epsilon is not None for row in self.rows) else []
+        extra += (
+            [_PASSES] if any(row.passes and row.gradients_per_iteration > 1.5 for row in self.rows) else []
+        )
+        return (*_COLUMNS[:5], *extra, *_COLUMNS[5:])
 
     def headings(self) -> list[str]:
         """Return the columns' headings."""
@@ -336,6 +362,11 @@ class Table:
         if ideals and targets:
             notes.append(f"Efficiency is the time speedup over the ideal of {' and '.join(ideals)}.")
         notes.append("Compute, transfer and waiting are shares of the workers' time.")
+        if _PASSES in self._columns:
+            notes.append(
+                "Passes are gradient evaluations / n until the target, or in all, for a sum of n; "
+                "an iteration of a variance-reduced method takes more than one gradient."
+            )
         if _EPSILON in self._columns:
             notes.append(
                 "Epsilon is the privacy that a run spent until its target, or in all where it reached none; "

@@ -172,6 +172,7 @@ class Run:
             "step_size": self.step_size,
             "iterations": list(self.iterations),
             "evaluations": list(self.evaluations),
+            "passes": self.passes(),
             "duration_s": self.duration,
             "time_per_iteration_s": self.time_per_iteration,
             "bytes_sent": list(self.bytes_sent),
@@ -184,6 +185,15 @@ class Run:
             "peak_memory_bytes": self.peak_memory(),
             "observed": {name: self.observed(name) for name in sorted({o.name for o in self.observations})},
         }
+
+    def passes(self) -> float | None:
+        """Return the gradient evaluations over the number of summands; None where there is no such number."""
+        scenario = self.scenario
+        summands = None if scenario.objective is None else scenario.objective.summands
+        if not summands or not self.evaluations:
+            return None
+        batches = scenario.objective_batches
+        return math.fsum(e * b for e, b in zip(self.evaluations, batches, strict=True)) / summands
 
     def staleness(self) -> list[float]:
         """Return the staleness of each update, where it is measured: foreign changes in between."""

@@ -202,6 +202,11 @@ class Objective(ABC):
         return ((self.parameters,),)
 
     @property
+    def summands(self) -> int | None:
+        """The number n of summands of a finite sum; None where it is none."""
+        return None
+
+    @property
     def fulfils(self) -> frozenset[str]:
         """Which of "finite-sum" and "compositional" an algorithm may require of it.
 
@@ -525,6 +530,11 @@ class SampledObjective(Objective):
         generator = np.random.default_rng(seed_of(seed, rank, Purpose.SAMPLES))
         shard = self._shards[key][rank]
         return SampledOracle(self, shard, self.sharing.sampler(shard, batch, generator), (seed, rank))
+
+    @property
+    def summands(self) -> int:
+        """The number of samples."""
+        return len(self.samples[1])
 
     @property
     def coupling(self) -> str | None:

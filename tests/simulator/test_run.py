@@ -467,3 +467,22 @@ def test_flows_may_share_by_the_latency_of_their_paths() -> None:
     # The message crosses two hosts' insides besides: 6 ms against the background's 2 ms.
     slower = Scenario(data).vary({"cluster.fairness": "rtt"})
     assert simulate(slower).duration == pytest.approx(0.002 + 0.098 / 0.25)
+
+
+def test_passes_are_gradient_evaluations_over_the_summands() -> None:
+    data = {
+        "name": "passes",
+        "cluster": {"topology": {"builder": "switch", "gpus": 2}, "device": "ideal"},
+        "workload": {
+            "cost": {"parameters": 6, "batch": 5, "gradient": "1 ms"},
+            "objective": {"kind": "quadratic-sum", "summands": 40, "dimension": 6},
+        },
+        "algorithm": {"name": "svrg", "inner": 4, "lengths": "fixed"},
+        "step-size": 0.01,
+        "budget": {"iterations": 8},
+    }
+    run = simulate(Scenario(data))
+    # Two epochs: each worker's 20 summands once, then four steps of 5 samples at two models each.
+    assert run.evaluations == (2 * (4 + 4 * 2),) * 2
+    assert run.passes() == 2 * (1 + 2 * 4 * 10 / 40)
+    assert run.summary()["passes"] == run.passes()
