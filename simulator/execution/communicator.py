@@ -25,8 +25,8 @@ from algorithms import WORLD, Plan, Reduction
 
 T = TypeVar("T")
 
-PATIENCE = datetime.timedelta(hours=1)
-"""How long an operation waits for ranks that live but have not called."""
+PATIENCE = datetime.timedelta(days=7)
+"""How long an operation waits for ranks that have not called; a run that is stuck is ended much earlier."""
 
 _OPERATORS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 

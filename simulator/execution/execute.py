@@ -1,4 +1,4 @@
-"""Execution: a scenario's algorithm for real, on local processes or under ``torchrun``.
+"""Execution: a scenario's algorithm for real, on local processes, under ``torchrun`` or under Slurm.
 
 From the scenario come the algorithm, the objective, the batches, the communication graph, the bucket plan,
 the budget and the target. From the real machine come its computing speed and its network: topology,
@@ -8,7 +8,8 @@ proportional batches are dealt out by the speeds that the scenario states.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from simulator.observation import Observation, Observer
@@ -18,26 +19,40 @@ from simulator.run import Progress, Run
 from traces import Timeline
 
 if TYPE_CHECKING:
+    from simulator.execution.meeting import Facts
     from simulator.execution.record import Record
     from simulator.scenario import Scenario
 
 
-def execute(scenario: Scenario, progress: Progress | None = None) -> Run | None:
+PATIENCE = 300.0
+"""Seconds without any progress after which a run is ended, unless told otherwise."""
+
+
+def execute(
+    scenario: Scenario,
+    progress: Progress | None = None,
+    patience: float = PATIENCE,
+    met: Callable[[Sequence[Facts]], None] | None = None,
+) -> Run | None:
     """Run a scenario on the wall clock.
 
     Parameters
     ----------
     scenario
-        With an objective, one step size and one algorithm. Its workers become local processes; where
-        torchrun's environment is set (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), this process is one
-        of them.
+        With an objective, one step size and one algorithm. Its workers become local processes; where the
+        environment of torchrun or Slurm is set (:mod:`simulator.execution.place`), this process is one of
+        them.
     progress
-        Told how much is done, from 0 to 1, in this thread.
+        Told how much is done, from 0 to 1.
+    patience
+        Seconds without any progress, or without a word of a rank, after which the run is ended.
+    met
+        Told what the ranks are when they have met.
 
     Returns
     -------
-    The run, with ``clock`` "wall" and no link utilisation. Under torchrun rank 0 alone has it; the other
-    ranks get None.
+    The run, with ``clock`` "wall" and no link utilisation. Under torchrun or Slurm rank 0 alone has it; the
+    other ranks get None.
 
     Raises
     ------
@@ -47,12 +62,19 @@ def execute(scenario: Scenario, progress: Progress | None = None) -> Run | None:
         The algorithm breaks a rule of the seam.
     WorkerFailed
         A worker raised an error or was killed; all have been ended.
+    RunStuck
+        The patience is over; all have been ended.
     """
     check_executable(scenario)
-    from simulator.execution import launch
+    if not (patience > 0 and math.isfinite(patience)):
+        raise BadInput("patience", f"must be above 0 s and finite, got {patience!r}")
+    from simulator.execution import join, launch, place
 
-    place = launch.torchrun_place()
-    records = launch.launch(scenario, progress) if place is None else launch.join(scenario, *place, progress)
+    own = place.place()
+    if own is None:
+        records: list[Record] | None = launch.launch(scenario, progress, patience)
+    else:
+        records = join.join(scenario, own, progress, patience, met)
     if progress is not None and records is not None:
         progress(1.0)
     return None if records is None else assembled(scenario, records)

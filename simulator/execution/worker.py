@@ -31,6 +31,7 @@ from simulator.execution.memory import Memory
 from simulator.execution.record import Message, Record, Reports
 from simulator.execution.streams import Baton, Call, End, Stream, StreamKey, WallHandle, timed
 from simulator.execution.tasks import Lock, Tasks, Wait
+from simulator.execution.watch import State
 from simulator.observation import Observation
 from simulator.update import UpdateRule
 from simulator.workload.cutting import cut
@@ -58,6 +59,10 @@ class Listener(Protocol):
 
         ``calls`` counts the messages that the worker has called, by stream.
         """
+        ...
+
+    def watch(self, state: Callable[[], State], end: Callable[[BaseException], None]) -> None:
+        """Take in who tells what the worker does, and who lets its run end with an error."""
         ...
 
 
@@ -119,6 +124,7 @@ class WallWorker:
         self._to_itself: dict[str, queue.SimpleQueue[torch.Tensor]] = {}
         self._open: list[WallHandle[Any]] = []
         self._watched = 64
+        self._computing: tuple[str, float] | None = None
         self._computations: list[Span] = []
         self._messages: dict[StreamKey, list[Message]] = {}
         self._reports: list[tuple[float, int, torch.Tensor]] = []
@@ -307,6 +313,7 @@ class WallWorker:
         iteration = self._iteration
 
         def job() -> None:
+            self._computing = operation, self.now
             try:
                 value, begin, end = timed(work)
             except BaseException as error:
@@ -322,6 +329,7 @@ class WallWorker:
                 iteration=iteration,
             )
             self._computations.append(span)
+            self._computing = None
             finish(value)
 
         return job
@@ -527,6 +535,8 @@ class WallWorker:
             The algorithm breaks a rule of the seam.
         """
         self._start = start
+        if self._listener is not None:
+            self._listener.watch(self._state, self._tasks.end)
         coroutine = algorithm.run(plan.seen_by_algorithm(self._scenario, self))
         if not inspect.iscoroutine(coroutine):
             raise faults.not_a_coroutine(type(algorithm).__name__, coroutine)
@@ -579,6 +589,12 @@ class WallWorker:
     def _waiting(self, waits: Sequence[Wait]) -> None:
         if self._listener is not None:
             self._listener.waiting(waits, self._calls)
+
+    def _state(self) -> State:
+        """Return what this worker does, from any thread."""
+        ended = len(self._computations) + sum(map(len, list(self._messages.values())))
+        computing, since = self._computing or ("", 0.0)
+        return State(ended, self._tasks.waits(), dict(self._calls), computing, since)
 
     def _check_awaited(self) -> None:
         for handle in self._open:
