@@ -8,7 +8,7 @@ SELECT ?= not large
 PAGE ?= simulator/engine/COSTS.md
 PACKAGES := algorithms analysis simulator topologies traces
 
-.PHONY: setup demo test lint cases bench bench-simgrid clean
+.PHONY: setup demo test lint cases rounds bench bench-simgrid clean
 
 setup: $(INSTALLED)
 
@@ -33,6 +33,11 @@ test: lint
 cases: $(INSTALLED)
 	PACELINE_CASES=60 $(BIN)/python -m pytest -n 2 -q tests/simulator/engine/test_fairshare.py \
 	  tests/simulator/engine/test_core_collectives.py tests/simulator/engine/test_clock.py
+
+# A hundred starts and ends of local ranks in a row, good and failing ones, must leave nothing behind.
+rounds: $(INSTALLED)
+	PACELINE_ROUNDS=100 $(BIN)/python -m pytest -q -p no:xdist \
+	  tests/simulator/execution/test_patience.py -k runs_in_a_row
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q -p no:xdist -m "$(SELECT)"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from simulator.execution.meeting import Facts
     from simulator.run import Progress, Run
     from simulator.scenario import Scenario
 
@@ -133,12 +134,16 @@ def execute(
     verify: Annotated[
         bool, typer.Option("--verify", help="Simulate as well, and say whether the models are bit-identical.")
     ] = False,
+    patience: Annotated[
+        float, typer.Option("--patience", help="Seconds without any progress after which the run is ended.")
+    ] = 300.0,
     out: Out = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
-    """Run the scenario's algorithm for real, on local processes."""
-    result = _execute(_load(scenario, seed), workers, step_size, verify, out, quiet=as_json)
+    """Run the scenario's algorithm for real: on local processes, or as a rank of torchrun's or Slurm's."""
+    with _terminable():
+        result = _execute(_load(scenario, seed), workers, step_size, verify, patience, out, quiet=as_json)
     if as_json and result is not None:
         _print_json(result)
 
@@ -154,7 +159,7 @@ def demo(
     simulated = _run(scenario, out and out / "simulated", None, quiet=as_json)
     if not as_json:
         typer.echo("")
-    executed = _execute(scenario, 4, None, True, out and out / "executed", quiet=as_json)
+    executed = _execute(scenario, 4, None, True, 300.0, out and out / "executed", quiet=as_json)
     if as_json:
         _print_json({"run": simulated, "execute": executed})
 
@@ -210,21 +215,24 @@ def _execute(
     workers: int | None,
     step_size: float | None,
     verify: bool,
+    patience: float,
     out: Path | None,
     quiet: bool,
 ) -> dict[str, Any] | None:
     """Execute, save and print a scenario's algorithm; return what it came to as plain data.
 
-    Under torchrun all ranks execute, and rank 0 alone prints and saves; the others return None.
+    Under torchrun or Slurm all ranks execute, and rank 0 alone prints and saves; the others return None.
     """
     from analysis.experiment import file_name
     from simulator.execution.execute import execute as execute_scenario
+    from simulator.execution.place import place
     from simulator.run import check_replaceable
 
     started = time.perf_counter()
-    if "RANK" in os.environ:
-        quiet = quiet or os.environ["RANK"] != "0"
-        workers = workers or int(os.environ.get("WORLD_SIZE", "1"))
+    own = place()
+    if own is not None:
+        quiet = quiet or own.rank > 0
+        workers = workers or own.world_size
     single, settled = _executable(scenario, workers, step_size)
     folder = out or Path("runs") / f"{file_name(single.name)}-{single.digest()}-executed"
     check_replaceable(folder)
@@ -232,12 +240,15 @@ def _execute(
     if not quiet:
         count = single.workers
         name = single.sections.algorithm.name
-        typer.echo(f"{single.name}: {name} on {count} local process{'es' if count > 1 else ''}")
+        of = f"{count} local process{'es' if count > 1 else ''}"
+        if own is not None:
+            of = f"{count} of {own.starter}'s rank{'s' if count > 1 else ''}"
+        typer.echo(f"{single.name}: {name} on {of}")
         for text in settled:
             typer.echo(f"  {text}")
         typer.echo(f"  from this machine, not from the scenario: {'; '.join(taken)}")
     with _progress("executing") as progress:
-        done = execute_scenario(single, progress)
+        done = execute_scenario(single, progress, patience, None if quiet else _say_ranks)
     if done is None:
         return None
     done.save(folder, time.perf_counter() - started)
@@ -252,6 +263,26 @@ def _execute(
     if not quiet:
         typer.echo(f"Saved to {folder}.")
     return result
+
+
+def _say_ranks(ranks: Sequence[Facts]) -> None:
+    """Print where each rank is and on what it computes."""
+    for number, facts in enumerate(ranks):
+        typer.echo(f"  rank {number}: {facts.device} on {facts.host}")
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a request to end (SIGTERM) end the command as Ctrl-C does, so that nothing half-written stays."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _executable(

@@ -35,9 +35,9 @@ from simulator.scenario import Scenario
 
 _LOOK = 0.02
 """Seconds between two looks for a key that another rank writes."""
-_LINGER = 5.0
+_LINGER = 3.0
 """Seconds that rank 0, which serves the store, waits for others to read from it before it ends."""
-_ANSWER = 5.0
+_ANSWER = 15.0
 """Seconds in which a rank's main thread must end by a verdict before its process is ended."""
 _VERDICT = 6.0
 """Seconds in which a rank that has failed awaits the first cause from rank 0."""

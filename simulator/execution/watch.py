@@ -208,10 +208,10 @@ class Judge:
                     self._progress = self._heard[rank]
                 self._states[rank] = news
                 return
-            case Waits(()):
+            case Waits(waits, _):
                 self._waits.pop(rank, None)
-            case Waits():
-                self._waits[rank] = news
+                if waits:
+                    self._waits[rank] = news
                 return
             case Record():
                 self.records[rank] = news
