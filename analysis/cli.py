@@ -343,15 +343,21 @@ def _verification(single: Scenario, done: Run) -> tuple[str, dict[str, Any]]:
 
 def taken_from_the_machine(scenario: Scenario) -> list[str]:
     """Return the parts of a scenario that an execution takes from the real machine, with what they were."""
+    from simulator.stragglers import Straggler
+
     cluster = scenario.sections.cluster
     topology = cluster.topology.data()
     devices = dict.fromkeys(device.name for device in scenario.cluster.devices)
-    taken = [
-        f"devices ({', '.join(devices)})",
+    execution = scenario.execution
+    taken = [] if execution.compute == "emulated" else [f"devices ({', '.join(devices)})"]
+    taken += [
         f"network ({topology.get('builder') or topology.get('file')}, transport {cluster.transport.name})",
     ]
-    if cluster.stragglers:
-        taken.append(f"stragglers ({', '.join(part.name for part in cluster.stragglers)})")
+    injected = execution.stragglers == "injected"
+    built = zip(cluster.stragglers, scenario.stragglers, strict=True)
+    stragglers = [part.name for part, made in built if not (injected and isinstance(made, Straggler))]
+    if stragglers:
+        taken.append(f"stragglers ({', '.join(stragglers)})")
     if cluster.background:
         count = len(cluster.background)
         taken.append(f"background traffic ({count} flow{'s' if count > 1 else ''})")

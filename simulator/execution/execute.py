@@ -3,7 +3,8 @@
 From the scenario come the algorithm, the objective, the batches, the communication graph, the bucket plan,
 the budget and the target. From the real machine come its computing speed and its network: topology,
 devices, transport, stragglers and background traffic of the scenario play no part, except that
-proportional batches are dealt out by the speeds that the scenario states.
+proportional batches are dealt out by the speeds that the scenario states, and except for what its
+``execution`` section asks for: emulated compute, messages of the cost model's bytes, injected stragglers.
 """
 
 from __future__ import annotations
@@ -101,8 +102,23 @@ def check_executable(scenario: Scenario) -> None:
         raise BadInput("workload.evaluation", "every process evaluates its own gradients; use 'separate'")
     if sections.budget.stop == "target":
         raise BadInput("budget.stop", "only a simulation can stop at its target; use 'end'")
+    _check_execution(scenario)
     # What an objective refuses (a number of workers, a batch, an empty shard), it refuses every rank.
     oracle(scenario, 0)
+
+
+def _check_execution(scenario: Scenario) -> None:
+    """Refuse what cannot be taken from the scenario."""
+    execution, cost, objective = scenario.execution, scenario.cost, scenario.objective
+    assert objective is not None
+    nodes = scenario.cluster.nodes
+    if "emulated" in execution.compute and len(set(nodes)) < len(nodes):
+        problem = "'emulated' needs a device for each worker; some of these share one"
+        raise BadInput("execution.compute", problem)
+    bytes_each = objective.parameters * objective.dtype.itemsize
+    if execution.payload == "cost" and cost.parameters * cost.parameter_bytes < bytes_each:
+        problem = f"the cost model's {cost.parameters} parameters are fewer bytes than the objective's"
+        raise BadInput("execution.payload", f"'cost' has nothing to add: {problem}")
 
 
 def assembled(scenario: Scenario, records: Sequence[Record]) -> Run:

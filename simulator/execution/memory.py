@@ -27,8 +27,8 @@ from simulator.execution.communicator import ELEMENT_TYPES
 
 T = TypeVar("T")
 
-Starter = Callable[[str, Callable[[], Any]], Handle[Any]]
-"""Starts a computation of a name, in the order of all computations of the rank."""
+Starter = Callable[[str, Callable[[], Any], int, torch.Tensor], Handle[Any]]
+"""Starts a computation of a name that moves so many vectors like a given one, in the rank's order."""
 
 _LINE = 64
 """Bytes of a cache line: the elements begin at a multiple of it."""
@@ -155,7 +155,7 @@ class Vector:
 
     def read(self) -> Handle[Tensor]:
         """Start reading all elements, one after another."""
-        return self._start("read", self._elements.clone)
+        return self._start("read", self._elements.clone, 2, self._elements)
 
     def add(self, values: Tensor, at: Tensor | None = None) -> Handle[None]:
         """Start adding ``values`` to the elements numbered ``at``, or to all."""
@@ -171,4 +171,4 @@ class Vector:
                 self._elements.index_add_(0, places, summands)
             self._counters[self._rank] += 1
 
-        return self._start("add", work)
+        return self._start("add", work, 3, summands)

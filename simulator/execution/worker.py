@@ -28,6 +28,8 @@ from algorithms.worker import MESSAGE, Handle, SharedTensor, Tensor
 from simulator import faults, numerics, plan
 from simulator.execution.communicator import Communicator
 from simulator.execution.memory import Memory
+from simulator.execution.pace import Charge, Course, Pacer
+from simulator.execution.padding import PaddedCommunicator
 from simulator.execution.record import Message, Record, Reports
 from simulator.execution.streams import Baton, Call, End, Stream, StreamKey, WallHandle, timed
 from simulator.execution.tasks import Lock, Tasks, Wait
@@ -124,6 +126,14 @@ class WallWorker:
         self._to_itself: dict[str, queue.SimpleQueue[torch.Tensor]] = {}
         self._open: list[WallHandle[Any]] = []
         self._watched = 64
+        execution = scenario.execution
+        paced = execution.compute == "emulated" or execution.stragglers == "injected"
+        self._pacer = Pacer(scenario, rank) if paced else None
+        self._charge: Callable[[torch.Tensor], float] = _own_bytes
+        if execution.payload == "cost":
+            self._charge = Charge(scenario)
+            if communicator is not None:
+                self._communicator = PaddedCommunicator(communicator, self._charge)
         self._computing: tuple[str, float] | None = None
         self._computations: list[Span] = []
         self._messages: dict[StreamKey, list[Message]] = {}
@@ -211,7 +221,8 @@ class WallWorker:
         """Start the mean gradient at ``x`` over this worker's next mini-batch; counts one iteration."""
         model = _values(x).clone()
         self._count_iteration()
-        return self._compute("gradient", lambda: self._oracle.gradient(model))
+        course = None if self._pacer is None else self._pacer.gradient()
+        return self._compute("gradient", lambda: self._oracle.gradient(model), course)
 
     def gradient_buckets(self, x: Tensor) -> Sequence[Handle[Tensor]]:
         """Start the same gradient, delivered in slices as back-propagation frees them."""
@@ -219,10 +230,17 @@ class WallWorker:
         self._count_iteration()
         handles: list[WallHandle[Tensor]] = [self._handle(Call("gradient", self._iteration)) for _ in bounds]
 
-        def deliver(index: int, part: torch.Tensor) -> None:
-            handles[index].finish(part)
+        courses = None if self._pacer is None else self._pacer.buckets()
 
         def work() -> None:
+            begin, waited = time.monotonic(), 0.0
+
+            def deliver(index: int, part: torch.Tensor) -> None:
+                nonlocal waited
+                if courses is not None:
+                    waited = courses[index].hold(begin, waited)
+                handles[index].finish(part)
+
             self._oracle.gradient_in_buckets(model, bounds, deliver)
 
         whole = self._compute_job("gradient", work, finish=lambda _: None, failing=handles)
@@ -235,7 +253,8 @@ class WallWorker:
         """Start ``function(*tensors)``, which evaluates :attr:`problem` in the algorithm's own way."""
         copies = [_values(tensor).clone() for tensor in tensors]
         self._count_iteration(iterations, gradients)
-        return self._compute("gradient", lambda: function(*copies))
+        course = None if self._pacer is None else self._pacer.gradient(gradients)
+        return self._compute("gradient", lambda: function(*copies), course)
 
     def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Handle[Tensor]:
         """Start the local step by the run's update rule."""
@@ -249,7 +268,7 @@ class WallWorker:
             slope = [_values(part).clone() for part in gradient]
             bounds = self._bounds
         work = functools.partial(self._rule.apply, model, slope, bounds, self.step_size)
-        self._last_update = self._compute("update", work)
+        self._last_update = self._compute("update", work, self._passing(self._rule.vectors_moved, model))
         return self._last_update
 
     @property
@@ -276,12 +295,22 @@ class WallWorker:
     def combine(self, *terms: tuple[float, Tensor]) -> Handle[Tensor]:
         """Start the linear combination of (coefficient, tensor) terms, summed in the order written."""
         copies = [(coefficient, _values(tensor).clone()) for coefficient, tensor in terms]
-        return self._compute("combine", lambda: numerics.combination(copies))
+        course = self._passing(len(copies) + 1, copies[0][1])
+        return self._compute("combine", lambda: numerics.combination(copies), course)
 
     def compute(self, function: Callable[..., Any], *tensors: Tensor, nbytes: float) -> Handle[Any]:
-        """Start ``function(*tensors)``; it takes the time that it takes, whatever ``nbytes`` says."""
+        """Start ``function(*tensors)``; ``nbytes`` counts only where compute is emulated."""
         copies = [_values(tensor).clone() for tensor in tensors]
-        return self._compute("compute", lambda: function(*copies))
+        course = None if self._pacer is None else self._pacer.charged(nbytes)
+        return self._compute("compute", lambda: function(*copies), course)
+
+    def _passing(self, vectors: int, x: torch.Tensor) -> Course | None:
+        """Return the course of a pass that reads and writes that many vectors like ``x``."""
+        return None if self._pacer is None else self._pacer.passing(vectors * x.nbytes, x)
+
+    def _access(self, operation: str, work: Callable[[], T], vectors: int, x: torch.Tensor) -> WallHandle[T]:
+        """Start an access to shared memory that moves so many vectors like ``x``."""
+        return self._compute(operation, work, self._passing(vectors, x))
 
     @functools.cached_property
     def _bounds(self) -> tuple[tuple[int, int], ...]:
@@ -297,8 +326,10 @@ class WallWorker:
         if faults.overdone(self._iteration, self._budget):
             raise faults.beyond_budget(self._rank, self._iteration, self._budget)
 
-    def _compute(self, operation: str, work: Callable[[], T]) -> WallHandle[T]:
+    def _compute(self, operation: str, work: Callable[[], T], course: Course | None = None) -> WallHandle[T]:
         handle: WallHandle[T] = self._handle(Call(operation, self._iteration))
+        if course is not None:
+            work = functools.partial(_held, work, course)
         self._compute_stream.start(self._compute_job(operation, work, handle.finish, [handle]))
         return handle
 
@@ -349,7 +380,7 @@ class WallWorker:
                 self._communicating().all_reduce(part, op, group)
             return numerics.finished_mean(part, count, share) if op == "mean" else part
 
-        nbytes = 2 * (count - 1) / count * part.nbytes
+        nbytes = 2 * (count - 1) / count * self._charge(part)
         return self._collective("all_reduce", group, work, nbytes, _signature(op, part))
 
     def all_gather(self, x: Tensor, group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
@@ -360,7 +391,7 @@ class WallWorker:
         def work() -> tuple[Tensor, ...]:
             return self._communicating().all_gather(part, group, others + 1) if others else (part,)
 
-        nbytes = float(others * part.nbytes)
+        nbytes = others * self._charge(part)
         return self._collective("all_gather", group, work, nbytes, _signature("all_gather", part))
 
     def all_to_all(self, parts: Sequence[Tensor], group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
@@ -375,7 +406,7 @@ class WallWorker:
         def work() -> tuple[Tensor, ...]:
             return (self._communicating().all_to_all(rows, group) if len(members) > 1 else rows).unbind()
 
-        nbytes = float((len(members) - 1) * rows[0].nbytes)
+        nbytes = (len(members) - 1) * self._charge(rows[0])
         return self._collective("all_to_all", group, work, nbytes, _signature("all_to_all", rows[0]))
 
     def _collective(
@@ -394,7 +425,7 @@ class WallWorker:
             # Nothing goes over the network, and nothing waits for the receiver.
             return self._message(end, lambda: self._mailbox(channel).put(payload), to, 0.0)
         return self._message(
-            end, lambda: self._communicating().send(payload, to, number), to, float(payload.nbytes)
+            end, lambda: self._communicating().send(payload, to, number), to, self._charge(payload)
         )
 
     def recv(self, source: int, channel: str = MESSAGE) -> Handle[Tensor]:
@@ -423,7 +454,7 @@ class WallWorker:
             return self._communicating().exchange(payload, sources, destinations)
 
         peers = tuple(sorted({*sources, *destinations}))
-        nbytes = float(len(destinations) * payload.nbytes)
+        nbytes = len(destinations) * self._charge(payload)
         return self._communicate("exchange", "", EXCHANGE, work, peers, nbytes)
 
     def _members(self, group: str) -> tuple[int, ...]:
@@ -489,7 +520,7 @@ class WallWorker:
 
     @functools.cached_property
     def _memory(self) -> Memory:
-        return Memory(self._rank, self.world_size, self._folder, self._compute)
+        return Memory(self._rank, self.world_size, self._folder, self._access)
 
     def spawn(self, task: Coroutine[Any, Any, T]) -> Handle[T]:
         """Start another task of this worker, which takes turns with the others at their awaits."""
@@ -535,6 +566,8 @@ class WallWorker:
             The algorithm breaks a rule of the seam.
         """
         self._start = start
+        if self._pacer is not None:
+            self._pacer.start = start
         if self._listener is not None:
             self._listener.watch(self._state, self._tasks.end)
         coroutine = algorithm.run(plan.seen_by_algorithm(self._scenario, self))
@@ -547,6 +580,8 @@ class WallWorker:
             if whole.done:
                 self._check_awaited()
         self._check_end()
+        if self._pacer is not None and self._pacer.overrun > 0:
+            self.observe("overrun", self._pacer.overrun)
         return Record(
             rank=self._rank,
             iterations=self._iteration,
@@ -624,6 +659,18 @@ def _values(x: Tensor) -> torch.Tensor:
 
 def _signature(what: str, x: torch.Tensor) -> faults.Signature:
     return what, x.numel(), str(x.dtype).removeprefix("torch.")
+
+
+def _own_bytes(x: torch.Tensor) -> float:
+    return float(x.nbytes)
+
+
+def _held(work: Callable[[], T], course: Course) -> T:
+    """Compute, and wait until the computation may end."""
+    begin = time.monotonic()
+    value = work()
+    course.hold(begin)
+    return value
 
 
 def _single_threaded() -> None:
