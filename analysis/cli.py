@@ -21,7 +21,6 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from simulator.execution.meeting import Facts
     from simulator.run import Progress, Run
     from simulator.scenario import Scenario
 
@@ -137,13 +136,24 @@ def execute(
     patience: Annotated[
         float, typer.Option("--patience", help="Seconds without any progress after which the run is ended.")
     ] = 300.0,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option("--device", help="What to compute on; by default a GPU if there is one."),
+    ] = "auto",
+    backend: Annotated[
+        Literal["auto", "gloo", "nccl"],
+        typer.Option("--backend", help="Collectives; by default NCCL if every rank has a GPU of its own."),
+    ] = "auto",
     out: Out = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
     """Run the scenario's algorithm for real: on local processes, or as a rank of torchrun's or Slurm's."""
     with _terminable():
-        result = _execute(_load(scenario, seed), workers, step_size, verify, patience, out, quiet=as_json)
+        # The same bits as in simulation are promised on the CPU alone.
+        chosen = "cpu" if verify and device == "auto" else device
+        means = {"patience": patience, "device": chosen, "backend": backend}
+        result = _execute(_load(scenario, seed), workers, step_size, verify, means, out, quiet=as_json)
     if as_json and result is not None:
         _print_json(result)
 
@@ -159,7 +169,7 @@ def demo(
     simulated = _run(scenario, out and out / "simulated", None, quiet=as_json)
     if not as_json:
         typer.echo("")
-    executed = _execute(scenario, 4, None, True, 300.0, out and out / "executed", quiet=as_json)
+    executed = _execute(scenario, 4, None, True, {}, out and out / "executed", quiet=as_json)
     if as_json:
         _print_json({"run": simulated, "execute": executed})
 
@@ -215,7 +225,7 @@ def _execute(
     workers: int | None,
     step_size: float | None,
     verify: bool,
-    patience: float,
+    means: Mapping[str, Any],
     out: Path | None,
     quiet: bool,
 ) -> dict[str, Any] | None:
@@ -247,13 +257,16 @@ def _execute(
         for text in settled:
             typer.echo(f"  {text}")
         typer.echo(f"  from this machine, not from the scenario: {'; '.join(taken)}")
+    ranks: list[tuple[str, str]] = []
     with _progress("executing") as progress:
-        done = execute_scenario(single, progress, patience, None if quiet else _say_ranks)
+        done = execute_scenario(single, progress, met=ranks.extend, **means)
     if done is None:
         return None
     done.save(folder, time.perf_counter() - started)
     result = {**done.summary(), "from_this_machine": taken, "saved_to": str(folder)}
+    result["ranks"] = [{"host": host, "device": name} for host, name in ranks]
     if not quiet:
+        typer.echo(_ranks_text(ranks))
         typer.echo(_execution_text(done))
     if verify:
         text, found = _verification(single, done)
@@ -265,10 +278,18 @@ def _execute(
     return result
 
 
-def _say_ranks(ranks: Sequence[Facts]) -> None:
-    """Print where each rank is and on what it computes."""
-    for number, facts in enumerate(ranks):
-        typer.echo(f"  rank {number}: {facts.device} on {facts.host}")
+def _ranks_text(ranks: Sequence[tuple[str, str]]) -> str:
+    """Return on what, and where, each rank computed; neighbours that are alike in one line."""
+    lines: list[tuple[int, int, tuple[str, str]]] = []
+    for rank, place in enumerate(ranks):
+        if lines and lines[-1][2] == place:
+            lines[-1] = (lines[-1][0], rank, place)
+        else:
+            lines.append((rank, rank, place))
+    return "\n".join(
+        f"  rank{f' {first}' if first == last else f's {first} to {last}'}: {device} on {host}"
+        for first, last, (host, device) in lines
+    )
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ from simulator.run import Progress, Run
 from traces import Timeline
 
 if TYPE_CHECKING:
-    from simulator.execution.meeting import Facts
     from simulator.execution.record import Record
     from simulator.scenario import Scenario
 
@@ -33,7 +32,9 @@ def execute(
     scenario: Scenario,
     progress: Progress | None = None,
     patience: float = PATIENCE,
-    met: Callable[[Sequence[Facts]], None] | None = None,
+    device: str = "cpu",
+    backend: str = "auto",
+    met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
 ) -> Run | None:
     """Run a scenario on the wall clock.
 
@@ -47,8 +48,13 @@ def execute(
         Told how much is done, from 0 to 1.
     patience
         Seconds without any progress, or without a word of a rank, after which the run is ended.
+    device
+        ``auto``, ``cpu`` or ``cuda``. On the CPU the models are bit-identical to the simulation's.
+    backend
+        What carries collectives: ``gloo``, ``nccl``, or ``auto``, which is NCCL where each rank has a GPU of
+        its own.
     met
-        Told what the ranks are when they have met.
+        Told the host and the device of each rank.
 
     Returns
     -------
@@ -73,9 +79,9 @@ def execute(
 
     own = place.place()
     if own is None:
-        records: list[Record] | None = launch.launch(scenario, progress, patience)
+        records: list[Record] | None = launch.launch(scenario, progress, patience, device, backend, met)
     else:
-        records = join.join(scenario, own, progress, patience, met)
+        records = join.join(scenario, own, progress, patience, device, backend, met)
     if progress is not None and records is not None:
         progress(1.0)
     return None if records is None else assembled(scenario, records)

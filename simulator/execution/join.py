@@ -15,8 +15,9 @@ import torch.distributed as dist
 
 from simulator.execution import watch
 from simulator.execution.communicator import PATIENCE
-from simulator.execution.launch import fraction, perform
-from simulator.execution.meeting import Board, Facts, Liaison, facts
+from simulator.execution.device import Side, chosen_backend, described, side
+from simulator.execution.launch import fraction, initialised, perform
+from simulator.execution.meeting import Board, Liaison, facts
 from simulator.execution.place import Place
 from simulator.execution.record import Record
 from simulator.parts import BadInput
@@ -32,7 +33,9 @@ def join(
     place: Place,
     progress: Progress | None = None,
     patience: float = watch.PATIENCE,
-    met: Callable[[Sequence[Facts]], None] | None = None,
+    device: str = "cpu",
+    backend: str = "auto",
+    met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
 ) -> list[Record] | None:
     """Run one rank of a job that somebody else has started.
 
@@ -46,8 +49,12 @@ def join(
         Told on rank 0 how much is done.
     patience
         Seconds in which all ranks must have come, and without any progress after which the run is ended.
+    device
+        ``auto``, ``cpu`` or ``cuda``; the ranks of a machine take its GPUs in turn.
+    backend
+        What carries collectives: ``auto``, ``gloo`` or ``nccl``.
     met
-        Told what the ranks are when all have come.
+        Told the host and the device of each rank when all have come.
 
     Returns
     -------
@@ -67,13 +74,15 @@ def join(
     begun = fraction(progress if place.rank == 0 else None, scenario.sections.budget.iterations)
     threads = torch.get_num_threads()
     try:
+        own = side(device, place.local_rank)
         if place.world_size == 1:
-            return [perform(scenario, 0)[0]]
+            return [perform(scenario, 0, place=own)[0]]
         board = Board(place, patience, next(_numbers))
-        everybody = board.meet(facts(scenario, "cpu"))
+        places = [(rank.host, rank.device) for rank in board.meet(facts(scenario, described(own)))]
+        carrier = chosen_backend(backend, places)
         if met is not None:
-            met(everybody)
-        return _together(scenario, place, board, patience, begun)
+            met(places)
+        return _together(scenario, place, board, patience, begun, own, carrier)
     finally:
         torch.set_num_threads(threads)
 
@@ -96,7 +105,13 @@ def _check(scenario: Scenario, place: Place) -> None:
 
 
 def _together(
-    scenario: Scenario, place: Place, board: Board, patience: float, begun: Callable[[int], None]
+    scenario: Scenario,
+    place: Place,
+    board: Board,
+    patience: float,
+    begun: Callable[[int], None],
+    own: Side,
+    backend: str,
 ) -> list[Record] | None:
     """Run this rank, telling the others how it gets on; any failure of any rank ends it."""
     liaison = Liaison(place, board, patience, begun)
@@ -104,12 +119,16 @@ def _together(
     try:
         if not dist.is_initialized():
             dist.init_process_group(
-                "gloo", store=board.for_groups, rank=place.rank, world_size=place.world_size, timeout=PATIENCE
+                initialised(backend),
+                store=board.for_groups,
+                rank=place.rank,
+                world_size=place.world_size,
+                timeout=PATIENCE,
             )
             # The group serves later calls too; its threads must have ended before the interpreter does.
-            atexit.register(_leave)
-        with _common_folder(place.rank) if shares_memory else nullcontext() as folder:
-            record, communicator = perform(scenario, place.rank, listener=liaison, folder=folder)
+            atexit.register(leave)
+        with common_folder(place.rank) if shares_memory else nullcontext() as folder:
+            record, communicator = perform(scenario, place.rank, None, liaison, folder, own, backend)
             assert communicator is not None
             liaison.ended(record.calls)
             # When rank 0 has heard of all of them, no rank needs the folder any more.
@@ -121,22 +140,23 @@ def _together(
         board.leave()
         liaison.stop()
         # Threads that still wait in the backend would break the end of the interpreter.
-        atexit.unregister(_leave)
+        atexit.unregister(leave)
         with suppress(RuntimeError):
-            _leave()
+            leave()
         if cause is error:
             raise
         raise cause from None
     return records
 
 
-def _leave() -> None:
+def leave() -> None:
+    """Give the default process group back."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
-def _common_folder(rank: int) -> Iterator[Path]:
+def common_folder(rank: int) -> Iterator[Path]:
     """Give a folder that all ranks know; it vanishes when rank 0 ends its work."""
     named: list[Any] = [None]
     if rank > 0:

@@ -14,6 +14,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import platform
 import shutil
 import signal
 import socket
@@ -37,8 +38,10 @@ from torch._C._distributed_c10d import FileStore
 
 from simulator import faults
 from simulator.execution import watch
-from simulator.execution.communicator import PATIENCE, GlooCommunicator
+from simulator.execution.communicator import PATIENCE, Communicator, GlooCommunicator
+from simulator.execution.device import Cpu, Side, chosen_backend, described, side
 from simulator.execution.record import Record
+from simulator.execution.staging import NcclCommunicator, StagedCommunicator
 from simulator.execution.streams import StreamKey
 from simulator.execution.tasks import Wait
 from simulator.execution.watch import Began, Failed, Heartbeat, Judge, State, Waits, failure
@@ -76,6 +79,8 @@ def perform(
     buckets: Buckets | None = None,
     listener: Listener | None = None,
     folder: Path | None = None,
+    place: Side | None = None,
+    backend: str = "gloo",
 ) -> tuple[Record, GlooCommunicator | None]:
     """Run one rank in this process, whose default process group exists if there are several.
 
@@ -89,6 +94,10 @@ def perform(
         Told how the worker gets on.
     folder
         Where the files of shared memory are; None where the worker is alone or has none.
+    place
+        The device that it computes on; the CPU if not given.
+    backend
+        What carries collectives: ``gloo`` or ``nccl``.
 
     Returns
     -------
@@ -104,7 +113,12 @@ def perform(
     torch.set_num_threads(1)
     several = scenario.workers > 1
     communicator = GlooCommunicator(rank, scenario.workers, planned(scenario)) if several else None
-    worker = WallWorker(scenario, rank, communicator, buckets, listener, folder)
+    place = place or Cpu()
+    place.prepare()
+    carrier = None
+    if communicator is not None:
+        carrier = carrying(communicator, scenario, place.device, backend)
+    worker = WallWorker(scenario, rank, carrier, buckets, listener, folder, place)
     algorithm = scenario.algorithm
     start = time.monotonic() if communicator is None else communicator.common_start()
     try:
@@ -160,6 +174,23 @@ class _Messenger:
             self._connection.send(news)
 
 
+def carrying(gloo: GlooCommunicator, scenario: Scenario, device: torch.device, backend: str) -> Communicator:
+    """Return what carries the messages of tensors that are on a device."""
+    if device.type == "cpu":
+        return gloo
+    staged = StagedCommunicator(gloo, device, pinned=True)
+    if backend != "nccl":
+        return staged
+    carrier = NcclCommunicator(staged, scenario.workers, planned(scenario))
+    gloo.keep(carrier.groups.values())
+    return carrier
+
+
+def initialised(backend: str) -> str:
+    """Return what the default process group is initialised with."""
+    return "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
+
+
 def _serve(
     rank: int,
     world_size: int,
@@ -167,6 +198,8 @@ def _serve(
     buckets: Buckets,
     folder: Path,
     patience: float,
+    device: str,
+    backend: str,
     connection: Connection,
 ) -> None:
     """Be one local rank: the body of its process."""
@@ -178,9 +211,9 @@ def _serve(
     try:
         scenario: Scenario = pickle.loads(payload)
         if world_size > 1:
-            _meet(rank, world_size, folder / "meeting")
+            _meet(rank, world_size, folder / "meeting", backend)
         news: Record | Failed
-        news, _ = perform(scenario, rank, buckets, messenger, folder)
+        news, _ = perform(scenario, rank, buckets, messenger, folder, side(device, rank), backend)
     except BaseException as error:
         news = failure(rank, error)
     sys.stdout.flush()
@@ -203,13 +236,14 @@ def _end_with_launcher(folder: Path) -> None:
     os._exit(1)
 
 
-def _meet(rank: int, world_size: int, meeting: Path) -> None:
+def _meet(rank: int, world_size: int, meeting: Path, backend: str) -> None:
     """Join the other local ranks."""
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     if loopback:
         os.environ["GLOO_SOCKET_IFNAME"] = loopback[0]
     store = FileStore(str(meeting), world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
+    kinds = initialised(backend)
+    dist.init_process_group(kinds, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
 
 
 # The launcher of local ranks.
@@ -234,7 +268,12 @@ def warm_up() -> None:
 
 
 def launch(
-    scenario: Scenario, progress: Progress | None = None, patience: float = watch.PATIENCE
+    scenario: Scenario,
+    progress: Progress | None = None,
+    patience: float = watch.PATIENCE,
+    device: str = "cpu",
+    backend: str = "auto",
+    met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
 ) -> list[Record]:
     """Run every worker of a scenario as a local process and return what they bring home, by rank.
 
@@ -246,6 +285,12 @@ def launch(
         Told how much is done.
     patience
         Seconds without any progress, or without a word of a rank, after which the run is ended.
+    device
+        ``auto``, ``cpu`` or ``cuda``; ranks take the machine's GPUs in turn.
+    backend
+        What carries collectives: ``auto``, ``gloo`` or ``nccl``.
+    met
+        Told the host and the device of each rank.
 
     Raises
     ------
@@ -260,6 +305,11 @@ def launch(
         payload = pickle.dumps(scenario)
     except Exception as error:
         raise BadInput("", f"this scenario cannot be sent to other processes: {error}") from error
+    host = platform.node()
+    places = [(host, described(side(device, rank))) for rank in range(scenario.workers)]
+    carrier = chosen_backend(backend, places)
+    if met is not None:
+        met(places)
     warm_up()
     context = multiprocessing.get_context("forkserver")
     buckets = scenario.cost.buckets()
@@ -268,7 +318,8 @@ def launch(
         try:
             with _main_module(needed=b"__main__" in payload):
                 for rank in range(scenario.workers):
-                    arguments = (rank, scenario.workers, payload, buckets, Path(folder), patience)
+                    own = (rank, scenario.workers, payload, buckets, Path(folder))
+                    arguments = (*own, patience, device, carrier)
                     ranks.append(_start(context, arguments))
             begun = fraction(progress, scenario.sections.budget.iterations)
             records = _Collection(ranks, begun, patience).records()

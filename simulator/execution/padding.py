@@ -34,6 +34,7 @@ class PaddedCommunicator:
     def __init__(self, inner: Communicator, charge: Callable[[torch.Tensor], float]) -> None:
         self._inner = inner
         self._charge = charge
+        self.one_order = inner.one_order
 
     def _elements(self, x: torch.Tensor) -> int:
         return max(x.numel(), math.ceil(self._charge(x) / x.itemsize))
@@ -71,10 +72,10 @@ class PaddedCommunicator:
     def send(self, x: torch.Tensor, to: int, channel: int) -> None:
         """Send ``x`` over the channel of a number."""
         nbytes = max(x.nbytes, math.ceil(self._charge(x)))
-        message = torch.zeros(nbytes + _TRAILER, dtype=torch.uint8)
+        message = torch.zeros(nbytes + _TRAILER, dtype=torch.uint8, device=x.device)
         message[: x.nbytes] = x.view(torch.uint8)
         facts = torch.tensor([x.numel(), ELEMENT_TYPES.index(x.dtype)])
-        message[nbytes:] = facts.view(torch.uint8)
+        message[nbytes:] = facts.view(torch.uint8).to(x.device)
         self._inner.send(message, to, channel)
 
     def recv(self, source: int, channel: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import queue
+import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -27,11 +28,13 @@ from algorithms.algorithm import EXCHANGE
 from algorithms.worker import MESSAGE, Handle, SharedTensor, Tensor
 from simulator import faults, numerics, plan
 from simulator.execution.communicator import Communicator
+from simulator.execution.device import Cpu, Side
 from simulator.execution.memory import Memory
 from simulator.execution.pace import Charge, Course, Pacer
 from simulator.execution.padding import PaddedCommunicator
+from simulator.execution.placed import placed_oracle
 from simulator.execution.record import Message, Record, Reports
-from simulator.execution.streams import Baton, Call, End, Stream, StreamKey, WallHandle, timed
+from simulator.execution.streams import Baton, Call, End, Stream, StreamKey, WallHandle
 from simulator.execution.tasks import Lock, Tasks, Wait
 from simulator.execution.watch import State
 from simulator.observation import Observation
@@ -85,6 +88,8 @@ class WallWorker:
         Told how the worker gets on.
     folder
         Where the files of shared memory are; None where the worker is alone or has none.
+    side
+        The device that it computes on; the CPU if not given.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class WallWorker:
         buckets: tuple[tuple[int, int], ...] | None = None,
         listener: Listener | None = None,
         folder: Path | None = None,
+        side: Side | None = None,
     ) -> None:
         objective, step_size = scenario.objective, scenario.step_sizes[0]
         assert objective is not None
@@ -108,7 +114,9 @@ class WallWorker:
         self._objective = objective
         self._rule = UpdateRule(scenario.update, step_size, scenario.sections.budget.iterations)
         self._last_update: WallHandle[Tensor] | None = None
-        self._oracle = plan.oracle(scenario, rank)
+        self._side = side or Cpu()
+        self._side.prepare()
+        self._oracle = placed_oracle(scenario, rank, self._side.device)
         self._budget = scenario.sections.budget.iterations
         self._start = time.monotonic()
         self._end = 0.0
@@ -116,11 +124,11 @@ class WallWorker:
         self._evaluations = 0.0
         self._questions = 0
         self._baton = Baton()
-        self._tasks = Tasks(rank, self._baton, _single_threaded, self._waiting)
+        self._tasks = Tasks(rank, self._baton, self._side.prepare, self._waiting)
         self._locks: dict[str, Lock] = {}
         self._folder = folder
         self._random: dict[tuple[str, bool], np.random.Generator] = {}
-        self._compute_stream = Stream("compute", _single_threaded)
+        self._compute_stream = Stream("compute", self._side.prepare)
         self._message_streams: dict[StreamKey, Stream] = {}
         self._calls: dict[StreamKey, int] = {}
         self._to_itself: dict[str, queue.SimpleQueue[torch.Tensor]] = {}
@@ -134,7 +142,8 @@ class WallWorker:
             self._charge = Charge(scenario)
             if communicator is not None:
                 self._communicator = PaddedCommunicator(communicator, self._charge)
-        self._computing: tuple[str, float] | None = None
+        self._one_order = communicator is not None and communicator.one_order
+        self._computing: dict[int, tuple[float, str]] = {}
         self._computations: list[Span] = []
         self._messages: dict[StreamKey, list[Message]] = {}
         self._reports: list[tuple[float, int, torch.Tensor]] = []
@@ -215,7 +224,7 @@ class WallWorker:
 
     def initial_model(self) -> torch.Tensor:
         """Return the starting model, the same on every worker, as a fresh tensor."""
-        return self._objective.initial_model()
+        return self._objective.initial_model().to(self._side.device)
 
     def gradient(self, x: Tensor) -> Handle[Tensor]:
         """Start the mean gradient at ``x`` over this worker's next mini-batch; counts one iteration."""
@@ -344,9 +353,9 @@ class WallWorker:
         iteration = self._iteration
 
         def job() -> None:
-            self._computing = operation, self.now
+            self._computing[threading.get_ident()] = self.now, operation
             try:
-                value, begin, end = timed(work)
+                value, begin, end = self._side.compute(work)
             except BaseException as error:
                 for handle in failing:
                     handle.fail(error)
@@ -360,7 +369,7 @@ class WallWorker:
                 iteration=iteration,
             )
             self._computations.append(span)
-            self._computing = None
+            del self._computing[threading.get_ident()]
             finish(value)
 
         return job
@@ -485,20 +494,22 @@ class WallWorker:
         signature: faults.Signature | None = None,
     ) -> WallHandle[T]:
         """Start a message on its stream and note when it began and ended."""
-        if stream not in self._message_streams:
-            self._message_streams[stream] = Stream(str(stream), _single_threaded)
-            self._messages[stream] = []
+        in_one_order = isinstance(stream, str) and stream != EXCHANGE and self._one_order
+        thread: StreamKey = "collectives" if in_one_order else stream
+        if thread not in self._message_streams:
+            self._message_streams[thread] = Stream(str(thread), self._side.prepare)
+        notes = self._messages.setdefault(stream, [])
+        called = self._side.called()
         number = self._calls.get(stream, 0)
         self._calls[stream] = number + 1
         call = Call(
             operation, self._iteration, stream, number, peers, self.now, about, bool(peers), signature
         )
         handle: WallHandle[T] = self._handle(call)
-        notes = self._messages[stream]
 
         def job() -> None:
             try:
-                value, begin, end = timed(work)
+                value, begin, end = self._side.message(called, work)
             except BaseException as error:
                 handle.fail(error)
                 return
@@ -506,7 +517,7 @@ class WallWorker:
                 notes.append(Message(call, begin - self._start, end - self._start, nbytes))
             handle.finish(value)
 
-        self._message_streams[stream].start(job)
+        self._message_streams[thread].start(job)
         return handle
 
     # Its tasks, and what they share.
@@ -520,7 +531,7 @@ class WallWorker:
 
     @functools.cached_property
     def _memory(self) -> Memory:
-        return Memory(self._rank, self.world_size, self._folder, self._access)
+        return Memory(self._rank, self.world_size, self._folder, self._access, self._side.device)
 
     def spawn(self, task: Coroutine[Any, Any, T]) -> Handle[T]:
         """Start another task of this worker, which takes turns with the others at their awaits."""
@@ -628,7 +639,7 @@ class WallWorker:
     def _state(self) -> State:
         """Return what this worker does, from any thread."""
         ended = len(self._computations) + sum(map(len, list(self._messages.values())))
-        computing, since = self._computing or ("", 0.0)
+        since, computing = min(list(self._computing.values()), default=(0.0, ""))
         return State(ended, self._tasks.waits(), dict(self._calls), computing, since)
 
     def _check_awaited(self) -> None:
@@ -645,10 +656,10 @@ class WallWorker:
 
     def _collected_reports(self) -> Reports:
         times, iterations, models = zip(*self._reports, strict=True)
-        return Reports(list(times), list(iterations), torch.stack(models).numpy())
+        return Reports(list(times), list(iterations), torch.stack(models).cpu().numpy())
 
     def _all_messages(self) -> list[Message]:
-        return [message for stream in self._message_streams for message in self._messages[stream]]
+        return [message for notes in self._messages.values() for message in notes]
 
 
 def _values(x: Tensor) -> torch.Tensor:
@@ -671,7 +682,3 @@ def _held(work: Callable[[], T], course: Course) -> T:
     value = work()
     course.hold(begin)
     return value
-
-
-def _single_threaded() -> None:
-    torch.set_num_threads(1)

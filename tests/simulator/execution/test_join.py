@@ -280,3 +280,39 @@ class TestAlike:
 
         other = replace(self.FACTS, versions={"torch": "2", "Python": "3.12"})
         assert self.problem(other) == "rank 2 has Python 3.12, but rank 0 has 3.11"
+
+
+NCCL_ON_GLOO = """
+import torch
+from simulator.execution import launch
+from simulator.execution.staging import NcclCommunicator, StagedCommunicator
+from simulator.plan import planned
+
+def carrying(gloo, scenario, device, backend):
+    staged = StagedCommunicator(gloo, torch.device("cpu"), pinned=False)
+    carrier = NcclCommunicator(staged, scenario.workers, planned(scenario), backend="gloo")
+    gloo.keep(carrier.groups.values())
+    return carrier
+
+launch.carrying = carrying
+"""
+
+
+class TestBackends:
+    """The code of GPUs on tensors of the CPU: groups of their own, one thread of collectives, staging."""
+
+    @pytest.mark.parametrize("algorithm", ["allreduce-sgd", "d-psgd", "ad-psgd", "signsgd"])
+    def test_collectives_of_nccl_and_channels_of_gloo(self, ranks: Ranks, algorithm: str) -> None:
+        from simulator.execution import execute
+        from simulator.scenario import Scenario
+
+        path = ranks.scenario(algorithm=algorithm)
+        for rank in (0, 1):
+            ranks.start(rank, path, meddle=NCCL_ON_GLOO)
+        outcomes = ranks.outcomes()
+        assert outcomes[1] == "None"
+        run = execute(Scenario.load(path))
+        assert run is not None
+        assert run.models is not None
+        if algorithm != "ad-psgd":
+            assert outcomes[0] == run.models.tobytes().hex()

@@ -152,6 +152,8 @@ class TestSameTimes:
 class Echo:
     """A communicator of one rank that gives back what it is given, and notes the bytes."""
 
+    one_order = False
+
     def __init__(self) -> None:
         self.nbytes: list[int] = []
         self.box: list[torch.Tensor] = []
