@@ -802,6 +802,8 @@ class ModuleObjective(SampledObjective):
         self._spans = _spans(self._trainable)
         self.parameters = self._spans[-1][1]
         self._device = torch.device("cpu")
+        self._flat: Tensor
+        self._initial: Tensor
         self._lay_out()
         self._training: bool | None = None
         self._delivery: _Delivery | None = None
