@@ -8,7 +8,7 @@ SELECT ?= not large
 PAGE ?= simulator/engine/COSTS.md
 PACKAGES := algorithms analysis simulator topologies traces
 
-.PHONY: setup demo test lint stress cases mutants bench bench-simgrid clean
+.PHONY: setup demo test lint stress cases mutants rounds bench bench-simgrid clean
 
 setup: $(INSTALLED)
 
@@ -41,6 +41,11 @@ mutants: $(INSTALLED)
 # Every real run of the asynchronous algorithms, 20 times.
 stress: $(INSTALLED)
 	PACELINE_STRESS=20 $(BIN)/python -m pytest -n 1 -q tests/simulator/execution/test_asynchronous.py
+
+# A hundred starts and ends of local ranks in a row, good and failing ones, must leave nothing behind.
+rounds: $(INSTALLED)
+	PACELINE_ROUNDS=100 $(BIN)/python -m pytest -q -p no:xdist \
+	  tests/simulator/execution/test_patience.py -k runs_in_a_row
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only -q -p no:xdist -m "$(SELECT)"

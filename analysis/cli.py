@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,12 +133,27 @@ def execute(
     verify: Annotated[
         bool, typer.Option("--verify", help="Simulate as well, and say whether the models are bit-identical.")
     ] = False,
+    patience: Annotated[
+        float, typer.Option("--patience", help="Seconds without any progress after which the run is ended.")
+    ] = 300.0,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option("--device", help="What to compute on; by default a GPU if there is one."),
+    ] = "auto",
+    backend: Annotated[
+        Literal["auto", "gloo", "nccl"],
+        typer.Option("--backend", help="Collectives; by default NCCL if every rank has a GPU of its own."),
+    ] = "auto",
     out: Out = None,
     seed: Seed = None,
     as_json: Json = False,
 ) -> None:
-    """Run the scenario's algorithm for real, on local processes."""
-    result = _execute(_load(scenario, seed), workers, step_size, verify, out, quiet=as_json)
+    """Run the scenario's algorithm for real: on local processes, or as a rank of torchrun's or Slurm's."""
+    with _terminable():
+        # The same bits as in simulation are promised on the CPU alone.
+        chosen = "cpu" if verify and device == "auto" else device
+        means = {"patience": patience, "device": chosen, "backend": backend}
+        result = _execute(_load(scenario, seed), workers, step_size, verify, means, out, quiet=as_json)
     if as_json and result is not None:
         _print_json(result)
 
@@ -154,7 +169,7 @@ def demo(
     simulated = _run(scenario, out and out / "simulated", None, quiet=as_json)
     if not as_json:
         typer.echo("")
-    executed = _execute(scenario, 4, None, True, out and out / "executed", quiet=as_json)
+    executed = _execute(scenario, 4, None, True, {}, out and out / "executed", quiet=as_json)
     if as_json:
         _print_json({"run": simulated, "execute": executed})
 
@@ -210,21 +225,24 @@ def _execute(
     workers: int | None,
     step_size: float | None,
     verify: bool,
+    means: Mapping[str, Any],
     out: Path | None,
     quiet: bool,
 ) -> dict[str, Any] | None:
     """Execute, save and print a scenario's algorithm; return what it came to as plain data.
 
-    Under torchrun all ranks execute, and rank 0 alone prints and saves; the others return None.
+    Under torchrun or Slurm all ranks execute, and rank 0 alone prints and saves; the others return None.
     """
     from analysis.experiment import file_name
     from simulator.execution.execute import execute as execute_scenario
+    from simulator.execution.place import place
     from simulator.run import check_replaceable
 
     started = time.perf_counter()
-    if "RANK" in os.environ:
-        quiet = quiet or os.environ["RANK"] != "0"
-        workers = workers or int(os.environ.get("WORLD_SIZE", "1"))
+    own = place()
+    if own is not None:
+        quiet = quiet or own.rank > 0
+        workers = workers or own.world_size
     single, settled = _executable(scenario, workers, step_size)
     folder = out or Path("runs") / f"{file_name(single.name)}-{single.digest()}-executed"
     check_replaceable(folder)
@@ -232,17 +250,23 @@ def _execute(
     if not quiet:
         count = single.workers
         name = single.sections.algorithm.name
-        typer.echo(f"{single.name}: {name} on {count} local process{'es' if count > 1 else ''}")
+        of = f"{count} local process{'es' if count > 1 else ''}"
+        if own is not None:
+            of = f"{count} of {own.starter}'s rank{'s' if count > 1 else ''}"
+        typer.echo(f"{single.name}: {name} on {of}")
         for text in settled:
             typer.echo(f"  {text}")
         typer.echo(f"  from this machine, not from the scenario: {'; '.join(taken)}")
+    ranks: list[tuple[str, str]] = []
     with _progress("executing") as progress:
-        done = execute_scenario(single, progress)
+        done = execute_scenario(single, progress, met=ranks.extend, **means)
     if done is None:
         return None
     done.save(folder, time.perf_counter() - started)
     result = {**done.summary(), "from_this_machine": taken, "saved_to": str(folder)}
+    result["ranks"] = [{"host": host, "device": name} for host, name in ranks]
     if not quiet:
+        typer.echo(_ranks_text(ranks))
         typer.echo(_execution_text(done))
     if verify:
         text, found = _verification(single, done)
@@ -252,6 +276,34 @@ def _execute(
     if not quiet:
         typer.echo(f"Saved to {folder}.")
     return result
+
+
+def _ranks_text(ranks: Sequence[tuple[str, str]]) -> str:
+    """Return on what, and where, each rank computed; neighbours that are alike in one line."""
+    lines: list[tuple[int, int, tuple[str, str]]] = []
+    for rank, place in enumerate(ranks):
+        if lines and lines[-1][2] == place:
+            lines[-1] = (lines[-1][0], rank, place)
+        else:
+            lines.append((rank, rank, place))
+    return "\n".join(
+        f"  rank{f' {first}' if first == last else f's {first} to {last}'}: {device} on {host}"
+        for first, last, (host, device) in lines
+    )
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a request to end (SIGTERM) end the command as Ctrl-C does, so that nothing half-written stays."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _executable(
@@ -312,15 +364,21 @@ def _verification(single: Scenario, done: Run) -> tuple[str, dict[str, Any]]:
 
 def taken_from_the_machine(scenario: Scenario) -> list[str]:
     """Return the parts of a scenario that an execution takes from the real machine, with what they were."""
+    from simulator.stragglers import Straggler
+
     cluster = scenario.sections.cluster
     topology = cluster.topology.data()
     devices = dict.fromkeys(device.name for device in scenario.cluster.devices)
-    taken = [
-        f"devices ({', '.join(devices)})",
+    execution = scenario.execution
+    taken = [] if execution.compute == "emulated" else [f"devices ({', '.join(devices)})"]
+    taken += [
         f"network ({topology.get('builder') or topology.get('file')}, transport {cluster.transport.name})",
     ]
-    if cluster.stragglers:
-        taken.append(f"stragglers ({', '.join(part.name for part in cluster.stragglers)})")
+    injected = execution.stragglers == "injected"
+    built = zip(cluster.stragglers, scenario.stragglers, strict=True)
+    stragglers = [part.name for part, made in built if not (injected and isinstance(made, Straggler))]
+    if stragglers:
+        taken.append(f"stragglers ({', '.join(stragglers)})")
     if cluster.background:
         count = len(cluster.background)
         taken.append(f"background traffic ({count} flow{'s' if count > 1 else ''})")

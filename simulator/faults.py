@@ -45,6 +45,24 @@ class WorkerFailed(RuntimeError):
         return type(self), (self.rank, self.iteration, self.cause)
 
 
+class RunStuck(RuntimeError):
+    """A run made no progress for longer than its patience, or a rank of it is not heard of any more."""
+
+
+def silent(ranks: Sequence[int], patience: float, others: Sequence[str]) -> RunStuck:
+    """Return the report of ranks that say nothing any more, and of what the others do."""
+    who = f"worker{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    why = "its process is stopped or its machine is out of reach"
+    if len(ranks) > 1:
+        why = "their processes are stopped or their machines are out of reach"
+    return RunStuck("; ".join((f"nothing was heard of {who} for {patience:g} s: {why}", *others)))
+
+
+def stuck(patience: float, doings: Sequence[str]) -> RunStuck:
+    """Return the report of a run in which no worker ends anything: who waits for whom, or computes."""
+    return RunStuck(f"no worker got on for {patience:g} s: " + ("; ".join(doings) or "none says why"))
+
+
 def cause_of(error: BaseException) -> str:
     """Return an error's type and text in one line, and the line of the algorithm or task that led to it."""
     text = str(error)

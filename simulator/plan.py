@@ -15,6 +15,7 @@ from algorithms.algorithm import EXCHANGE
 from algorithms.codecs import compressing
 from simulator import faults
 from simulator.parts import BadInput
+from simulator.stragglers import Draw, Straggler
 
 if TYPE_CHECKING:
     from algorithms.worker import Worker
@@ -96,6 +97,22 @@ def random_numbers(seed: int, rank: int, purpose: str, shared: bool) -> np.rando
     """Return a fresh stream of a purpose; shared ones are the same on every rank."""
     owner = 0 if shared else rank + 1
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), owner])
+
+
+def jitter(scenario: Scenario, rank: int) -> Draw:
+    """Return the source of a rank's per-gradient factors."""
+    draws = []
+    for straggler, stream in zip(scenario.stragglers, scenario.streams, strict=True):
+        if isinstance(straggler, Straggler) and straggler.concerns(rank):
+            random = np.random.default_rng([scenario.seed, *stream, rank])
+            draw = straggler.step_factor(random)
+            if draw is not None:
+                draws.append(draw)
+    if not draws:
+        return lambda: 1.0
+    if len(draws) == 1:
+        return draws[0]
+    return lambda: math.prod(draw() for draw in draws)
 
 
 def oracle(scenario: Scenario, rank: int) -> Oracle:

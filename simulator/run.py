@@ -317,7 +317,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises
     ------
     BadInput
-        There is something else than a saved run in its place.
+        There is something else than a saved run in its place, or the disk does not take it.
     """
     check_replaceable(folder)
     try:
@@ -331,8 +331,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             shutil.rmtree(folder)
         draft.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise BadInput(str(folder), f"cannot be written: {error.strerror or error}") from error
         raise
 
 

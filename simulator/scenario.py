@@ -32,7 +32,15 @@ from simulator.networks import Fluid, StoreAndForward
 from simulator.parts import MADE, BadInput, Part, check, nearest
 from simulator.patterns import PATTERNS
 from simulator.schedules import CONSTANT, Falling
-from simulator.sections import TOPOLOGY, ClusterSection, GossipSection, Sections, StepSizeGrid, TopologyFile
+from simulator.sections import (
+    TOPOLOGY,
+    ClusterSection,
+    ExecutionSection,
+    GossipSection,
+    Sections,
+    StepSizeGrid,
+    TopologyFile,
+)
 from simulator.stragglers import LinkFailure, SlowLink, Straggler
 from simulator.transports import Fixed, Transport
 from simulator.update import Rule
@@ -299,6 +307,11 @@ class Scenario:
         """The algorithm that this scenario runs."""
         built: Algorithm = self.sections.algorithm.build()
         return built
+
+    @property
+    def execution(self) -> ExecutionSection:
+        """What an execution takes from this scenario rather than from the machine."""
+        return self.sections.execution or ExecutionSection()
 
     @functools.cached_property
     def update(self) -> Rule:

@@ -239,6 +239,19 @@ class Budget(Section):
     stop: Literal["end", "target"] = "end"
 
 
+class ExecutionSection(Section):
+    """What an execution takes from the scenario rather than from the machine; a simulation takes all of it.
+
+    ``compute: emulated`` lets every computation take what the cost model says, by waiting after the real
+    one. ``payload: cost`` pads every message to the cost model's bytes. ``stragglers: injected`` stretches
+    computations by the slow-downs, the jitter and the bursts that the simulation has.
+    """
+
+    compute: Literal["objective", "emulated"] = "objective"
+    payload: Literal["objective", "cost"] = "objective"
+    stragglers: Literal["none", "injected"] = "none"
+
+
 class Sections(Section):
     """All keys of a scenario file."""
 
@@ -259,4 +272,5 @@ class Sections(Section):
         default="sgd", validate_default=True
     )
     target: Target | None = None
+    execution: ExecutionSection | None = None
     seed: int = pydantic.Field(default=0, ge=0)

@@ -183,6 +183,10 @@ class Bursts(Straggler):
         _require(0 < self.slow < math.inf, f"slow must be above 0 s and finite, got {self.slow!r}")
         _require(0 < self.slowdown < math.inf, f"slowdown must be above 0 and finite, got {self.slowdown!r}")
 
+    def sojourn(self, random: np.random.Generator, slow: bool) -> float:
+        """Return the seconds that the next stay in a state takes."""
+        return random.exponential(self.slow if slow else self.fast)
+
 
 @dataclass(frozen=True)
 class SlowLink:

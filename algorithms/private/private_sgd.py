@@ -124,7 +124,7 @@ class PrivateSGD(Algorithm):
 
             if isinstance(total, Phantom):
                 return total
-            noise = torch.from_numpy(random.standard_normal(len(total))).to(total.dtype)
+            noise = torch.from_numpy(random.standard_normal(len(total))).to(total)
             return total.add(noise, alpha=self.noise * self.clip)
 
         noised: Tensor = await worker.compute(added, total, nbytes=3.0 * total.nbytes)

@@ -56,7 +56,7 @@ def signs(x: torch.Tensor, tie: Tie, draws: torch.Tensor | None) -> torch.Tensor
     elif tie == "random":
         assert draws is not None
         at = x == 0
-        taken[at] = torch.where(draws[at] < 0.5, 1.0, -1.0).to(x.dtype)
+        taken[at] = torch.where(draws.to(x.device)[at] < 0.5, 1.0, -1.0).to(x.dtype)
     return taken
 
 
@@ -66,7 +66,7 @@ def pack(taken: Any, tie: Tie, shards: int = 1) -> Any:
         return Phantom((wire_bytes(len(taken), tie, shards),), 1)
     import torch
 
-    padded = torch.zeros(shards * shard_elements(len(taken), shards), dtype=taken.dtype)
+    padded = torch.zeros(shards * shard_elements(len(taken), shards), dtype=taken.dtype, device=taken.device)
     padded[: len(taken)] = taken
     by_shard = padded.view(shards, -1)
     planes = [by_shard > 0, by_shard != 0] if tie == "zero" else [by_shard > 0]
@@ -89,7 +89,7 @@ def _bytes(bits: torch.Tensor) -> torch.Tensor:
     """Return booleans [shards, elements] as bytes [shards, elements / 8]."""
     import torch
 
-    places = torch.arange(8, dtype=torch.uint8)
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (bits.view(len(bits), -1, 8).to(torch.uint8) << places).sum(2, dtype=torch.uint8)
 
 
@@ -97,5 +97,5 @@ def _bits(planes: torch.Tensor) -> torch.Tensor:
     """Return bytes [shards, n] as zeros and ones [shards, 8 n]."""
     import torch
 
-    places = torch.arange(8, dtype=torch.uint8)
+    places = torch.arange(8, dtype=torch.uint8, device=planes.device)
     return (planes.unsqueeze(2) >> places).bitwise_and_(1).view(len(planes), -1)

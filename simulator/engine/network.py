@@ -289,8 +289,7 @@ class Network:
             if core.live or self.clock.scheduled >= self._daemons:
                 self._burst(link, straggler, random, not slow)
 
-        stay = random.exponential(straggler.slow if slow else straggler.fast)
-        self.clock.at(self.clock.now + stay, switch)
+        self.clock.at(self.clock.now + straggler.sojourn(random, slow), switch)
 
     # What was seen.
 

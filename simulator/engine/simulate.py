@@ -6,7 +6,6 @@ import contextlib
 import functools
 import gc
 import inspect
-import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
@@ -30,10 +29,9 @@ from simulator.engine.worker import Driven, VirtualWorker
 from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
 from simulator.patterns import Kind
-from simulator.plan import group_share, neighbours, oracle, planned, seen_by_algorithm
+from simulator.plan import group_share, jitter, neighbours, oracle, planned, seen_by_algorithm
 from simulator.run import Progress, Run
 from simulator.scenario import Scenario
-from simulator.stragglers import Straggler
 from simulator.tuning import best_of, single_steps
 from simulator.workload.cutting import cut
 from traces import Timeline
@@ -177,18 +175,7 @@ class Simulation:
 
     def jitter(self, rank: int) -> Callable[[], float]:
         """Return the source of a rank's per-gradient factors."""
-        draws = []
-        for straggler, stream in zip(self.scenario.stragglers, self.scenario.streams, strict=True):
-            if isinstance(straggler, Straggler) and straggler.concerns(rank):
-                random = np.random.default_rng([self.scenario.seed, *stream, rank])
-                draw = straggler.step_factor(random)
-                if draw is not None:
-                    draws.append(draw)
-        if not draws:
-            return lambda: 1.0
-        if len(draws) == 1:
-            return draws[0]
-        return lambda: math.prod(draw() for draw in draws)
+        return jitter(self.scenario, rank)
 
     def initial_model(self) -> Tensor:
         """Return a fresh copy of the starting model."""

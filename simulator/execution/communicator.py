@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -25,10 +25,11 @@ from algorithms import WORLD, Plan, Reduction
 
 T = TypeVar("T")
 
-PATIENCE = datetime.timedelta(hours=1)
-"""How long an operation waits for ranks that live but have not called."""
+PATIENCE = datetime.timedelta(days=7)
+"""How long an operation waits for ranks that have not called; a run that is stuck is ended much earlier."""
 
-_OPERATORS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+OPERATORS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+"""What the backend is told for each reduction."""
 
 
 ELEMENT_TYPES = (
@@ -53,7 +54,7 @@ class CommunicationFailed(RuntimeError):
 
 
 @contextmanager
-def _failing(operation: str) -> Iterator[None]:
+def failing(operation: str) -> Iterator[None]:
     """Say of the backend's errors in which operation they came up."""
     try:
         yield
@@ -61,13 +62,21 @@ def _failing(operation: str) -> Iterator[None]:
         raise CommunicationFailed(f"{operation}: {error}") from error
 
 
-def _bytes(x: torch.Tensor) -> torch.Tensor:
+def as_bytes(x: torch.Tensor) -> torch.Tensor:
     """Return a view of a vector as bytes."""
     return x.view(torch.uint8)
 
 
 class Communicator(Protocol):
-    """The blocking communication that a worker's streams call."""
+    """The blocking communication that a worker's streams call.
+
+    Attributes
+    ----------
+    one_order
+        Whether the collectives of all groups must come from one thread, in one order on all ranks.
+    """
+
+    one_order: bool
 
     def all_reduce(self, x: torch.Tensor, op: Reduction, group: str) -> None:
         """Reduce ``x`` over a group, in place; a mean is summed only."""
@@ -107,6 +116,8 @@ class GlooCommunicator:
         What the algorithm declares.
     """
 
+    one_order = False
+
     def __init__(self, rank: int, world_size: int, plan: Plan) -> None:
         self._rank = rank
         self._made: list[Any] = []
@@ -127,8 +138,8 @@ class GlooCommunicator:
     def all_reduce(self, x: torch.Tensor, op: Reduction, group: str) -> None:
         """Reduce ``x`` over a group, in place; a mean is summed only."""
         if x.numel():
-            with _failing("all_reduce"):
-                dist.all_reduce(x, _OPERATORS[op], self._groups[group])
+            with failing("all_reduce"):
+                dist.all_reduce(x, OPERATORS[op], self._groups[group])
 
     def exchange(
         self, x: torch.Tensor, sources: Sequence[int], destinations: Sequence[int]
@@ -139,7 +150,7 @@ class GlooCommunicator:
             return arrivals
         arcs = [(self._rank, destination, x) for destination in destinations]
         arcs += [(source, self._rank, buffer) for source, buffer in arrivals.items()]
-        with _failing("exchange"):
+        with failing("exchange"):
             under_way = [
                 *self._batch([arc for arc in arcs if arc[0] < arc[1]], self._upward),
                 *self._batch([arc for arc in arcs if arc[0] > arc[1]], self._downward),
@@ -152,37 +163,37 @@ class GlooCommunicator:
         """Return the tensors of all members, in the group's order."""
         gathered = tuple(torch.empty_like(x) for _ in range(members))
         if x.numel():
-            with _failing("all_gather"):
-                dist.all_gather([_bytes(part) for part in gathered], _bytes(x), self._groups[group])
+            with failing("all_gather"):
+                dist.all_gather([as_bytes(part) for part in gathered], as_bytes(x), self._groups[group])
         return gathered
 
     def all_to_all(self, parts: torch.Tensor, group: str) -> torch.Tensor:
         """Send the k-th row to the k-th member and return what the members have sent, a row each."""
         received = torch.empty_like(parts)
         if parts.numel():
-            with _failing("all_to_all"):
-                dist.all_to_all_single(_bytes(received), _bytes(parts), group=self._groups[group])
+            with failing("all_to_all"):
+                dist.all_to_all_single(as_bytes(received), as_bytes(parts), group=self._groups[group])
         return received
 
     def send(self, x: torch.Tensor, to: int, channel: int) -> None:
         """Send ``x`` over the channel of a number."""
         group = self._direction(self._rank, to)
         header = torch.tensor([x.numel(), ELEMENT_TYPES.index(x.dtype)])
-        with _failing("send"):
+        with failing("send"):
             dist.send(header, to, group, tag=channel + 1)
             if x.numel():
-                dist.send(_bytes(x), to, group, tag=channel + 1)
+                dist.send(as_bytes(x), to, group, tag=channel + 1)
 
     def recv(self, source: int, channel: int) -> torch.Tensor:
         """Return the next tensor from the channel of a number."""
         group = self._direction(source, self._rank)
         header = torch.empty(2, dtype=torch.int64)
-        with _failing("recv"):
+        with failing("recv"):
             dist.recv(header, source, group, tag=channel + 1)
             elements, code = header.tolist()
             x = torch.empty(elements, dtype=ELEMENT_TYPES[code])
             if elements:
-                dist.recv(_bytes(x), source, group, tag=channel + 1)
+                dist.recv(as_bytes(x), source, group, tag=channel + 1)
         return x
 
     def _direction(self, source: int, destination: int) -> Any:
@@ -221,6 +232,10 @@ class GlooCommunicator:
         values: list[Any] | None = [None] * dist.get_world_size() if self._rank == 0 else None
         dist.gather_object(value, values, 0, self._groups[WORLD])
         return values
+
+    def keep(self, groups: Iterable[Any]) -> None:
+        """Give these process groups back, too, in the end."""
+        self._made += groups
 
     def close(self) -> None:
         """Give the process groups back, when all ranks have ended their work."""

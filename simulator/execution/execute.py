@@ -1,14 +1,16 @@
-"""Execution: a scenario's algorithm for real, on local processes or under ``torchrun``.
+"""Execution: a scenario's algorithm for real, on local processes, under ``torchrun`` or under Slurm.
 
 From the scenario come the algorithm, the objective, the batches, the communication graph, the bucket plan,
 the budget and the target. From the real machine come its computing speed and its network: topology,
 devices, transport, stragglers and background traffic of the scenario play no part, except that
-proportional batches are dealt out by the speeds that the scenario states.
+proportional batches are dealt out by the speeds that the scenario states, and except for what its
+``execution`` section asks for: emulated compute, messages of the cost model's bytes, injected stragglers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from simulator.observation import Observation, Observer
@@ -22,22 +24,42 @@ if TYPE_CHECKING:
     from simulator.scenario import Scenario
 
 
-def execute(scenario: Scenario, progress: Progress | None = None) -> Run | None:
+PATIENCE = 300.0
+"""Seconds without any progress after which a run is ended, unless told otherwise."""
+
+
+def execute(
+    scenario: Scenario,
+    progress: Progress | None = None,
+    patience: float = PATIENCE,
+    device: str = "cpu",
+    backend: str = "auto",
+    met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
+) -> Run | None:
     """Run a scenario on the wall clock.
 
     Parameters
     ----------
     scenario
-        With an objective, one step size and one algorithm. Its workers become local processes; where
-        torchrun's environment is set (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), this process is one
-        of them.
+        With an objective, one step size and one algorithm. Its workers become local processes; where the
+        environment of torchrun or Slurm is set (:mod:`simulator.execution.place`), this process is one of
+        them.
     progress
-        Told how much is done, from 0 to 1, in this thread.
+        Told how much is done, from 0 to 1.
+    patience
+        Seconds without any progress, or without a word of a rank, after which the run is ended.
+    device
+        ``auto``, ``cpu`` or ``cuda``. On the CPU the models are bit-identical to the simulation's.
+    backend
+        What carries collectives: ``gloo``, ``nccl``, or ``auto``, which is NCCL where each rank has a GPU of
+        its own.
+    met
+        Told the host and the device of each rank.
 
     Returns
     -------
-    The run, with ``clock`` "wall" and no link utilisation. Under torchrun rank 0 alone has it; the other
-    ranks get None.
+    The run, with ``clock`` "wall" and no link utilisation. Under torchrun or Slurm rank 0 alone has it; the
+    other ranks get None.
 
     Raises
     ------
@@ -47,12 +69,19 @@ def execute(scenario: Scenario, progress: Progress | None = None) -> Run | None:
         The algorithm breaks a rule of the seam.
     WorkerFailed
         A worker raised an error or was killed; all have been ended.
+    RunStuck
+        The patience is over; all have been ended.
     """
     check_executable(scenario)
-    from simulator.execution import launch
+    if not (patience > 0 and math.isfinite(patience)):
+        raise BadInput("patience", f"must be above 0 s and finite, got {patience!r}")
+    from simulator.execution import join, launch, place
 
-    place = launch.torchrun_place()
-    records = launch.launch(scenario, progress) if place is None else launch.join(scenario, *place, progress)
+    own = place.place()
+    if own is None:
+        records: list[Record] | None = launch.launch(scenario, progress, patience, device, backend, met)
+    else:
+        records = join.join(scenario, own, progress, patience, device, backend, met)
     if progress is not None and records is not None:
         progress(1.0)
     return None if records is None else assembled(scenario, records)
@@ -79,8 +108,23 @@ def check_executable(scenario: Scenario) -> None:
         raise BadInput("workload.evaluation", "every process evaluates its own gradients; use 'separate'")
     if sections.budget.stop == "target":
         raise BadInput("budget.stop", "only a simulation can stop at its target; use 'end'")
+    _check_execution(scenario)
     # What an objective refuses (a number of workers, a batch, an empty shard), it refuses every rank.
     oracle(scenario, 0)
+
+
+def _check_execution(scenario: Scenario) -> None:
+    """Refuse what cannot be taken from the scenario."""
+    execution, cost, objective = scenario.execution, scenario.cost, scenario.objective
+    assert objective is not None
+    nodes = scenario.cluster.nodes
+    if "emulated" in execution.compute and len(set(nodes)) < len(nodes):
+        problem = "'emulated' needs a device for each worker; some of these share one"
+        raise BadInput("execution.compute", problem)
+    bytes_each = objective.parameters * objective.dtype.itemsize
+    if execution.payload == "cost" and cost.parameters * cost.parameter_bytes < bytes_each:
+        problem = f"the cost model's {cost.parameters} parameters are fewer bytes than the objective's"
+        raise BadInput("execution.payload", f"'cost' has nothing to add: {problem}")
 
 
 def assembled(scenario: Scenario, records: Sequence[Record]) -> Run:

@@ -27,13 +27,14 @@ from simulator.execution.communicator import ELEMENT_TYPES
 
 T = TypeVar("T")
 
-Starter = Callable[[str, Callable[[], Any]], Handle[Any]]
-"""Starts a computation of a name, in the order of all computations of the rank."""
+Starter = Callable[[str, Callable[[], Any], int, torch.Tensor], Handle[Any]]
+"""Starts a computation of a name that moves so many vectors like a given one, in the rank's order."""
 
 _LINE = 64
 """Bytes of a cache line: the elements begin at a multiple of it."""
 _START = struct.Struct("3q")
 """How the header begins."""
+_CPU = torch.device("cpu")
 
 
 class Memory:
@@ -47,14 +48,24 @@ class Memory:
         Where the ranks find each other's files; None where the rank is alone.
     start
         Starts the rank's computations.
+    device
+        Where the rank's own tensors are; the shared ones are in the machine's memory.
     """
 
-    def __init__(self, rank: int, world_size: int, folder: Path | None, start: Starter) -> None:
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        folder: Path | None,
+        start: Starter,
+        device: torch.device = _CPU,
+    ) -> None:
         assert folder is not None or world_size == 1
         self._rank = rank
         self._world_size = world_size
         self._folder = folder
         self._start = start
+        self._device = device
         self._vectors: dict[str, Vector] = {}
 
     def vector(self, name: str, x: torch.Tensor) -> Vector:
@@ -75,7 +86,7 @@ class Memory:
                 whole = self._mapped(self._folder, nbytes, header, name, x)
             counters = _integers(whole, header)[3 : 3 + self._world_size]
             elements = whole[header:].view(x.dtype)
-            self._vectors[name] = Vector(elements, counters, self._rank, self._start)
+            self._vectors[name] = Vector(elements, counters, self._rank, self._start, self._device)
         return self._vectors[name]
 
     def _mapped(self, folder: Path, nbytes: int, header: int, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -140,13 +151,23 @@ class Vector:
         Whose access.
     start
         Starts the rank's computations.
+    device
+        Where the rank's own tensors are.
     """
 
-    def __init__(self, elements: torch.Tensor, counters: torch.Tensor, rank: int, start: Starter) -> None:
+    def __init__(
+        self,
+        elements: torch.Tensor,
+        counters: torch.Tensor,
+        rank: int,
+        start: Starter,
+        device: torch.device = _CPU,
+    ) -> None:
         self._elements = elements
         self._counters = counters
         self._rank = rank
         self._start = start
+        self._device = device
 
     @property
     def writes(self) -> int:
@@ -155,13 +176,16 @@ class Vector:
 
     def read(self) -> Handle[Tensor]:
         """Start reading all elements, one after another."""
-        return self._start("read", self._elements.clone)
+        return self._start("read", self._read, 2, self._elements)
+
+    def _read(self) -> torch.Tensor:
+        return self._elements.clone().to(self._device)
 
     def add(self, values: Tensor, at: Tensor | None = None) -> Handle[None]:
         """Start adding ``values`` to the elements numbered ``at``, or to all."""
         assert isinstance(values, torch.Tensor)
         assert at is None or isinstance(at, torch.Tensor)
-        summands, places = values.clone(), None if at is None else at.clone()
+        summands, places = values.clone().cpu(), None if at is None else at.clone().cpu()
 
         def work() -> None:
             if places is None:
@@ -171,4 +195,4 @@ class Vector:
                 self._elements.index_add_(0, places, summands)
             self._counters[self._rank] += 1
 
-        return self._start("add", work)
+        return self._start("add", work, 3, summands)

@@ -129,12 +129,22 @@ class Tasks:
                 self._waits[threading.get_ident()] = (handle, line)
             self._tell()
 
-    def _tell(self) -> None:
-        """Tell if the rank stands still now, or does no longer.
+    def waits(self) -> tuple[Wait, ...]:
+        """Return what tasks have waited for long, whether or not others of them go on."""
+        with self._mutex:
+            return tuple(self._unfinished())
 
-        A task whose handle is done goes on, even if it has not said so yet.
-        """
-        waits = [Wait(handle.call, line) for handle, line in self._waits.values() if not handle.done]
+    def end(self, error: BaseException) -> None:
+        """Let whoever waits for the tasks hear of an error from outside."""
+        self._endings.put(error)
+
+    def _unfinished(self) -> list[Wait]:
+        # A task whose handle is done goes on, even if it has not said so yet.
+        return [Wait(handle.call, line) for handle, line in self._waits.values() if not handle.done]
+
+    def _tell(self) -> None:
+        """Tell if the rank stands still now, or does no longer."""
+        waits = self._unfinished()
         still = 0 < self._alive == len(waits)
         if still or self._still:
             self._told(waits if still else [])

@@ -28,10 +28,15 @@ from algorithms.algorithm import EXCHANGE
 from algorithms.worker import MESSAGE, Handle, SharedTensor, Tensor
 from simulator import faults, numerics, plan
 from simulator.execution.communicator import Communicator
+from simulator.execution.device import Cpu, Side
 from simulator.execution.memory import Memory
+from simulator.execution.pace import Charge, Course, Pacer
+from simulator.execution.padding import PaddedCommunicator
+from simulator.execution.placed import placed_oracle
 from simulator.execution.record import Message, Record, Reports
-from simulator.execution.streams import Baton, Call, End, Stream, StreamKey, WallHandle, timed
+from simulator.execution.streams import Baton, Call, End, Stream, StreamKey, WallHandle
 from simulator.execution.tasks import Lock, Tasks, Wait
+from simulator.execution.watch import State
 from simulator.observation import Observation
 from simulator.update import UpdateRule
 from simulator.workload.cutting import cut
@@ -61,6 +66,10 @@ class Listener(Protocol):
         """
         ...
 
+    def watch(self, state: Callable[[], State], end: Callable[[BaseException], None]) -> None:
+        """Take in who tells what the worker does, and who lets its run end with an error."""
+        ...
+
 
 class WallWorker:
     """One rank of a real run; see :class:`algorithms.worker.Worker` for its operations.
@@ -79,6 +88,8 @@ class WallWorker:
         Told how the worker gets on.
     folder
         Where the files of shared memory are; None where the worker is alone or has none.
+    side
+        The device that it computes on; the CPU if not given.
     """
 
     def __init__(
@@ -89,6 +100,7 @@ class WallWorker:
         buckets: tuple[tuple[int, int], ...] | None = None,
         listener: Listener | None = None,
         folder: Path | None = None,
+        side: Side | None = None,
     ) -> None:
         objective, step_size = scenario.objective, scenario.step_sizes[0]
         assert objective is not None
@@ -102,7 +114,9 @@ class WallWorker:
         self._objective = objective
         self._rule = UpdateRule(scenario.update, step_size, scenario.sections.budget.iterations)
         self._last_update: WallHandle[Tensor] | None = None
-        self._oracle = plan.oracle(scenario, rank)
+        self._side = side or Cpu()
+        self._side.prepare()
+        self._oracle = placed_oracle(scenario, rank, self._side.device)
         self._budget = scenario.sections.budget.iterations
         self._start = time.monotonic()
         self._end = 0.0
@@ -110,7 +124,7 @@ class WallWorker:
         self._evaluations = 0.0
         self._questions = 0
         self._baton = Baton()
-        self._tasks = Tasks(rank, self._baton, _single_threaded, self._waiting)
+        self._tasks = Tasks(rank, self._baton, self._side.prepare, self._waiting)
         self._locks: dict[str, Lock] = {}
         self._folder = folder
         self._random: dict[tuple[str, bool], np.random.Generator] = {}
@@ -122,6 +136,16 @@ class WallWorker:
         self._to_itself: dict[str, queue.SimpleQueue[torch.Tensor]] = {}
         self._open: list[WallHandle[Any]] = []
         self._watched = 64
+        execution = scenario.execution
+        paced = execution.compute == "emulated" or execution.stragglers == "injected"
+        self._pacer = Pacer(scenario, rank) if paced else None
+        self._charge: Callable[[torch.Tensor], float] = _own_bytes
+        if execution.payload == "cost":
+            self._charge = Charge(scenario)
+            if communicator is not None:
+                self._communicator = PaddedCommunicator(communicator, self._charge)
+        self._one_order = communicator is not None and communicator.one_order
+        self._computing: dict[int, tuple[float, str]] = {}
         self._computations: list[Span] = []
         self._messages: dict[StreamKey, list[Message]] = {}
         self._reports: list[tuple[float, int, torch.Tensor]] = []
@@ -202,13 +226,14 @@ class WallWorker:
 
     def initial_model(self) -> torch.Tensor:
         """Return the starting model, the same on every worker, as a fresh tensor."""
-        return self._objective.initial_model()
+        return self._objective.initial_model().to(self._side.device)
 
     def gradient(self, x: Tensor) -> Handle[Tensor]:
         """Start the mean gradient at ``x`` over this worker's next mini-batch; counts one iteration."""
         model = _values(x).clone()
         self._count_iteration()
-        return self._compute("gradient", lambda: self._oracle.gradient(model))
+        course = None if self._pacer is None else self._pacer.gradient()
+        return self._compute("gradient", lambda: self._oracle.gradient(model), course)
 
     def gradient_buckets(self, x: Tensor) -> Sequence[Handle[Tensor]]:
         """Start the same gradient, delivered in slices as back-propagation frees them."""
@@ -216,10 +241,17 @@ class WallWorker:
         self._count_iteration()
         handles: list[WallHandle[Tensor]] = [self._handle(Call("gradient", self._iteration)) for _ in bounds]
 
-        def deliver(index: int, part: torch.Tensor) -> None:
-            handles[index].finish(part)
+        courses = None if self._pacer is None else self._pacer.buckets()
 
         def work() -> None:
+            begin, waited = time.monotonic(), 0.0
+
+            def deliver(index: int, part: torch.Tensor) -> None:
+                nonlocal waited
+                if courses is not None:
+                    waited = courses[index].hold(begin, waited)
+                handles[index].finish(part)
+
             self._oracle.gradient_in_buckets(model, bounds, deliver)
 
         whole = self._compute_job("gradient", work, finish=lambda _: None, failing=handles)
@@ -232,7 +264,8 @@ class WallWorker:
         """Start ``function(*tensors)``, which evaluates :attr:`problem` in the algorithm's own way."""
         copies = [_values(tensor).clone() for tensor in tensors]
         self._count_iteration(iterations, gradients)
-        return self._compute("gradient", lambda: function(*copies))
+        course = None if self._pacer is None else self._pacer.gradient(gradients)
+        return self._compute("gradient", lambda: function(*copies), course)
 
     def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Handle[Tensor]:
         """Start the local step by the run's update rule."""
@@ -246,7 +279,7 @@ class WallWorker:
             slope = [_values(part).clone() for part in gradient]
             bounds = self._bounds
         work = functools.partial(self._rule.apply, model, slope, bounds, self.step_size)
-        self._last_update = self._compute("update", work)
+        self._last_update = self._compute("update", work, self._passing(self._rule.vectors_moved, model))
         return self._last_update
 
     @property
@@ -273,12 +306,22 @@ class WallWorker:
     def combine(self, *terms: tuple[float, Tensor]) -> Handle[Tensor]:
         """Start the linear combination of (coefficient, tensor) terms, summed in the order written."""
         copies = [(coefficient, _values(tensor).clone()) for coefficient, tensor in terms]
-        return self._compute("combine", lambda: numerics.combination(copies))
+        course = self._passing(len(copies) + 1, copies[0][1])
+        return self._compute("combine", lambda: numerics.combination(copies), course)
 
     def compute(self, function: Callable[..., Any], *tensors: Tensor, nbytes: float) -> Handle[Any]:
-        """Start ``function(*tensors)``; it takes the time that it takes, whatever ``nbytes`` says."""
+        """Start ``function(*tensors)``; ``nbytes`` counts only where compute is emulated."""
         copies = [_values(tensor).clone() for tensor in tensors]
-        return self._compute("compute", lambda: function(*copies))
+        course = None if self._pacer is None else self._pacer.charged(nbytes)
+        return self._compute("compute", lambda: function(*copies), course)
+
+    def _passing(self, vectors: int, x: torch.Tensor) -> Course | None:
+        """Return the course of a pass that reads and writes that many vectors like ``x``."""
+        return None if self._pacer is None else self._pacer.passing(vectors * x.nbytes, x)
+
+    def _access(self, operation: str, work: Callable[[], T], vectors: int, x: torch.Tensor) -> WallHandle[T]:
+        """Start an access to shared memory that moves so many vectors like ``x``."""
+        return self._compute(operation, work, self._passing(vectors, x))
 
     @functools.cached_property
     def _bounds(self) -> tuple[tuple[int, int], ...]:
@@ -294,8 +337,10 @@ class WallWorker:
         if faults.overdone(self._iteration, self._budget):
             raise faults.beyond_budget(self._rank, self._iteration, self._budget)
 
-    def _compute(self, operation: str, work: Callable[[], T]) -> WallHandle[T]:
+    def _compute(self, operation: str, work: Callable[[], T], course: Course | None = None) -> WallHandle[T]:
         handle: WallHandle[T] = self._handle(Call(operation, self._iteration))
+        if course is not None:
+            work = functools.partial(_held, work, course)
         self._compute_stream.start(self._compute_job(operation, work, handle.finish, [handle]))
         return handle
 
@@ -310,8 +355,9 @@ class WallWorker:
         iteration = self._iteration
 
         def job() -> None:
+            self._computing[threading.get_ident()] = self.now, operation
             try:
-                value, begin, end = timed(work)
+                value, begin, end = self._side.compute(work)
             except BaseException as error:
                 for handle in failing:
                     handle.fail(error)
@@ -325,6 +371,7 @@ class WallWorker:
                 iteration=iteration,
             )
             self._computations.append(span)
+            del self._computing[threading.get_ident()]
             finish(value)
 
         return job
@@ -344,7 +391,7 @@ class WallWorker:
                 self._communicating().all_reduce(part, op, group)
             return numerics.finished_mean(part, count, share) if op == "mean" else part
 
-        nbytes = 2 * (count - 1) / count * part.nbytes
+        nbytes = 2 * (count - 1) / count * self._charge(part)
         return self._collective("all_reduce", group, work, nbytes, _signature(op, part))
 
     def all_gather(self, x: Tensor, group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
@@ -355,7 +402,7 @@ class WallWorker:
         def work() -> tuple[Tensor, ...]:
             return self._communicating().all_gather(part, group, others + 1) if others else (part,)
 
-        nbytes = float(others * part.nbytes)
+        nbytes = others * self._charge(part)
         return self._collective("all_gather", group, work, nbytes, _signature("all_gather", part))
 
     def all_to_all(self, parts: Sequence[Tensor], group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
@@ -370,7 +417,7 @@ class WallWorker:
         def work() -> tuple[Tensor, ...]:
             return (self._communicating().all_to_all(rows, group) if len(members) > 1 else rows).unbind()
 
-        nbytes = float((len(members) - 1) * rows[0].nbytes)
+        nbytes = (len(members) - 1) * self._charge(rows[0])
         return self._collective("all_to_all", group, work, nbytes, _signature("all_to_all", rows[0]))
 
     def _collective(
@@ -389,7 +436,7 @@ class WallWorker:
             # Nothing goes over the network, and nothing waits for the receiver.
             return self._message(end, lambda: self._mailbox(channel).put(payload), to, 0.0)
         return self._message(
-            end, lambda: self._communicating().send(payload, to, number), to, float(payload.nbytes)
+            end, lambda: self._communicating().send(payload, to, number), to, self._charge(payload)
         )
 
     def recv(self, source: int, channel: str = MESSAGE) -> Handle[Tensor]:
@@ -418,7 +465,7 @@ class WallWorker:
             return self._communicating().exchange(payload, sources, destinations)
 
         peers = tuple(sorted({*sources, *destinations}))
-        nbytes = float(len(destinations) * payload.nbytes)
+        nbytes = len(destinations) * self._charge(payload)
         return self._communicate("exchange", "", EXCHANGE, work, peers, nbytes)
 
     def _members(self, group: str) -> tuple[int, ...]:
@@ -449,20 +496,22 @@ class WallWorker:
         signature: faults.Signature | None = None,
     ) -> WallHandle[T]:
         """Start a message on its stream and note when it began and ended."""
-        if stream not in self._message_streams:
-            self._message_streams[stream] = Stream(str(stream), _single_threaded)
-            self._messages[stream] = []
+        in_one_order = isinstance(stream, str) and stream != EXCHANGE and self._one_order
+        thread: StreamKey = "collectives" if in_one_order else stream
+        if thread not in self._message_streams:
+            self._message_streams[thread] = Stream(str(thread), self._side.prepare)
+        notes = self._messages.setdefault(stream, [])
+        called = self._side.called()
         number = self._calls.get(stream, 0)
         self._calls[stream] = number + 1
         call = Call(
             operation, self._iteration, stream, number, peers, self.now, about, bool(peers), signature
         )
         handle: WallHandle[T] = self._handle(call)
-        notes = self._messages[stream]
 
         def job() -> None:
             try:
-                value, begin, end = timed(work)
+                value, begin, end = self._side.message(called, work)
             except BaseException as error:
                 handle.fail(error)
                 return
@@ -470,7 +519,7 @@ class WallWorker:
                 notes.append(Message(call, begin - self._start, end - self._start, nbytes))
             handle.finish(value)
 
-        self._message_streams[stream].start(job)
+        self._message_streams[thread].start(job)
         return handle
 
     # Its tasks, and what they share.
@@ -484,7 +533,7 @@ class WallWorker:
 
     @functools.cached_property
     def _memory(self) -> Memory:
-        return Memory(self._rank, self.world_size, self._folder, self._compute)
+        return Memory(self._rank, self.world_size, self._folder, self._access, self._side.device)
 
     def spawn(self, task: Coroutine[Any, Any, T]) -> Handle[T]:
         """Start another task of this worker, which takes turns with the others at their awaits."""
@@ -507,7 +556,7 @@ class WallWorker:
         stream: Stream | None = getattr(self._own, "stream", None)
         if stream is None:
             if not self._idle_streams:
-                self._idle_streams.append(Stream("compute", _single_threaded))
+                self._idle_streams.append(Stream("compute", self._side.prepare))
                 self._compute_streams.append(self._idle_streams[-1])
             stream = self._own.stream = self._idle_streams.pop()
         return stream
@@ -550,6 +599,10 @@ class WallWorker:
             The algorithm breaks a rule of the seam.
         """
         self._start = start
+        if self._pacer is not None:
+            self._pacer.start = start
+        if self._listener is not None:
+            self._listener.watch(self._state, self._tasks.end)
         coroutine = algorithm.run(plan.seen_by_algorithm(self._scenario, self))
         if not inspect.iscoroutine(coroutine):
             raise faults.not_a_coroutine(type(algorithm).__name__, coroutine)
@@ -560,6 +613,8 @@ class WallWorker:
             if whole.done:
                 self._check_awaited()
         self._check_end()
+        if self._pacer is not None and self._pacer.overrun > 0:
+            self.observe("overrun", self._pacer.overrun)
         return Record(
             rank=self._rank,
             iterations=self._iteration,
@@ -603,6 +658,12 @@ class WallWorker:
         if self._listener is not None:
             self._listener.waiting(waits, self._calls)
 
+    def _state(self) -> State:
+        """Return what this worker does, from any thread."""
+        ended = len(self._computations) + sum(map(len, list(self._messages.values())))
+        since, computing = min(list(self._computing.values()), default=(0.0, ""))
+        return State(ended, self._tasks.waits(), dict(self._calls), computing, since)
+
     def _check_awaited(self) -> None:
         for handle in self._open:
             if not handle.awaited:
@@ -617,10 +678,10 @@ class WallWorker:
 
     def _collected_reports(self) -> Reports:
         times, iterations, models = zip(*self._reports, strict=True)
-        return Reports(list(times), list(iterations), torch.stack(models).numpy())
+        return Reports(list(times), list(iterations), torch.stack(models).cpu().numpy())
 
     def _all_messages(self) -> list[Message]:
-        return [message for stream in self._message_streams for message in self._messages[stream]]
+        return [message for notes in self._messages.values() for message in notes]
 
 
 def _values(x: Tensor) -> torch.Tensor:
@@ -633,5 +694,13 @@ def _signature(what: str, x: torch.Tensor) -> faults.Signature:
     return what, x.numel(), str(x.dtype).removeprefix("torch.")
 
 
-def _single_threaded() -> None:
-    torch.set_num_threads(1)
+def _own_bytes(x: torch.Tensor) -> float:
+    return float(x.nbytes)
+
+
+def _held(work: Callable[[], T], course: Course) -> T:
+    """Compute, and wait until the computation may end."""
+    begin = time.monotonic()
+    value = work()
+    course.hold(begin)
+    return value

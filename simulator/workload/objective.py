@@ -214,6 +214,10 @@ class Objective(ABC):
         """
         return frozenset()
 
+    def place(self, device: torch.device) -> bool:
+        """Move to a device, before any oracle is made; False where the gradients stay on the CPU."""
+        return device.type == "cpu"
+
     @abstractmethod
     def initial_model(self) -> Tensor:
         """The model that every worker starts from, as a fresh flat tensor."""
@@ -589,13 +593,18 @@ class SampledObjective(Objective):
         """‖∇f(x)‖ over all samples, accumulated in float64."""
         return float(torch.linalg.vector_norm(self.mean_gradient(x, None)))
 
+    @property
+    def _here(self) -> Samples:
+        """All inputs and labels, where gradients are evaluated."""
+        return self.samples
+
     def _chunks(self, indices: datasets.Indices | None) -> Iterator[tuple[Samples, float]]:
         """The samples in nearly equal pieces of at most `EVALUATION_BATCH`, with their weights.
 
         Equal pieces keep a last piece of one sample from reaching batch normalisation. The pieces are copies,
         because results of vectorised kernels may depend on how their input is aligned in memory.
         """
-        inputs, labels = self.samples
+        inputs, labels = self._here
         total = len(labels) if indices is None else len(indices)
         if indices is None and total <= EVALUATION_BATCH:
             yield self._all_samples, 1.0
@@ -609,7 +618,7 @@ class SampledObjective(Objective):
     @functools.cached_property
     def _all_samples(self) -> Samples:
         """A copy of all samples, kept because a small data set is evaluated at every sample of a run."""
-        inputs, labels = self.samples
+        inputs, labels = self._here
         return _take(inputs, labels, torch.arange(len(labels)))
 
 
@@ -802,20 +811,45 @@ class ModuleObjective(SampledObjective):
         self.dtype = _common_dtype(name, self._trainable)
         self._spans = _spans(self._trainable)
         self.parameters = self._spans[-1][1]
-        # The parameters are views of one buffer that a model is copied into: one copy per evaluation, and
-        # the kernels always see the same alignment, on which their last bits may depend.
-        self._flat = torch.empty(self.parameters, dtype=self.dtype)
+        self._device = torch.device("cpu")
+        self._flat: Tensor
+        self._initial: Tensor
+        self._lay_out()
+        self._training: bool | None = None
+        self._delivery: _Delivery | None = None
+        self._plans: dict[tuple[tuple[int, int], ...], _BucketPlan] = {}
+        # One worker's tasks may run on several threads of the wall clock; the private module is one.
+        self._lock = threading.Lock()
+
+    def place(self, device: torch.device) -> bool:
+        """Move the network and what it is given; sample numbers and labels stay known on the CPU."""
+        if device != self._device:
+            self._device = device
+            initial = self._initial.to(device)
+            self._module.to(device)
+            self._lay_out()
+            self._initial = initial
+        return True
+
+    def _lay_out(self) -> None:
+        """Make the parameters views of one buffer, into which a model is copied: one copy per evaluation.
+
+        So the kernels always see the same alignment, on which their last bits may depend.
+        """
+        self._flat = torch.empty(self.parameters, dtype=self.dtype, device=self._device)
         for parameter, (low, high) in zip(self._trainable, self._spans, strict=True):
             view = self._flat[low:high].view(parameter.shape)
             view.copy_(parameter.data)
             parameter.data = view
         self._initial = self._flat.clone()
         self._buffers = _buffer_places(self._module)
-        self._training: bool | None = None
-        self._delivery: _Delivery | None = None
-        self._plans: dict[tuple[tuple[int, int], ...], _BucketPlan] = {}
-        # One worker's tasks may run on several threads of the wall clock; the private module is one.
-        self._lock = threading.Lock()
+        self.__dict__.pop("_here", None)
+        self.__dict__.pop("_all_samples", None)
+
+    @functools.cached_property
+    def _here(self) -> Samples:
+        inputs, labels = self.samples
+        return tuple(tensor.to(self._device) for tensor in inputs), labels.to(self._device)
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -838,7 +872,7 @@ class ModuleObjective(SampledObjective):
 
     def batch_gradient(self, x: Tensor, indices: Tensor, draw: tuple[int, int, int]) -> Tensor:
         """Mean gradient over the given samples, by back-propagation in training mode."""
-        samples = _take(*self.samples, indices)
+        samples = _take(*self._here, indices)
         with self._lock, self._randomness(draw):
             self._prepare(x, training=True)
             return self._value_and_gradient(samples)[1]
@@ -897,12 +931,12 @@ class ModuleObjective(SampledObjective):
             If torch cannot vectorise the network, or it draws random numbers even in evaluation mode.
         """
         x = x.clone()
-        gradients = torch.empty(len(indices), self.parameters, dtype=self.dtype)
+        gradients = torch.empty(len(indices), self.parameters, dtype=self.dtype, device=self._device)
         piece = max(1, SAMPLE_GRADIENT_VALUES // self.parameters)
         with self._lock:
             self._prepare(x, training=False)
             for start in range(0, len(indices), piece):
-                inputs, labels = _take(*self.samples, indices[start : start + piece])
+                inputs, labels = _take(*self._here, indices[start : start + piece])
                 try:
                     # Every sample becomes a mini-batch of one, which is what the network expects.
                     gradients[start : start + piece] = self._vectorised_samples(
@@ -948,8 +982,8 @@ class ModuleObjective(SampledObjective):
         self, x: Tensor, indices: Tensor, draw: tuple[int, int, int], bounds: Bounds, deliver: Deliver
     ) -> None:
         """The same gradient, delivered by hooks on the parameters while back-propagation runs."""
-        delivery = _Delivery(self._bucket_plan(bounds), self._spans, self.dtype, deliver)
-        samples = _take(*self.samples, indices)
+        delivery = _Delivery(self._bucket_plan(bounds), self._spans, self.dtype, deliver, self._device)
+        samples = _take(*self._here, indices)
         with self._lock, self._randomness(draw):
             self._prepare(x, training=True)
             self._delivery = delivery
@@ -972,7 +1006,7 @@ class ModuleObjective(SampledObjective):
     def _mean_loss_and_gradient(self, x: Tensor, indices: datasets.Indices | None) -> tuple[float, Tensor]:
         """Mean loss over the given samples and its gradient, in evaluation mode, added up in float64."""
         self._check_model(x)
-        loss, total = 0.0, torch.zeros(self.parameters, dtype=torch.float64)
+        loss, total = 0.0, torch.zeros(self.parameters, dtype=torch.float64, device=self._device)
         with self._lock, self._randomness(None):
             for samples, weight in self._chunks(indices):
                 self._prepare(x, training=False)
@@ -1051,7 +1085,11 @@ class ModuleObjective(SampledObjective):
             yield
             return
         seed, rank, number = draw or (0, 0, 0)
-        with _torch_seeded(seed_of(seed, rank, Purpose.MODULE, number)):
+        sequence = seed_of(seed, rank, Purpose.MODULE, number)
+        if self._device.type == "cuda":
+            # The GPU's own generator, which nobody else uses.
+            torch.cuda.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        with _torch_seeded(sequence):
             yield
 
 
@@ -1134,14 +1172,19 @@ class _Delivery:
     """Collects parameter gradients as they come and delivers buckets in order as they fill."""
 
     def __init__(
-        self, plan: _BucketPlan, spans: list[tuple[int, int]], dtype: torch.dtype, deliver: Deliver
+        self,
+        plan: _BucketPlan,
+        spans: list[tuple[int, int]],
+        dtype: torch.dtype,
+        deliver: Deliver,
+        device: torch.device,
     ) -> None:
         self.bounds = plan.bounds
         self.buckets_of = plan.buckets_of
         self.missing = plan.waits_for.copy()
         self.spans = spans
         self.deliver = deliver
-        self.gradient = torch.zeros(spans[-1][1], dtype=dtype)
+        self.gradient = torch.zeros(spans[-1][1], dtype=dtype, device=device)
         self.next = 0
 
     def take(self, index: int, parameter: Tensor) -> None:
@@ -1264,6 +1307,7 @@ def _dtype(name: str) -> torch.dtype:
 
 def _take(inputs: tuple[Tensor, ...], labels: Tensor, indices: Tensor) -> Samples:
     """Copies of the chosen samples."""
+    indices = indices.to(labels.device)
     return tuple(tensor.index_select(0, indices) for tensor in inputs), labels.index_select(0, indices)
 
 
@@ -1313,7 +1357,7 @@ def _flat_gradient(parameter: Tensor) -> Tensor:
     """A parameter's gradient as a vector; zero where back-propagation did not reach it."""
     gradient = parameter.grad
     if gradient is None:
-        return torch.zeros(parameter.numel(), dtype=parameter.dtype)
+        return torch.zeros(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
     return (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
 
 

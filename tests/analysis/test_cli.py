@@ -286,6 +286,11 @@ def test_what_an_execution_takes_from_the_machine(timing_scenario: Scene) -> Non
         "stragglers (persistent)",
         "background traffic (1 flow)",
     ]
+    execution = {"compute": "emulated", "stragglers": "injected"}
+    assert taken_from_the_machine(scenario.vary(execution=execution)) == [
+        "network (two-level, transport nccl)",
+        "background traffic (1 flow)",
+    ]
 
 
 # Compare.

@@ -264,8 +264,9 @@ class TestNothingIsLeft:
             # Ctrl-C in a terminal reaches the whole group; a kill reaches the launcher alone.
             (lambda process: os.killpg(process.pid, signal.SIGINT), -signal.SIGINT),
             (lambda process: process.kill(), -signal.SIGKILL),
+            (lambda process: process.terminate(), -signal.SIGTERM),
         ],
-        ids=["interrupted", "killed"],
+        ids=["interrupted", "killed", "terminated"],
     )
     def test_when_the_launcher_ends(
         self,
@@ -357,6 +358,34 @@ class TestTorchrun:
         assert (models[0] == models[1]).all()
         assert models.min() >= 4
         assert models.max() <= 8
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_ranks_that_are_interrupted(
+        self, tmp_path: Path, session_left: Callable[[int], list[int]], number: signal.Signals
+    ) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = program(tmp_path, "stuck.py:Stuck")
+        ranks = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **self.environment(rank, 2, port)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            for rank in range(2)
+        ]
+        assert ranks[0].stdout is not None
+        assert ranks[0].stdout.readline() == "under way\n"
+        for rank in ranks:
+            rank.send_signal(number)
+        for rank in ranks:
+            rank.communicate(timeout=20)
+        assert [rank.returncode for rank in ranks] == [-number, -number]
+        assert [left for rank in ranks for left in session_left(rank.pid)] == []
 
     def test_shared_memory_on_two_machines(
         self, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,195 @@
+"""How long computations take on the wall clock where a scenario says so: emulated compute, real stragglers.
+
+A computation that is not to end yet waits, in the thread that computes. With ``compute: emulated`` it ends
+when the scenario's cost model says, whatever the real computation took (unless that took longer; how much in
+all is observed as ``overrun``). With ``stragglers: injected`` its own time, real or emulated, is stretched by
+the factors of persistent slow-downs and per-gradient jitter, and while a burst lasts by the burst's. Factors
+and bursts come from the streams of random numbers that the simulation uses, so both clocks have the same.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from simulator import plan
+from simulator.stragglers import Bursts
+
+if TYPE_CHECKING:
+    import torch
+
+    from simulator.scenario import Scenario
+
+
+class BurstTimes:
+    """When a worker's bursts begin and end, in seconds from the common start.
+
+    Parameters
+    ----------
+    bursts
+        The process.
+    random
+        Its stream.
+    """
+
+    def __init__(self, bursts: Bursts, random: np.random.Generator) -> None:
+        self._bursts = bursts
+        self._random = random
+        self._switches: list[float] = []
+
+    def factor(self, at: float) -> tuple[float, float]:
+        """Return how many times longer work takes at a moment, and until when that stays so."""
+        last = self._switches[-1] if self._switches else 0.0
+        while last <= at or not self._switches:
+            last += self._bursts.sojourn(self._random, slow=len(self._switches) % 2 == 1)
+            self._switches.append(last)
+        index = next(k for k, switch in enumerate(self._switches) if switch > at)
+        return self._bursts.slowdown if index % 2 else 1.0, self._switches[index]
+
+
+class Pacer:
+    """Says when a worker's computations may end.
+
+    Parameters
+    ----------
+    scenario, rank
+        Whose cost model, device and stragglers count.
+    clock, sleep
+        The seconds, and what waits for some of them.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        rank: int,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        execution = scenario.execution
+        self.clock, self.sleep = clock, sleep
+        self.start = clock()
+        self.overrun = 0.0
+        self._emulated = execution.compute == "emulated"
+        self._cost, self._device = scenario.cost, scenario.cluster.devices[rank]
+        self._step = self._cost.gradient_seconds(self._device, scenario.batches[rank])
+        self._slowdown, self._jitter = 1.0, _none
+        self._bursts: list[BurstTimes] = []
+        self._charge = Charge(scenario)
+        if execution.stragglers == "injected":
+            self._slowdown = scenario.persistent_factor(rank)
+            self._jitter = plan.jitter(scenario, rank)
+            self._bursts = [
+                BurstTimes(entry, np.random.default_rng([scenario.seed, *stream, rank]))
+                for entry, stream in zip(scenario.stragglers, scenario.streams, strict=True)
+                if isinstance(entry, Bursts) and entry.concerns(rank)
+            ]
+
+    def gradient(self, gradients: float = 1.0) -> Course:
+        """Return the course of a gradient that is called now, or of an evaluation worth so many."""
+        return self._course(self._step.total * gradients, self._slowdown * self._jitter())
+
+    def buckets(self) -> list[Course]:
+        """Return the courses of a gradient's buckets, each from the beginning of the gradient."""
+        factor = self._slowdown * self._jitter()
+        reached, courses = self._step.forward, []
+        for part in self._step.backward:
+            reached += part
+            courses.append(self._course(reached, factor))
+        return courses
+
+    def passing(self, nbytes: float, x: torch.Tensor) -> Course:
+        """Return the course of a computation that moves so many bytes of vectors like ``x``."""
+        charged = nbytes / x.nbytes * self._charge(x) if x.nbytes else 0.0
+        return self._course(self._cost.pass_seconds(self._device, charged), self._slowdown)
+
+    def charged(self, nbytes: float) -> Course:
+        """Return the course of a computation that moves so many bytes of the objective."""
+        seconds = self._cost.pass_seconds(self._device, nbytes * self._charge.byte_factor)
+        return self._course(seconds, self._slowdown)
+
+    def _course(self, seconds: float, factor: float) -> Course:
+        return Course(self, seconds if self._emulated else None, factor)
+
+    def end(self, begin: float, work: float) -> float:
+        """Return when work of so many undisturbed seconds ends that began at a moment of the clock."""
+        if not self._bursts:
+            return begin + work
+        at = begin - self.start
+        while True:
+            states = [times.factor(max(at, 0.0)) for times in self._bursts]
+            factor, until = math.prod(state[0] for state in states), min(state[1] for state in states)
+            if at + work * factor <= until:
+                return self.start + at + work * factor
+            work -= (until - at) / factor
+            at = until
+
+
+class Course:
+    """One computation, from its begin to the moment at which it may end.
+
+    Parameters
+    ----------
+    pacer
+        Of the worker.
+    seconds
+        What it takes undisturbed; None for what it really took.
+    factor
+        How many times longer it takes, bursts aside.
+    """
+
+    def __init__(self, pacer: Pacer, seconds: float | None, factor: float) -> None:
+        self._pacer = pacer
+        self._seconds = seconds
+        self.factor = factor
+
+    def hold(self, begin: float, waited: float = 0.0) -> float:
+        """Wait until the computation may end.
+
+        Parameters
+        ----------
+        begin
+            When it began, on the pacer's clock.
+        waited
+            Seconds of waiting since then that were no computation.
+
+        Returns
+        -------
+        Seconds waited, with those before.
+        """
+        pacer = self._pacer
+        now = pacer.clock()
+        work = now - begin - waited if self._seconds is None else self._seconds
+        end = pacer.end(begin, work * self.factor)
+        if end < now:
+            pacer.overrun = max(pacer.overrun, now - end)
+        while (left := end - pacer.clock()) > 0:
+            pacer.sleep(left)
+        return waited + max(0.0, end - now)
+
+
+class Charge:
+    """The bytes of the cost model that a tensor of the objective stands for, as on the virtual clock.
+
+    Elements of the objective's own type are charged as parameters of the cost model, any others (an encoded
+    message) by their own size, in proportion to the numbers of parameters.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        objective, cost = scenario.objective, scenario.cost
+        assert objective is not None
+        self._dtype = objective.dtype
+        self._ratio = cost.parameters / objective.parameters
+        self._element = self._ratio * cost.parameter_bytes
+        self.byte_factor = self._element / objective.dtype.itemsize
+
+    def __call__(self, x: torch.Tensor) -> float:
+        """Return the bytes."""
+        return x.numel() * self._element if x.dtype == self._dtype else x.nbytes * self._ratio
+
+
+def _none() -> float:
+    return 1.0

@@ -1,0 +1,257 @@
+"""Devices, staging and backends: what a GPU's code does, shown with tensors of the CPU, and on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from algorithms import ALGORITHMS
+from simulator.execution import execute
+from simulator.execution.device import Cpu, Cuda, chosen_backend, side
+from simulator.execution.placed import CopyingOracle, placed_oracle
+from simulator.execution.staging import StagedCommunicator
+from simulator.parts import BadInput
+from simulator.plan import oracle
+
+QUADRATIC: dict[str, Any] = {"kind": "quadratic", "dimension": 6}
+CPU = torch.device("cpu")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+
+
+class FakeCuda:
+    """Stands for ``torch.cuda``: notes what is asked of it, in order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.events = 0
+
+    def set_device(self, device: torch.device) -> None:
+        self.log.append(f"set {device}")
+
+    def Event(self, enable_timing: bool = False) -> Any:
+        self.events += 1
+        return FakeEvent(self, self.events)
+
+    def Stream(self, device: torch.device) -> Any:
+        return FakeStream(self)
+
+    def default_stream(self, device: torch.device) -> str:
+        return "default"
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        self.log.append("enter side stream")
+        yield
+        self.log.append("leave side stream")
+
+
+class FakeEvent:
+    def __init__(self, api: FakeCuda, number: int) -> None:
+        self.api, self.number = api, number
+
+    def record(self) -> None:
+        self.api.log.append(f"record {self.number}")
+
+    def synchronize(self) -> None:
+        self.api.log.append(f"await {self.number}")
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 250.0
+
+
+class FakeStream:
+    def __init__(self, api: FakeCuda) -> None:
+        self.api = api
+
+    def wait_event(self, event: FakeEvent) -> None:
+        self.api.log.append(f"after {event.number}")
+
+    def synchronize(self) -> None:
+        self.api.log.append("await side stream")
+
+
+class TestCuda:
+    def test_a_message_goes_beside_the_computations(self) -> None:
+        api = FakeCuda()
+        gpu = Cuda(3, api)
+        gpu.prepare()
+        called = gpu.called()
+        value, begin, end = gpu.message(called, lambda: (api.log.append("send"), 7)[1])
+        assert value == 7
+        assert begin <= end
+        assert api.log == [
+            "set cuda:3",
+            "record 1",
+            "enter side stream",
+            "after 1",
+            "send",
+            "await side stream",
+            "leave side stream",
+        ]
+
+    def test_a_computation_is_timed_by_events_and_awaited(self) -> None:
+        api = FakeCuda()
+        value, begin, end = Cuda(0, api).compute(lambda: (api.log.append("compute"), 7)[1])
+        assert value == 7
+        assert end - begin == pytest.approx(0.25)
+        assert api.log == ["record 1", "compute", "record 2", "await 2"]
+
+    def test_what_arrives_on_the_cpu_needs_no_stream(self) -> None:
+        x = torch.ones(2)
+        value, *_ = Cuda(0, FakeCuda()).message(FakeEvent(FakeCuda(), 0), lambda: {1: x})
+        assert value[1] is x
+
+
+class TestChoice:
+    def test_no_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert isinstance(side("auto", 0), Cpu)
+        assert isinstance(side("cpu", 0), Cpu)
+        with pytest.raises(BadInput) as caught:
+            side("cuda", 0)
+        assert str(caught.value) == "device: torch finds no CUDA device on this machine; use 'cpu'"
+
+    def test_ranks_take_gpus_in_turn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        assert [side("auto", rank).device.index for rank in range(4)] == [0, 1, 0, 1]
+        assert side("cpu", 1).device == CPU
+
+    def test_an_unknown_one(self) -> None:
+        with pytest.raises(BadInput) as caught:
+            side("tpu", 0)
+        assert str(caught.value) == "device: 'tpu' is not one of auto, cpu, cuda"
+
+    def test_nccl_where_each_rank_has_its_gpu(self) -> None:
+        own = [("a", "cuda:0"), ("a", "cuda:1"), ("b", "cuda:0")]
+        assert chosen_backend("auto", own) == "nccl"
+        assert chosen_backend("gloo", own) == "gloo"
+
+    def test_gloo_where_not(self) -> None:
+        shared = [("a", "cuda:0"), ("b", "cuda:0"), ("a", "cuda:0")]
+        assert chosen_backend("auto", shared) == "gloo"
+        with pytest.raises(BadInput) as caught:
+            chosen_backend("nccl", shared)
+        assert str(caught.value) == (
+            "backend: NCCL needs a GPU for each rank, but ranks 0 and 2 share cuda:0 of a; use 'gloo'"
+        )
+        with pytest.raises(BadInput) as caught:
+            chosen_backend("nccl", [("a", "cuda:0"), ("b", "cpu")])
+        assert str(caught.value) == (
+            "backend: NCCL needs a GPU, but rank 1 computes on the cpu of b; use 'gloo'"
+        )
+        with pytest.raises(BadInput, match="'mpi' is not one of auto, gloo, nccl"):
+            chosen_backend("mpi", [])
+
+    def test_before_any_process_starts(self, make: Any) -> None:
+        with pytest.raises(BadInput, match="backend: NCCL needs a GPU, but rank 0 computes on the cpu of "):
+            execute(make("local-sgd", 2, QUADRATIC), backend="nccl")
+
+    def test_ranks_are_told(self, make: Any) -> None:
+        told: list[tuple[str, str]] = []
+        execute(make("local-sgd", 2, QUADRATIC), met=told.extend)
+        assert [device for _, device in told] == ["cpu", "cpu"]
+
+
+class Echo:
+    """A communicator of the CPU that gives back what it is given."""
+
+    one_order = False
+
+    def __init__(self) -> None:
+        self.box: list[torch.Tensor] = []
+
+    def all_reduce(self, x: torch.Tensor, op: str, group: str) -> None:
+        x.mul_(2)
+
+    def exchange(self, x: torch.Tensor, sources: Any, destinations: Any) -> dict[int, torch.Tensor]:
+        return {source: x + source for source in sources}
+
+    def all_gather(self, x: torch.Tensor, group: str, members: int) -> tuple[torch.Tensor, ...]:
+        return tuple(x + member for member in range(members))
+
+    def all_to_all(self, parts: torch.Tensor, group: str) -> torch.Tensor:
+        return parts.flip(0)
+
+    def send(self, x: torch.Tensor, to: int, channel: int) -> None:
+        self.box.append(x)
+
+    def recv(self, source: int, channel: int) -> torch.Tensor:
+        return self.box.pop(0)
+
+
+def check_staging(device: torch.device, pinned: bool) -> None:
+    staged = StagedCommunicator(Echo(), device, pinned)
+    x = torch.arange(5.0, device=device)
+    y = x.clone()
+    staged.all_reduce(y, "sum", "world")
+    assert torch.equal(y, 2 * x)
+    assert torch.equal(staged.exchange(x, [2], [1])[2], x + 2)
+    assert torch.equal(staged.all_gather(x, "world", 2)[1], x + 1)
+    rows = x[:4].view(2, 2)
+    assert torch.equal(staged.all_to_all(rows, "world"), rows.flip(0))
+    staged.send(x, 1, 0)
+    x.zero_()
+    received = staged.recv(0, 0)
+    assert received.device.type == device.type
+    assert received.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_staging() -> None:
+    check_staging(CPU, pinned=False)
+
+
+class TestPlacement:
+    def test_an_objective_that_does_not_move_is_copied_for(self, make: Any) -> None:
+        scenario = make("local-sgd", 2, {**QUADRATIC, "sigma2": 1.0})
+        assert not scenario.objective.place(torch.device("cuda"))
+        copying, plain = CopyingOracle(oracle(scenario, 1), CPU), oracle(scenario, 1)
+        x = torch.ones(6, dtype=torch.float64)
+        assert torch.equal(copying.gradient(x), plain.gradient(x))
+        assert torch.equal(copying.full_gradient(x), plain.full_gradient(x))
+        parts: dict[int, torch.Tensor] = {}
+        copying.gradient_in_buckets(x, [(3, 6), (0, 3)], parts.__setitem__)
+        assert torch.equal(torch.cat([parts[1], parts[0]]), plain.gradient(x))
+        assert copying.problem is None
+
+    def test_its_problem_too(self, make: Any) -> None:
+        scenario = make("svrg", 1, {"kind": "logistic", "data": "digits"}, batch=8)
+        copying, plain = CopyingOracle(oracle(scenario, 0), CPU).problem, oracle(scenario, 0).problem
+        assert copying is not None
+        assert plain is not None
+        x, chosen = scenario.objective.initial_model(), torch.tensor([3, 5])
+        assert copying.count == plain.count  # type: ignore[attr-defined]  # it is a finite sum
+        assert torch.equal(copying.gradient(x, chosen), plain.gradient(x, chosen))  # type: ignore[attr-defined]
+
+    def test_a_network_that_moves_keeps_its_start(self, make: Any) -> None:
+        scenario = make("local-sgd", 1, {"kind": "mlp", "data": "digits"}, batch=8)
+        objective = scenario.objective
+        start = objective.initial_model()
+        before = placed_oracle(scenario, 0, CPU).gradient(start)
+        # As if it came from another device: everything is laid out anew.
+        objective._device = torch.device("meta")
+        assert objective.place(CPU)
+        assert torch.equal(objective.initial_model(), start)
+        assert torch.equal(placed_oracle(scenario, 0, CPU).gradient(start), before)
+
+
+@needs_gpu
+class TestGpu:
+    def test_staging(self) -> None:
+        check_staging(torch.device("cuda", 0), pinned=True)
+
+    @pytest.mark.parametrize("algorithm", list(ALGORITHMS))
+    def test_every_algorithm_runs(self, make: Any, algorithm: str) -> None:
+        need = ALGORITHMS[algorithm].load().requires
+        objective: dict[str, Any] = {"kind": "mlp", "data": "digits"}
+        if "compositional" in need:
+            objective = {"kind": "portfolio"}
+        host = {"builder": "two-level", "hosts": 1, "gpus-per-host": 2}
+        more = {"cluster": {"topology": host, "device": "gtx-1080-ti"}} if "shared-memory" in need else {}
+        run = execute(make(algorithm, 2, objective, **more), device="cuda")
+        assert run is not None
+        assert run.samples.loss

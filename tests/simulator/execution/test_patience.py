@@ -1,0 +1,184 @@
+"""Local ranks that are stopped, runs that get nowhere, full disks, and that many runs leave nothing."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing.forkserver
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simulator.execution import execute
+from simulator.faults import RunStuck
+from simulator.parts import BadInput
+from simulator.run import Run
+from simulator.scenario import Scenario
+
+QUADRATIC = {"kind": "quadratic", "dimension": 5}
+ROUNDS = int(os.environ.get("PACELINE_ROUNDS", "4"))
+"""Starts and ends in a row; `make rounds` takes a hundred."""
+
+
+def stuck(scenario: Scenario, patience: float) -> str:
+    with pytest.raises(RunStuck) as caught:
+        execute(scenario, patience=patience)
+    return str(caught.value)
+
+
+class TestStoppedRanks:
+    BODY = """
+        x = worker.initial_model()
+        steps = 0
+        while worker.running:
+            gradient = await worker.gradient(x)
+            steps += 1
+            if worker.rank == 1 and steps == 3:
+                {line}
+            x = await worker.update(x, await worker.all_reduce(gradient))
+            worker.report(x)
+    """
+
+    def test_one_that_goes_on_after_a_while(self, own: Any) -> None:
+        # A process of its own continues it after two seconds.
+        line = "os.system(f'(sleep 2; kill -CONT {os.getpid()}) & kill -STOP {os.getpid()}')"
+        run = execute(own(self.BODY.format(line=line), 2), patience=30.0)
+        assert run is not None
+        assert run.iterations == (4, 4)
+        assert run.duration > 1.9
+
+    def test_one_that_does_not(self, own: Any, ranks_left: Callable[[], list[int]]) -> None:
+        line = "os.kill(os.getpid(), signal.SIGSTOP)"
+        message = stuck(own(self.BODY.format(line=line), 2), 2.0)
+        assert message.startswith(
+            "nothing was heard of worker 1 for 2 s: its process is stopped or its machine is out of reach; "
+            "worker 0 waits in all_reduce group 'world' for worker 1 since 0"
+        )
+        assert ranks_left() == []
+
+    def test_one_that_computes_for_ever(self, own: Any, ranks_left: Callable[[], list[int]]) -> None:
+        line = "await worker.compute(lambda _: time.sleep(60), x, nbytes=0.0)"
+        message = stuck(own(self.BODY.format(line=line), 2), 2.0)
+        assert message.startswith(
+            "no worker got on for 2 s: worker 0 waits in all_reduce group 'world' for w"
+        )
+        assert "; worker 1 computes a compute since 0" in message
+        assert ranks_left() == []
+
+
+@pytest.mark.parametrize("patience", [0.0, -1.0, float("inf"), float("nan")])
+def test_patience_must_be_some_time(make: Any, patience: float) -> None:
+    with pytest.raises(BadInput) as caught:
+        execute(make("local-sgd", 2, QUADRATIC), patience=patience)
+    assert str(caught.value) == f"patience: must be above 0 s and finite, got {patience!r}"
+
+
+class TestFullDisk:
+    """A run that the disk does not take is refused in one sentence and leaves nothing half-written."""
+
+    def run(self, make: Any) -> Run:
+        run = execute(make("local-sgd", 2, QUADRATIC))
+        assert run is not None
+        return run
+
+    def refusal(self, run: Run, folder: Path) -> str:
+        before = sorted(folder.parent.iterdir())
+        with pytest.raises(BadInput) as caught:
+            run.save(folder)
+        assert sorted(folder.parent.iterdir()) == before
+        return str(caught.value)
+
+    @pytest.mark.parametrize("name", ["write_text", "write_table"])
+    def test_wherever_it_is_full(
+        self, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        def full(*_: Any, **__: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        import pyarrow.parquet
+
+        run = self.run(make)
+        run.save(tmp_path / "run")
+        kept = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+        places = {"write_text": Path, "write_table": pyarrow.parquet}
+        monkeypatch.setattr(places[name], name, full)
+        message = self.refusal(run, tmp_path / "run")
+        assert message == f"{tmp_path / 'run'}: cannot be written: No space left on device"
+        # What was there before is as it was.
+        assert {path: path.read_bytes() for path in kept} == kept
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+    def test_a_real_one(self, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = self.run(make)
+        target = tmp_path / "run"
+        before = Path.write_text
+
+        def to_the_full_device(path: Path, *arguments: Any, **more: Any) -> int:
+            return before(Path("/dev/full"), *arguments, **more)
+
+        monkeypatch.setattr(Path, "write_text", to_the_full_device)
+        assert self.refusal(run, target) == f"{target}: cannot be written: No space left on device"
+
+
+def belongings() -> dict[str, Any]:
+    """Return what this process and the helper that forks the ranks could leak."""
+    helper = multiprocessing.forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    return {
+        "threads": threading.active_count(),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "descriptors of the helper": len(os.listdir(f"/proc/{helper}/fd")),
+        "temporary files": sorted(os.listdir(tempfile.gettempdir())),
+    }
+
+
+def shared_files() -> set[str]:
+    """Return the files of shared memory, of all processes of this machine."""
+    return set(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else set()
+
+
+def test_runs_in_a_row_leak_nothing(
+    own: Any, make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks_left: Callable[[], list[int]]
+) -> None:
+    """Good runs and failing ones in turns, with messages, shared memory and channels."""
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp(dir="/tmp"))
+    try:
+        failing = own("os._exit(3)", 2)
+        sharing = make("hogwild", 2, {**QUADRATIC, "sigma2": 1.0}, cluster=ONE_MACHINE)
+        runs = [make("d-psgd", 2, QUADRATIC), failing, sharing, make("cocod-sgd", 2, QUADRATIC)]
+        for _ in range(2):
+            _round(runs)
+        before, others = belongings(), shared_files()
+        for _ in range(max(1, ROUNDS // len(runs))):
+            _round(runs)
+            assert ranks_left() == []
+        assert belongings() == before
+        # Files that other processes of this machine use for a while come and go.
+        deadline = time.monotonic() + 10
+        while (left := shared_files() - others) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert left == set()
+    finally:
+        shutil.rmtree(str(tempfile.tempdir))
+
+
+ONE_MACHINE = {
+    "topology": {"builder": "two-level", "hosts": 1, "gpus-per-host": 2},
+    "device": "gtx-1080-ti",
+}
+
+
+def _round(scenarios: list[Scenario]) -> None:
+    from simulator.faults import WorkerFailed
+
+    for number, scenario in enumerate(scenarios):
+        if number == 1:
+            with pytest.raises(WorkerFailed):
+                execute(scenario)
+        else:
+            assert execute(scenario) is not None

@@ -1,0 +1,105 @@
+"""When a judge ends a run: silence, no progress, and what it says of those who wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from simulator.execution.streams import Call
+from simulator.execution.tasks import Wait
+from simulator.execution.watch import Ended, Failed, Judge, State
+from simulator.faults import RunStuck, WorkerFailed
+
+CALL = Call("all_reduce", 3, "world", 0, (1, 2), 4.5, "group 'world'", True)
+WAITS = (Wait(CALL, "own.py:7"),)
+
+
+class Seconds:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+@pytest.fixture
+def seconds() -> Seconds:
+    return Seconds()
+
+
+@pytest.fixture
+def judge(seconds: Seconds) -> Judge:
+    return Judge(3, 10.0, seconds)
+
+
+def verdict(judge: Judge) -> str:
+    with pytest.raises(RunStuck) as caught:
+        judge.check()
+    return str(caught.value)
+
+
+def test_a_rank_that_is_not_heard_of(judge: Judge, seconds: Seconds) -> None:
+    for beat in range(12):
+        seconds.at = float(beat)
+        judge.hear(0, State(beat, WAITS, {"world": 1}))
+        judge.hear(2, State(beat, (), {"world": 1}, "gradient", 8.25))
+        if beat <= 10:
+            judge.check()
+    assert verdict(judge) == (
+        "nothing was heard of worker 1 for 10 s: its process is stopped or its machine is out of reach; "
+        "worker 0 waits in all_reduce group 'world' for worker 1 since 4.5 s at own.py:7; "
+        "worker 2 computes a gradient since 8.25 s"
+    )
+
+
+def test_a_rank_that_goes_on_in_time(judge: Judge, seconds: Seconds) -> None:
+    for beat in range(40):
+        seconds.at = float(beat)
+        judge.hear(0, State(beat))
+        judge.hear(2, State(beat))
+        if beat % 9 == 0:
+            judge.hear(1, State(beat))
+        judge.check()
+
+
+def test_no_progress(judge: Judge, seconds: Seconds) -> None:
+    for beat in range(12):
+        seconds.at = float(beat)
+        for rank in range(3):
+            judge.hear(rank, State(5, WAITS if rank == 0 else (), {"world": 1}))
+        if beat <= 10:
+            judge.check()
+    assert verdict(judge) == (
+        "no worker got on for 10 s: "
+        "worker 0 waits in all_reduce group 'world' for workers 1, 2 since 4.5 s at own.py:7"
+    )
+
+
+def test_one_that_gets_on_is_enough(judge: Judge, seconds: Seconds) -> None:
+    for beat in range(40):
+        seconds.at = float(beat)
+        for rank in range(3):
+            judge.hear(rank, State(beat // 9 if rank == 1 else 5, WAITS if rank == 0 else ()))
+        judge.check()
+
+
+def test_ranks_that_have_ended_owe_nothing(judge: Judge, seconds: Seconds) -> None:
+    for rank in range(3):
+        judge.hear(rank, Ended({}))
+    seconds.at = 100.0
+    judge.check()
+    assert judge.done
+
+
+def test_a_lost_rank_explains_lost_connections(judge: Judge, seconds: Seconds) -> None:
+    lost = Failed(WorkerFailed(0, 4, "CommunicationFailed: connection closed"), True, "")
+    judge.hear(0, lost)
+    judge.hear(2, lost)
+    judge.check()
+    seconds.at = 1.9
+    judge.check()
+    seconds.at = 2.1
+    with pytest.raises(WorkerFailed) as caught:
+        judge.check()
+    assert str(caught.value) == ("worker 1 failed: its process has ended without a word, or its machine has")
