@@ -20,6 +20,7 @@ import topologies
 from simulator.cluster import Cluster
 from simulator.engine import storeforward
 from simulator.engine.clock import Clock
+from simulator.engine.fairshare import Route
 from simulator.networks import StoreAndForward
 from simulator.run import LinkUse
 from simulator.scenario import Scenario
@@ -129,6 +130,10 @@ class Network:
     def device(self, rank: int) -> int:
         """Return the link that stands for a worker's GPU."""
         return self._devices[self._cluster.nodes[rank]]
+
+    def device_route(self, rank: int) -> Route:
+        """Return the route of a worker's computations, which is its GPU."""
+        return self.clock.core.add_route((self.device(rank),))
 
     def path(self, source: int, destination: int) -> Path:
         """Return the way between two ranks."""
