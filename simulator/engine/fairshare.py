@@ -400,7 +400,7 @@ class Core:
         number = self._next_number
         self._next_number = number + 1
         self._slot_of[number] = slot
-        if begin > now or size == 0.0 or legs == 0:
+        if begin > now or size == 0.0 or (legs == 0 and cap == inf):
             if begin < self.first:
                 self.first = begin
         else:

@@ -217,6 +217,7 @@ class VirtualWorker:
         "_oracle",
         "_pool",
         "_random",
+        "_rate",
         "_route",
         "_rule",
         "_simulation",
@@ -264,7 +265,7 @@ class VirtualWorker:
         self._rule = simulation.update_rule() if shared is None else shared
         self._cost = scenario.cost
         self._device = scenario.cluster.devices[rank]
-        self._route = simulation.network.device_route(rank)
+        self._route, self._rate = simulation.network.device_route(rank)
         self._step_time = simulation.step_time(self._device, scenario.batches[rank])
         self._slowdown = scenario.persistent_factor(rank)
         self._jitter = simulation.jitter(rank)
@@ -437,7 +438,7 @@ class VirtualWorker:
                 value.begin(seconds)
             if seconds > 0:
                 self._started = self.clock.now
-                self.clock.flow(self._route, seconds, self._end_computation)
+                self.clock.flow(self._route, seconds, self._end_computation, cap=self._rate)
                 return
             self._stream.pop(0)
             self._finish(operation, value)
