@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from algorithms.phantom import Phantom
@@ -20,6 +21,9 @@ from algorithms.worker import Reduction, Tensor
 SEGMENT_BYTES = 2**20
 """Gloo's largest segment."""
 
+
+ADDED_BY_NUMPY = (torch.float32, torch.float64)
+"""Types whose sums NumPy forms as torch does, element by element in the type itself."""
 
 SMALL = 2**16
 """Up to so many elements of all workers together, one gather is faster than going chunk by chunk."""
@@ -56,8 +60,12 @@ def ring_sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         return _sum_by_chunks(tensors)
     stacked = torch.stack(list(tensors))
     ordered = stacked.gather(0, ring_order(len(tensors), stacked.shape[1], stacked.element_size()))
-    total = ordered[0] + ordered[1]
-    for summand in ordered[2:]:
+    if ordered.dtype in ADDED_BY_NUMPY and ordered.shape[1] > 1:
+        # Row after row, in one call; only a single column would be added pairwise.
+        return torch.from_numpy(np.add.reduce(ordered.numpy(), axis=0))
+    rows = ordered.unbind()
+    total = rows[0] + rows[1]
+    for summand in rows[2:]:
         total += summand
     return total
 

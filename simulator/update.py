@@ -235,6 +235,11 @@ class UpdateRule:
         self._seen = 0
 
     @property
+    def keeps_nothing(self) -> bool:
+        """Whether its updates leave nothing behind, so that several workers may share it."""
+        return self._plain
+
+    @property
     def vectors_moved(self) -> int:
         """Model-sized vectors that an update reads or writes."""
         return self._rule.vectors_moved

@@ -395,17 +395,28 @@ class Core:
             size, weight, cap, begin = float(size), float(weight), float(cap), float(begin)
         slot = self._functions.start(self._table, now, route.first, legs, size, weight, cap, begin)
         if slot < 0:
-            self._storage.reserve(flows=len(self._slot_of) + 16, hops=3 * len(self._slot_of) + legs + 16)
+            self._make_room(legs)
             slot = self._functions.start(self._table, now, route.first, legs, size, weight, cap, begin)
         number = self._next_number
         self._next_number = number + 1
         self._slot_of[number] = slot
-        if begin > now or size == 0.0 or legs == 0:
+        if begin > now or size == 0.0 or (legs == 0 and cap == inf):
             if begin < self.first:
                 self.first = begin
         else:
             self.dirty = True
         return number
+
+    def _make_room(self, legs: int) -> None:
+        """Make slots or hops, of what there is too little of for a flow, by a quarter of what there is."""
+        storage = self._storage
+        state, lengths = storage.state, storage.lengths
+        flows = hops = 0
+        if state.flows_left <= state.flows_kept:
+            flows = lengths["flows"] // 4 + 16
+        if state.hops_left < state.hops_kept + legs:
+            hops = lengths["hops"] // 4 + legs + 16
+        storage.reserve(flows, hops)
 
     def cancel(self, flow: int) -> float:
         """End a flow now, without completion, and return its remaining size."""

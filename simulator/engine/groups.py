@@ -28,18 +28,28 @@ What = Literal["sum", "mean", "max", "all_gather", "all_to_all"]
 
 
 class Meeting:
-    """One collective of a group: who has called it, with what."""
+    """One collective of a group: which of its members have called it, with what.
 
-    def __init__(self, what: What, signature: faults.Signature, caller: int) -> None:
+    Lists are by position in the group. None in ``given`` stands for a member that has not called yet, and in
+    ``members`` for one whose part has ended too.
+    """
+
+    def __init__(self, what: What, signature: faults.Signature, caller: int, ranks: tuple[int, ...]) -> None:
         self.what = what
         self.signature = signature
         self.caller = caller
-        self.members: dict[int, Operation] = {}
-        self.given: dict[int, tuple[Tensor, ...]] = {}
+        self.members: list[Operation | None] = [None] * len(ranks)
+        self.given: list[Tensor | tuple[Tensor, ...] | None] = [None] * len(ranks)
+        self.to_call = self.to_end = len(ranks)
+        self._ranks = ranks
         self.results: Sequence[Any] = ()
         self.last_call = 0.0
         self.last_rank = -1
         self.pending: Pending | None = None
+
+    def missing(self) -> list[int]:
+        """Return the members that have not called yet."""
+        return [rank for rank, given in zip(self._ranks, self.given, strict=True) if given is None]
 
 
 class Group:
@@ -82,7 +92,7 @@ class Group:
         position = self._position.get(worker.rank)
         if position is None:
             raise faults.not_a_member(worker.rank, self.name, self._ranks)
-        given = tuple(x.clone() for x in given)
+        given = tuple([x.clone() for x in given])
         if len(self._ranks) == 1:
             operation.succeed(given[0] if what in ALL_REDUCE else given)
             return
@@ -93,16 +103,17 @@ class Group:
         signature = (what, given[0].numel(), _element_type(given[0]))
         meeting = self._open.get(index)
         if meeting is None:
-            meeting = self._open[index] = Meeting(what, signature, worker.rank)
+            meeting = self._open[index] = Meeting(what, signature, worker.rank, self._ranks)
             nbytes = worker.charged_bytes(given[0]) * (1 if what in ALL_REDUCE else len(self._ranks))
-            meeting.pending = Pending(nbytes, lambda place: self._deliver(meeting, place), self._latest)
+            meeting.pending = Pending(nbytes, functools.partial(self._deliver, meeting), self._latest)
             self._latest = meeting.pending
         elif meeting.signature != signature:
             raise faults.mismatch(self.name, index, meeting.caller, meeting.signature, worker.rank, signature)
         meeting.members[position] = operation
-        meeting.given[position] = given
-        operation.missing = lambda: [r for p, r in enumerate(self._ranks) if p not in meeting.given]
-        if len(meeting.members) == len(self._ranks):
+        meeting.given[position] = given if what == "all_to_all" else given[0]
+        operation.missing = meeting.missing
+        meeting.to_call -= 1
+        if not meeting.to_call:
             del self._open[index]
             meeting.last_call, meeting.last_rank = worker.clock.now, worker.rank
             meeting.results = self._results(meeting)
@@ -116,25 +127,24 @@ class Group:
 
     def _results(self, meeting: Meeting) -> Sequence[Any]:
         """Return what each member gets, by position."""
-        everything = [meeting.given[position] for position in range(len(self._ranks))]
+        tensors: list[Any] = meeting.given
         if meeting.what == "all_to_all":
-            return list(zip(*everything, strict=True))
-        tensors = [given[0] for given in everything]
+            return list(zip(*tensors, strict=True))
         if meeting.what == "all_gather":
             return _Repeated(tuple(tensors))
         if isinstance(tensors[0], Phantom):
             return _Repeated(tensors[0])
         from simulator.numerics import reduce
 
-        values = [x for x in tensors if not isinstance(x, Phantom)]
-        return _Repeated(reduce(values, meeting.what, self._shares))
+        return _Repeated(reduce(tensors, meeting.what, self._shares))
 
     def _deliver(self, meeting: Meeting, position: int) -> None:
         """End a member's part: its result, and what its time went into."""
-        operation = meeting.members.pop(position)
-        worker = operation.worker
-        pending = meeting.pending
+        operation, pending = meeting.members[position], meeting.pending
+        assert operation is not None
         assert pending is not None
+        meeting.members[position] = None
+        worker = operation.worker
         sent = self._communicator(_kind(meeting.what)).sent[position] * pending.nbytes
         worker.bytes_sent += sent
         moving = max(operation.since, meeting.last_call, pending.began)
@@ -143,7 +153,8 @@ class Group:
         operation.missing = None
         result = meeting.results[position]
         operation.succeed(tuple(x.clone() for x in result) if isinstance(result, tuple) else result.clone())
-        if not meeting.members:
+        meeting.to_end -= 1
+        if not meeting.to_end:
             # Nothing refers in a circle any more, so no garbage collector has to find it.
             meeting.pending = None
 
@@ -267,7 +278,7 @@ def send(worker: VirtualWorker, operation: Operation, x: Tensor, mailbox: Mailbo
         operation.succeed()
 
     message = Message(x.clone(), nbytes, operation.since, arrived)
-    operation.missing = lambda: [to]
+    operation.missing = to
     mailbox.send(message)
 
 
@@ -282,7 +293,7 @@ def receive(worker: VirtualWorker, operation: Operation, mailbox: Mailbox) -> No
         operation.missing = None
         operation.succeed(message.x)
 
-    operation.missing = lambda: [source]
+    operation.missing = source
     mailbox.receive(delivered)
 
 

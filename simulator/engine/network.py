@@ -1,16 +1,18 @@
 """The network of a simulated cluster: links, routes and devices as links of the core.
 
-Every directed edge of the topology is a link (a half-duplex edge is one link for both directions). Every
-GPU is a link of capacity 1, on which a computation is a flow of seconds of work, so that slow-downs and
-two workers on one GPU are the sharing that links already have. A message between two ranks is a flow over
-its route; it pays the part of the path's latency that the transport says. Where links store and forward,
+Every directed edge of the topology is a link (a half-duplex edge is one link for both directions). A
+computation is a flow of seconds of work. A GPU that slows down for a while, or that several workers share, is
+a link of capacity 1 for that, so that its sharing is that of links; on any other a computation is a flow of
+rate 1 without a link, which takes the same time with nothing to solve. A message between two ranks is a flow
+over its route; it pays the part of the path's latency that the transport says. Where links store and forward,
 messages go over links of that kind, which have the same numbers, and only computations are flows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -20,6 +22,7 @@ import topologies
 from simulator.cluster import Cluster
 from simulator.engine import storeforward
 from simulator.engine.clock import Clock
+from simulator.engine.fairshare import Route
 from simulator.networks import StoreAndForward
 from simulator.run import LinkUse
 from simulator.scenario import Scenario
@@ -96,9 +99,7 @@ class Network:
         self.rerouted: list[Done] = []
         self._pair_links: dict[tuple[int, int], int] = {}
         self._devices: dict[Hashable, int] = {}
-        for node in self._cluster.nodes:
-            if node not in self._devices:
-                self._devices[node] = clock.core.add_link(1.0)
+        self._add_devices(scenario.stragglers)
         self._daemons = 0
         for flow in scenario.sections.cluster.background:
             self._add_background(flow)
@@ -121,14 +122,37 @@ class Network:
             links.add_link(capacity, self.transport.latency_factor * latency)
         return links
 
+    def _add_devices(self, stragglers: Sequence[object]) -> None:
+        """Add a link for each GPU on which a computation does not always run at full speed."""
+        nodes = self._cluster.nodes
+        workers = Counter(nodes)
+        slowed = [straggler for straggler in stragglers if isinstance(straggler, Bursts)]
+        for rank, node in enumerate(nodes):
+            disturbed = workers[node] > 1 or any(straggler.concerns(rank) for straggler in slowed)
+            if disturbed and node not in self._devices:
+                self._devices[node] = self.clock.core.add_link(1.0)
+
     @property
     def one_by_one(self) -> bool:
         """Whether the transfers of a stepped all-reduce are messages, since the core cannot run them."""
         return self._reroutes or self._forwarding is not None
 
     def device(self, rank: int) -> int:
-        """Return the link that stands for a worker's GPU."""
+        """Return the link that stands for a worker's GPU, where there is one."""
         return self._devices[self._cluster.nodes[rank]]
+
+    def device_route(self, rank: int, shared: bool = False) -> tuple[Route, float]:
+        """Return the route of a worker's computations, and the rate that they never exceed without a link.
+
+        ``shared`` ones of a worker with several tasks have a link.
+        """
+        node = self._cluster.nodes[rank]
+        if shared and node not in self._devices:
+            self._devices[node] = self.clock.core.add_link(1.0)
+        link = self._devices.get(node)
+        if link is None:
+            return self.clock.core.add_route(()), 1.0
+        return self.clock.core.add_route((link,)), math.inf
 
     def path(self, source: int, destination: int) -> Path:
         """Return the way between two ranks."""

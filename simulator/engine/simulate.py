@@ -10,9 +10,10 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from simpy.events import URGENT, Event
 
 from algorithms.algorithm import EXCHANGE
 from algorithms.phantom import Phantom
@@ -25,7 +26,7 @@ from simulator.engine.groups import Group, Mailbox
 from simulator.engine.memory import Memory
 from simulator.engine.network import Network
 from simulator.engine.storage import CoreName
-from simulator.engine.worker import Driven, VirtualWorker
+from simulator.engine.worker import Operation, Task, VirtualWorker
 from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
 from simulator.patterns import Kind
@@ -33,6 +34,7 @@ from simulator.plan import group_share, jitter, neighbours, oracle, planned, see
 from simulator.run import Progress, Run
 from simulator.scenario import Scenario
 from simulator.tuning import best_of, single_steps
+from simulator.update import UpdateRule
 from simulator.workload.cutting import cut
 from traces import Timeline
 
@@ -150,17 +152,25 @@ class Simulation:
         }
         self._by_rank: dict[int, tuple[dict[int, Mailbox], dict[int, Mailbox]]] = {}
         self._memories: dict[str, Memory] = {}
+        self.equal_share = 1 / scenario.workers
+        rule = self.update_rule()
+        self.shared_rule = rule if rule.keeps_nothing else None
         self.workers = [VirtualWorker(self, rank) for rank in range(scenario.workers)]
         self._unfinished = len(self.workers)
         self._failure: Exception | None = None
         self._all_done = self.clock.event()
-        self._coroutines: list[CoroutineType[Any, Any, None]] = []
+        self._tasks: dict[Task, None] = {}
 
     # What workers ask for.
 
     def oracle(self, rank: int) -> Oracle | None:
         """Return a rank's source of gradients; None in a timing-only run."""
         return None if self._objective is None else oracle(self.scenario, rank)
+
+    def update_rule(self) -> UpdateRule:
+        """Return an update rule at its start."""
+        scenario = self.scenario
+        return UpdateRule(scenario.update, scenario.step_sizes[0], scenario.sections.budget.iterations)
 
     def _evaluation(self) -> GradientPool | None:
         """Return where workers leave their gradients to be evaluated together; None for one by one."""
@@ -240,14 +250,21 @@ class Simulation:
         """End the run at the iteration that the foremost worker is already bound to do."""
         self.limit = min(self.limit, max(worker.promised for worker in self.workers))
 
-    async def _work(self, worker: VirtualWorker) -> None:
+    def _work(self, worker: VirtualWorker) -> None:
+        """Let a worker begin with the algorithm."""
         try:
             work = self.scenario.algorithm.run(seen_by_algorithm(self.scenario, worker))
             if not inspect.iscoroutine(work):
                 raise faults.not_a_coroutine(self.algorithm_class, work)
-            await Driven(work, worker)
-            self._check_ending(worker)
         except Exception as error:
+            self.failed(worker, error)
+        else:
+            self.start(Task(work, worker, self._end_of_work))
+
+    def _end_of_work(self, worker: VirtualWorker, _: object) -> None:
+        try:
+            self._check_ending(worker)
+        except faults.AlgorithmError as error:
             self.failed(worker, error)
         else:
             self._unfinished -= 1
@@ -277,16 +294,23 @@ class Simulation:
             self._failure = failure
             self._all_done.succeed()
 
-    def start(self, coroutine: CoroutineType[Any, Any, None]) -> None:
-        """Let a coroutine run as a SimPy process."""
-        self._coroutines.append(coroutine)
-        self.clock.process(coroutine)  # type: ignore[arg-type]  # SimPy asks only for send and throw
+    def start(self, task: Task) -> None:
+        """Let a task begin, before the other events of this instant, as SimPy's processes do."""
+        self._tasks[task] = None
+        event = Event(self.clock)
+        event._ok = True
+        event._value = None
+        event.callbacks.append(task.begin)
+        self.clock.schedule(event, URGENT)
+
+    def ended(self, task: Task) -> None:
+        """Note that a task has ended."""
+        del self._tasks[task]
 
     def run(self) -> Run:
         """Run all workers to their end."""
-        coroutines = [cast("CoroutineType[Any, Any, None]", self._work(worker)) for worker in self.workers]
-        for coroutine in coroutines:
-            self.start(coroutine)
+        for worker in self.workers:
+            self._work(worker)
         try:
             self.clock.run(until=self._all_done)
         except StalledFlow as stalled:
@@ -296,8 +320,8 @@ class Simulation:
         except NothingLeft:
             raise self._deadlock() from None
         finally:
-            for coroutine in self._coroutines:
-                coroutine.close()
+            for task in self._tasks:
+                task.coroutine.close()
         if self._failure is not None:
             raise self._failure
         return self._result()
@@ -305,16 +329,17 @@ class Simulation:
     def _deadlock(self) -> faults.AlgorithmError:
         """Say who waits for whom, for what, since when and where."""
         lines = []
-        for worker in self.workers:
-            for operation, task in worker.blocked.items():
-                missing = operation.missing() if operation.missing else []
+        # In the order of workers; the tasks of one are in that of their starts.
+        for task in sorted(self._tasks, key=lambda task: task.worker.rank):
+            operation = task.waits_for
+            if operation is not None:
                 lines.append(
                     faults.Waiting(
-                        worker=worker.rank,
+                        worker=task.worker.rank,
                         operation=" ".join(filter(None, (operation.name, operation.about))),
                         since=operation.since,
-                        peers=tuple(missing),
-                        line=_innermost_line(task),
+                        peers=_missing(operation),
+                        line=_innermost_line(task.coroutine),
                     )
                 )
         return faults.deadlock(lines)
@@ -340,7 +365,15 @@ class Simulation:
         )
 
 
-def _innermost_line(coroutine: CoroutineType[Any, Any, None]) -> str:
+def _missing(operation: Operation) -> tuple[int, ...]:
+    """Return the ranks without which an operation cannot end."""
+    missing = operation.missing
+    if missing is None:
+        return ()
+    return (missing,) if isinstance(missing, int) else tuple(missing())
+
+
+def _innermost_line(coroutine: CoroutineType[Any, Any, Any]) -> str:
     """Return the file and line of the algorithm's own code at which a coroutine waits."""
     frame, inner = coroutine.cr_frame, coroutine.cr_await
     while isinstance(inner, CoroutineType):

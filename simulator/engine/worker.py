@@ -1,21 +1,23 @@
 """The worker on the virtual clock.
 
-A worker's coroutine is a SimPy process as it is: awaiting a :class:`Operation` yields a SimPy event. The
-computations of each of its tasks queue on a stream and are flows on its device, which tasks that compute at
-the same time share; its messages and collectives run on the network. Values are computed when an operation
-is called, from its arguments as they are then, and delivered when its time has passed; so no argument needs
-to be copied for a computation.
+A worker's coroutine yields the :class:`Operation` that it awaits, which the clock processes like an event of
+SimPy's; a :class:`Task` is what SimPy's process would be. The computations of each task queue on a stream and
+are flows on the worker's device, which tasks that compute at the same time share; its messages and
+collectives run on the network. Values are computed when an operation is called, from its arguments as they
+are then, and delivered when its time has passed; so no argument needs to be copied for a computation.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from heapq import heappush
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, cast
 
-from simpy.events import PENDING, Event
+from simpy.events import NORMAL, PENDING
 
 from algorithms.phantom import Phantom
 from algorithms.worker import MESSAGE, WORLD, Reduction, Tensor
@@ -25,7 +27,6 @@ from simulator.engine.groups import Exchange, What, receive, send
 from simulator.engine.memory import Reading, VirtualShared, Writing
 from simulator.observation import Observation
 from simulator.plan import random_numbers, weights
-from simulator.update import UpdateRule
 from traces import COMPUTE, Span
 
 if TYPE_CHECKING:
@@ -34,42 +35,88 @@ if TYPE_CHECKING:
     from simulator.engine.simulate import Simulation
 
 
-class Operation(Event):
-    """An operation under way: the handle that a worker's call returns."""
+class Operation:
+    """An operation under way: the handle that a worker's call returns.
 
-    since: float
+    The clock processes it like an event of SimPy's, whose fields it has as far as the clock looks at them.
+    Many are under way at a time, so it has no dictionary, and a list of who waits only while somebody does.
+
+    Attributes
+    ----------
+    missing
+        Returns the ranks without which it cannot end, or is the only one.
+    """
+
+    __slots__ = (
+        "_defused",
+        "_ok",
+        "_value",
+        "about",
+        "callbacks",
+        "iteration",
+        "missing",
+        "name",
+        "since",
+        "worker",
+    )
 
     def __init__(self, worker: VirtualWorker, name: str, about: str = "") -> None:
-        self.env = worker.clock
-        self.callbacks = []
-        self._value = PENDING
+        self.callbacks: list[Callable[[Any], object]] | None = None
+        self._value: Any = PENDING
         self.worker = worker
         self.name = name
         self.about = about
-        self.since = worker.clock.now
+        self.since: float = worker.clock._now
         self.iteration = worker.iterations
-        self.missing: Callable[[], list[int]] | None = None
-        worker.unawaited[self] = None
+        self.missing: Callable[[], Sequence[int]] | int | None = None
+        worker.unawaited.append(self)
 
-    def __await__(self) -> Generator[Event, Any, Any]:
-        self.worker.unawaited.pop(self, None)
+    def __await__(self) -> Generator[Operation, Any, Any]:
+        unawaited = self.worker.unawaited
+        if self in unawaited:
+            unawaited.remove(self)
         if self._value is PENDING:
             yield self
+        if not self._ok:
+            raise self._value
         return self._value
+
+    def succeed(self, value: Any = None) -> None:
+        """End it with its value."""
+        if self._value is not PENDING:
+            raise RuntimeError(f"the operation '{self.name}' has already ended")
+        self._ok = True
+        self._value = value
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """End it with an error, which is raised where it is awaited."""
+        self._ok = False
+        self._value = error
+        self._defused = True
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let those who wait go on, among the events of this instant; if nobody does, there is no event."""
+        if self.callbacks:
+            clock = self.worker.clock
+            entry = (clock._now, NORMAL, next(clock._eid), self)
+            heappush(clock._queue, entry)  # type: ignore[misc]  # it has what the clock asks of an event
 
 
 class Stream:
     """The computations of a task, done one after another."""
 
-    __slots__ = ("queue", "started")
+    __slots__ = ("flow", "queue", "started")
 
     def __init__(self) -> None:
         self.queue: list[tuple[float, Operation, Any]] = []  # a deque takes ten times the memory
         self.started = 0.0
+        self.flow = -1  # of the first of the queue
 
 
-class Driven:
-    """A task's coroutine, which may wait for its own worker's operations only.
+class Task:
+    """A coroutine of a worker, which may wait for its own worker's operations only.
 
     Parameters
     ----------
@@ -77,32 +124,63 @@ class Driven:
         What the algorithm's ``run`` returned, or what was spawned.
     worker
         Whose operations it may await.
+    ended
+        Called with the worker and what the coroutine returns.
+
+    Attributes
+    ----------
+    waits_for
+        The operation that it awaits.
     """
 
-    def __init__(self, coroutine: CoroutineType[Any, Any, Any], worker: VirtualWorker) -> None:
-        self._coroutine = coroutine
-        self._worker = worker
-        self._stream = Stream()
+    __slots__ = ("_ended", "coroutine", "stream", "waits_for", "worker")
 
-    def __await__(self) -> Generator[Any, Any, Any]:
-        resume, argument = self._coroutine.send, None
-        worker, blocked = self._worker, self._worker.blocked
-        while True:
-            worker.stream = self._stream
-            try:
-                event = resume(argument)
-            except StopIteration as end:
-                return end.value
-            if not isinstance(event, Operation) or event.worker is not worker:
-                self._coroutine.close()
-                raise faults.foreign_await(worker.rank)
-            blocked[event] = self._coroutine
-            try:
-                argument, resume = (yield event), self._coroutine.send
-            except Exception as error:
-                argument, resume = error, self._coroutine.throw
-            finally:
-                blocked.pop(event, None)
+    def __init__(
+        self,
+        coroutine: CoroutineType[Any, Any, Any],
+        worker: VirtualWorker,
+        ended: Callable[[VirtualWorker, Any], object],
+    ) -> None:
+        self.coroutine = coroutine
+        self.worker = worker
+        self.waits_for: Operation | None = None
+        self.stream = Stream()
+        self._ended = ended
+
+    def begin(self, _: object) -> None:
+        """Run up to the first wait."""
+        self._go_on(self.coroutine.send, None)
+
+    def resume(self, operation: Operation) -> None:
+        """Go on when the operation that it waits for has ended."""
+        if operation._ok:
+            self._go_on(self.coroutine.send, operation._value)
+            return
+        # A copy for each task, since a traceback is added to what is raised.
+        error = type(operation._value)(*operation._value.args)
+        error.__cause__ = operation._value
+        self._go_on(self.coroutine.throw, error)
+
+    def _go_on(self, proceed: Callable[[Any], Any], argument: Any) -> None:
+        self.waits_for = None
+        self.worker.stream = self.stream
+        try:
+            awaited = proceed(argument)
+        except StopIteration as end:
+            self.worker.ended(self)
+            self._ended(self.worker, end.value)
+        except Exception as error:
+            self.worker.failed(error)
+        else:
+            if type(awaited) is not Operation or awaited.worker is not self.worker:
+                self.coroutine.close()
+                self.worker.failed(faults.foreign_await(self.worker.rank))
+                return
+            self.waits_for = awaited
+            if awaited.callbacks is None:
+                awaited.callbacks = [self.resume]
+            else:
+                awaited.callbacks.append(self.resume)
 
 
 class Lock:
@@ -140,11 +218,49 @@ class VirtualWorker:
         Its number.
     """
 
+    # One of many thousands, so it has no dictionary, and makes what few workers need when it is asked for.
+    __slots__ = (
+        "_bounds",
+        "_byte_factor",
+        "_checks",
+        "_cost",
+        "_device",
+        "_element_bytes",
+        "_jitter",
+        "_locks",
+        "_model_type",
+        "_oracle",
+        "_pool",
+        "_random",
+        "_rate",
+        "_route",
+        "_rule",
+        "_simulation",
+        "_slowdown",
+        "_spans",
+        "_step_time",
+        "_streams",
+        "batch",
+        "bytes_sent",
+        "clock",
+        "evaluations",
+        "graph",
+        "iterations",
+        "promised",
+        "rank",
+        "reported",
+        "share",
+        "stream",
+        "unawaited",
+        "weights",
+        "world_size",
+    )
+
     def __init__(self, simulation: Simulation, rank: int) -> None:
         scenario = simulation.scenario
         self.rank = rank
         self.world_size = scenario.workers
-        self.share = scenario.shares[rank] if scenario.shares else 1 / scenario.workers
+        self.share = scenario.shares[rank] if scenario.shares else simulation.equal_share
         self.graph = scenario.communication_graph if scenario.algorithm.needs_graph else None
         self.weights: Mapping[int, float] = weights(scenario, rank)
         self.clock = simulation.clock
@@ -153,18 +269,18 @@ class VirtualWorker:
         self.promised = 0
         self.reported = False
         self.bytes_sent = 0.0
-        self.unawaited: dict[Operation, None] = {}
-        self.blocked: dict[Operation, CoroutineType[Any, Any, Any]] = {}
+        self.unawaited: list[Operation] = []
         self.batch = scenario.objective_batches[rank]
         self._checks = 0
         self._simulation = simulation
         self._spans = simulation.spans
         self._oracle = simulation.oracle(rank)
         self._pool = simulation.pool
-        self._rule = UpdateRule(scenario.update, scenario.step_sizes[0], scenario.sections.budget.iterations)
+        shared = simulation.shared_rule
+        self._rule = simulation.update_rule() if shared is None else shared
         self._cost = scenario.cost
         self._device = scenario.cluster.devices[rank]
-        self._device_link = (simulation.network.device(rank),)
+        self._route, self._rate = simulation.network.device_route(rank)
         self._step_time = simulation.step_time(self._device, scenario.batches[rank])
         self._slowdown = scenario.persistent_factor(rank)
         self._jitter = simulation.jitter(rank)
@@ -173,9 +289,10 @@ class VirtualWorker:
         self._model_type = None if objective is None else objective.dtype
         self._element_bytes = self._cost.parameters * self._cost.parameter_bytes / simulation.elements
         self._byte_factor = 1.0 if objective is None else self._element_bytes / objective.dtype.itemsize
-        self._random: dict[tuple[str, bool], np.random.Generator] = {}
-        self._locks: dict[str, Lock] = {}
-        self.stream = Stream()  # of the task that runs
+        self._random: dict[tuple[str, bool], np.random.Generator] | None = None
+        self._locks: dict[str, Lock] | None = None
+        self._streams: list[Stream] = []  # those that compute
+        self.stream: Stream  # of the task that runs
 
     # What it is.
 
@@ -212,6 +329,8 @@ class VirtualWorker:
     def random(self, purpose: str, shared: bool = False) -> np.random.Generator:
         """Return the random numbers of a purpose."""
         key = (purpose, shared)
+        if self._random is None:
+            self._random = {}
         if key not in self._random:
             self._random[key] = random_numbers(self._simulation.scenario.seed, self.rank, purpose, shared)
         return self._random[key]
@@ -279,6 +398,8 @@ class VirtualWorker:
 
     def set_rule_state(self, state: Tensor | None) -> None:
         """Replace the update rule's state, for the updates called from now on."""
+        if state is not None and self._rule is self._simulation.shared_rule:
+            self._rule = self._simulation.update_rule()
         self._rule.set_state(state)
 
     def combine(self, *terms: tuple[float, Tensor]) -> Operation:
@@ -333,12 +454,26 @@ class VirtualWorker:
                 value.begin(seconds)
             if seconds > 0:
                 stream.started = self.clock.now
-                self.clock.flow(self._device_link, seconds, functools.partial(self._end_computation, stream))
+                self._streams.append(stream)
+                self._begin_flow(stream, seconds)
                 return
             stream.queue.pop(0)
             self._finish(operation, value)
 
+    def _begin_flow(self, stream: Stream, seconds: float) -> None:
+        ended = functools.partial(self._end_computation, stream)
+        stream.flow = self.clock.flow(self._route, seconds, ended, cap=self._rate)
+
+    def _share_device(self) -> None:
+        """Compute on a link from now on, which the tasks share; what is under way moves to it."""
+        if self._rate == math.inf:
+            return
+        self._route, self._rate = self._simulation.network.device_route(self.rank, shared=True)
+        for stream in self._streams:
+            self._begin_flow(stream, self.clock.cancel(stream.flow))
+
     def _end_computation(self, stream: Stream) -> None:
+        self._streams.remove(stream)
         _, operation, value = stream.queue.pop(0)
         self._spans.append(
             Span(
@@ -366,7 +501,6 @@ class VirtualWorker:
                 value = value.get()
             except Exception as error:
                 operation.fail(error)
-                operation.defused = True
                 return
         operation.succeed(value)
 
@@ -426,19 +560,24 @@ class VirtualWorker:
 
     def spawn(self, task: Coroutine[Any, Any, Any]) -> Operation:
         """Start another task."""
+        self._share_device()
         operation = Operation(self, "task")
-        driven = self._carry_out(cast("CoroutineType[Any, Any, Any]", task), operation)
-        self._simulation.start(cast("CoroutineType[Any, Any, None]", driven))
+        coroutine = cast("CoroutineType[Any, Any, Any]", task)
+        self._simulation.start(Task(coroutine, self, lambda _, value: operation.succeed(value)))
         return operation
 
-    async def _carry_out(self, task: CoroutineType[Any, Any, Any], operation: Operation) -> None:
-        try:
-            operation.succeed(await Driven(task, self))
-        except Exception as error:
-            self._simulation.failed(self, error)
+    def ended(self, task: Task) -> None:
+        """Note that a task has ended."""
+        self._simulation.ended(task)
+
+    def failed(self, error: Exception) -> None:
+        """End the run with what a task raised."""
+        self._simulation.failed(self, error)
 
     def lock(self, name: str = "model") -> Lock:
         """Return this worker's lock of that name."""
+        if self._locks is None:
+            self._locks = {}
         if name not in self._locks:
             self._locks[name] = Lock(self, name)
         return self._locks[name]

@@ -115,7 +115,7 @@ def admit(
         hop.flow = slot
         hop.after = flow.hop
         flow.hop = index
-    if begin > s.now or size == 0.0 or legs_count == 0:
+    if begin > s.now or size == 0.0 or (legs_count == 0 and cap == inf):
         flow.due = begin
         agenda_put(all_views[AGENDA], flows, slot)
     else:

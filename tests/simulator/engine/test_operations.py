@@ -242,9 +242,9 @@ def test_tasks_take_turns_and_give_their_values() -> None:
         assert (await second, await first) == ("b", "a")
 
     run(body, workers=1)
-    # A pass over a model's bytes takes a third of an update; one stream does them in the order of the calls.
+    # A pass over a model's bytes takes a third of an update; both tasks' first ones share the device.
     assert [name for name, _ in trace] == ["main", "a", "b", "a"]
-    assert [time for _, time in trace] == pytest.approx([0, 1e-3, 2e-3, 3e-3], rel=1e-12)
+    assert [time for _, time in trace] == pytest.approx([0, 2e-3, 2e-3, 3e-3], rel=1e-12)
 
 
 def test_a_task_that_fails_ends_the_run_with_its_cause() -> None:
@@ -305,6 +305,30 @@ def test_an_evaluation_counts_its_gradients_and_iterations() -> None:
     assert done.iterations == (1,)
     assert [tuple(noted) for noted in done.observations] == [("staleness", 0, 2.5, 0, 4.0)]
     assert done.summary()["observed"] == {"staleness": {"mean": 4.0, "median": 4.0, "max": 4.0, "count": 1}}
+
+
+def test_what_is_under_way_shares_the_device_with_a_task_that_comes_later() -> None:
+    ends: dict[str, float] = {}
+
+    async def body(worker: Any) -> None:
+        async def task() -> None:
+            await worker.compute(lambda x: x, filled(0.0), nbytes=BYTES)
+            ends["task"] = worker.now
+
+        whole = worker.compute(lambda x: x, filled(0.0), nbytes=3 * BYTES)  # 3 ms alone
+        await worker.recv(0)  # from itself, at once
+        handle = worker.spawn(task())
+        await whole
+        ends["main"] = worker.now
+        await handle
+
+    async def with_message(worker: Any) -> None:
+        sending = worker.send(filled(0.0), 0)
+        await body(worker)
+        await sending
+
+    run(with_message, workers=1, channels=((0, 0, "message"),))
+    assert ends == pytest.approx({"task": 2e-3, "main": 4e-3}, rel=1e-12)
 
 
 class TestSharedMemory:
