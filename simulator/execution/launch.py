@@ -523,13 +523,14 @@ class _Counter:
         """Nobody collects the news of all ranks here."""
 
 
-def _leave() -> None:
+def leave() -> None:
+    """Give the default process group back."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
-def _common_folder(rank: int) -> Iterator[Path]:
+def common_folder(rank: int) -> Iterator[Path]:
     """Give a folder that all ranks know; it vanishes when rank 0 ends its work."""
     named: list[Any] = [None]
     if rank > 0:
@@ -573,10 +574,10 @@ def join(
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=PATIENCE)
         # The group serves later calls too; its threads must have ended before the interpreter does.
-        atexit.register(_leave)
+        atexit.register(leave)
     begun = _fraction(progress if rank == 0 else None, scenario.sections.budget.iterations)
     threads = torch.get_num_threads()
-    with _common_folder(rank) if shares_memory else nullcontext() as folder:
+    with common_folder(rank) if shares_memory else nullcontext() as folder:
         try:
             record, communicator = perform(scenario, rank, listener=_Counter(begun), folder=folder)
         finally:
