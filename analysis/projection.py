@@ -1,6 +1,6 @@
 """A real run's measured costs on a cluster of another size: simulated, in one line.
 
-    predicted = simulate_like(run, workers=64, topology={"builder": "two-level", "hosts": 8, "gpus-per-host": 8})
+    predicted = simulate_like(run, workers=64, topology={"builder": "switch", "gpus": 64})
 
 Measured: the seconds of a gradient and of an update, the forward pass's part, the buckets. Fitted: the
 lognormal jitter. Named by the caller: the network. Taken from the run: algorithm, update rule, compression,
@@ -21,11 +21,17 @@ from simulator.scenario import Scenario
 
 
 def scenario_like(
-    run: Run, *, workers: int, topology: Any, jitter: bool = True, iterations: int | None = None, **changes: Any
+    run: Run,
+    *,
+    workers: int,
+    topology: Any,
+    jitter: bool = True,
+    iterations: int | None = None,
+    **changes: Any,
 ) -> Scenario:
     """Return the timing-only scenario that :func:`simulate_like` simulates."""
     if "target" in changes:
-        raise BadInput("target", "what a measured run needs until a target is not known; simulate an objective")
+        raise BadInput("target", "is not known of a measured run; simulate an objective instead")
     resolved, profile = run.scenario.resolved(), run.profile()
     cluster: dict[str, Any] = {
         "topology": topology,
@@ -50,7 +56,13 @@ def scenario_like(
 
 
 def simulate_like(
-    run: Run, *, workers: int, topology: Any, jitter: bool = True, iterations: int | None = None, **changes: Any
+    run: Run,
+    *,
+    workers: int,
+    topology: Any,
+    jitter: bool = True,
+    iterations: int | None = None,
+    **changes: Any,
 ) -> Run:
     """Simulate what a real run measured on a cluster of another size.
 

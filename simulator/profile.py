@@ -109,7 +109,12 @@ class Profile:
         """Return what the simulator charges for a gradient and an update."""
         share = GivenCost.forward_share if self.forward_share is None else self.forward_share
         return GivenCost(
-            self.parameters, self.batch, self.gradient, share, min(self.bucket_count, self.parameters), self.update
+            self.parameters,
+            self.batch,
+            self.gradient,
+            share,
+            min(self.bucket_count, self.parameters),
+            self.update,
         )
 
     def jitter(self) -> LognormalJitter:

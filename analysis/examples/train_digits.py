@@ -98,8 +98,16 @@ def main() -> None:
     cluster = {"builder": "two-level", "hosts": 8, "gpus-per-host": 8}
     predicted = simulate_like(run, workers=64, topology=cluster, transport="gloo")
     print(predicted)
-    print(json.dumps({"begun": begun, "loss": run.samples.loss, "evaluated": run.observed("accuracy")["max"],
-                      "predicted_s": predicted.time_per_iteration}))
+    print(
+        json.dumps(
+            {
+                "begun": begun,
+                "loss": run.samples.loss,
+                "evaluated": run.observed("accuracy")["max"],
+                "predicted_s": predicted.time_per_iteration,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -26,14 +27,14 @@ class Randomness:
 
     Attributes
     ----------
-    torch, device
-        Of torch on the CPU and on the model's device, if that is another.
+    cpu, gpu
+        Of torch on the CPU, and on the model's device if that is a GPU.
     numpy, python
         Of NumPy's and Python's own.
     """
 
-    torch: torch.Tensor
-    device: torch.Tensor | None
+    cpu: Tensor
+    gpu: Tensor | None
     numpy: tuple[Any, ...]
     python: tuple[Any, ...]
 
@@ -50,9 +51,9 @@ class Randomness:
 
     def restore(self, device: torch.device) -> None:
         """Put the states back."""
-        torch.set_rng_state(self.torch)
-        if self.device is not None and device.type == "cuda":
-            torch.cuda.set_rng_state(self.device, device)
+        torch.set_rng_state(self.cpu)
+        if self.gpu is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(self.gpu, device)
         name, keys, *rest = self.numpy
         np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002 - as above
         random.setstate(self.python)
@@ -128,10 +129,10 @@ class Feed:
         generator = getattr(self._loader, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(number)
-        sampler = getattr(self._loader, "sampler", None)
-        for holder in (sampler, getattr(self._loader, "batch_sampler", None)):
-            if hasattr(holder, "set_epoch"):
-                holder.set_epoch(self.epoch)
+        for key in ("sampler", "batch_sampler"):
+            set_epoch = getattr(getattr(self._loader, key, None), "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(self.epoch)
         self._batches = iter(self._loader)
         for _ in range(self.batch):
             next(self._batches, None)
@@ -159,7 +160,6 @@ def shared_out(loader: Iterable[Any], rank: int, world_size: int, seed: int) -> 
         seed=seed,
         drop_last=loader.drop_last,
     )
-    several = {} if loader.num_workers == 0 else {"prefetch_factor": loader.prefetch_factor}
     return DataLoader(
         loader.dataset,
         batch_size=loader.batch_size,
@@ -173,5 +173,5 @@ def shared_out(loader: Iterable[Any], rank: int, world_size: int, seed: int) -> 
         multiprocessing_context=loader.multiprocessing_context,
         generator=loader.generator,
         persistent_workers=loader.persistent_workers,
-        **several,
+        prefetch_factor=loader.prefetch_factor,
     )

@@ -79,7 +79,7 @@ class TrainingObjective(Objective):
 
     def loss(self, x: Tensor) -> float:
         """Refuse: a loader has no loss over all data."""
-        raise ValueError(f"{self.name}: a training script has batches, not a loss over all data")
+        raise ValueError(f"{self.name}: a training script has batches, no loss over all data")
 
     def gradient_norm(self, x: Tensor) -> float:
         """Refuse: a loader has no loss over all data."""
@@ -130,7 +130,7 @@ class LoaderOracle(Oracle):
 
     def full_gradient(self, x: Tensor) -> Tensor:
         """Refuse: a loader has no gradient over all data."""
-        raise ValueError(f"{self.objective.name}: a training script has batches, not a gradient over all data")
+        raise ValueError(f"{self.objective.name}: a training script has batches, no gradient over all data")
 
     def _plan(self, bounds: tuple[tuple[int, int], ...]) -> BucketPlan:
         """The plan for these buckets, made once; the first one hooks the parameters."""
@@ -153,7 +153,6 @@ class LoaderOracle(Oracle):
         self._weights.load(x)
         self._weights.forget_gradients()
         watch = _Watch(self._weights.device)
-        total = 0.0
         losses = []
         for index in range(self._accumulate):
             watch.goes_to("load")
@@ -166,9 +165,9 @@ class LoaderOracle(Oracle):
             (value / self._accumulate).backward()  # type: ignore[no-untyped-call]  # torch does not type it
             losses.append(value.detach())
         seconds = watch.stop()
-        total = sum(float(value) for value in losses) / self._accumulate
+        mean = sum(float(value) for value in losses) / self._accumulate
         self.steps.append(
-            Step(time.monotonic(), total, seconds["load"], seconds["forward"], seconds["backward"])
+            Step(time.monotonic(), mean, seconds["load"], seconds["forward"], seconds["backward"])
         )
 
     def _value(self, batch: Any) -> Tensor:
@@ -197,8 +196,8 @@ class _Watch:
         """Note that another activity begins."""
         event = None
         if self._events:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()  # type: ignore[no-untyped-call]  # torch does not type it
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch leaves it so
+            event.record()
         self._marks.append((activity, time.monotonic(), event))
 
     def stop(self) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """All that a rank needs to go on with a training, and the files that keep it.
 
-Files are written under another name and renamed when whole. A rank keeps its two latest, so that one iteration
-is always there from all ranks: they do not save at the same moment.
+Files are written under another name and renamed when whole. A rank keeps its two latest, so that one
+iteration is always there from all ranks: they do not save at the same moment.
 """
 
 from __future__ import annotations

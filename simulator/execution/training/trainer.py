@@ -141,7 +141,7 @@ class Trainer:
                 "update": update,
                 "budget": {"iterations": iterations},
                 "seed": seed,
-                **{key: value for key, value in _given(compression=compression, gossip=gossip)},
+                **_given(compression=compression, gossip=gossip),
             }
         )
         self._check_alike()
@@ -183,6 +183,7 @@ class Trainer:
             self._evaluate_every,
             self._folder,
             self._save_every,
+            self._signature(),
         )
         begun = 0 if self._state is None else self._state.iterations
         done = len(self._objective.steps)
@@ -225,7 +226,7 @@ class Trainer:
         return record, start, communicator
 
     def _start(self) -> Tensor:
-        """Return the model that this rank goes on from: its own, or the average if the algorithm needs one."""
+        """Return the model to go on from: this rank's own, or the average where an algorithm begins anew."""
         if self._state is None:
             return self._weights.vector()
         if self.world_size == 1 or self._scenario.algorithm.resumes_exactly:
@@ -253,7 +254,7 @@ class Trainer:
         """
         if self._state is None:
             raise BadInput("state", "there is none before the first iteration")
-        return self._signed(self._state.data())
+        return {**self._signature(), **self._state.data()}
 
     def load_state_dict(self, data: Mapping[str, Any]) -> None:
         """Go on from what this rank's :meth:`state_dict` returned; every rank loads its own.
@@ -311,9 +312,6 @@ class Trainer:
             "algorithm": resolved["algorithm"],
             "seed": self._scenario.seed,
         }
-
-    def _signed(self, data: dict[str, Any]) -> dict[str, Any]:
-        return {**self._signature(), **data}
 
     # Its place among the ranks.
 
@@ -377,8 +375,8 @@ def _check_pair(what: str, value: object, often: str, every: int | None) -> None
         raise BadInput(often, f"must be at least 1, got {every}")
 
 
-def _given(**keys: Any) -> Iterable[tuple[str, Any]]:
-    return ((key, value) for key, value in keys.items() if value is not None)
+def _given(**keys: Any) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def _batch_size(loader: Any) -> int:
@@ -443,5 +441,3 @@ def _losses(observations: Sequence[Observation], workers: int) -> Samples:
             samples.gradient_norm.append(math.nan)
             samples.consensus.append(math.nan)
     return samples
-
-

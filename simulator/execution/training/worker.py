@@ -59,7 +59,9 @@ class Leg:
     evaluate, evaluate_every
         What rank 0 does with the averaged model, and every how many iterations.
     folder, save_every
-        Where states are kept, and every how many iterations.
+        Where states are kept, and every how many iterations; at the end of the leg too.
+    signature
+        What else a kept state tells.
     """
 
     start: State | None
@@ -69,6 +71,7 @@ class Leg:
     evaluate_every: int | None
     folder: Path | None
     save_every: int | None
+    signature: Mapping[str, Any]
 
     def points(self, every: int | None) -> list[int]:
         """Return the multiples of ``every`` that this leg passes."""
@@ -110,7 +113,9 @@ class TrainingWorker(WallWorker):
         self._budget = leg.until
         self._saved_streams: Mapping[tuple[str, bool], dict[str, Any]] = {}
         self._evaluations_left = leg.points(leg.evaluate_every if leg.evaluate else None)
-        self._savings_left = leg.points(leg.save_every if leg.folder else None)
+        self._savings_left = leg.points(leg.save_every)
+        if leg.folder is not None and leg.until not in self._savings_left:
+            self._savings_left.append(leg.until)
         self._jobs: list[Future[Any]] = []
         self._latest: Tensor | None = None
         if leg.start is not None:
@@ -178,7 +183,8 @@ class TrainingWorker(WallWorker):
 
         def written() -> None:
             assert self._leg.folder is not None
-            write(noted.result().data(), self._leg.folder, self.rank, self.world_size)
+            data = {**self._leg.signature, **noted.result().data()}
+            write(data, self._leg.folder, self.rank, self.world_size)
 
         # Written by the same thread that noted it, so that its result is there.
         self._jobs.append(self._after(self._compute_stream, self._noted_span("save", written)))
