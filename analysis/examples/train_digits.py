@@ -80,9 +80,9 @@ def main() -> None:
         iterations=arguments.iterations,
         accumulate=2,
         evaluate=accuracy,
-        evaluate_every=20,
+        evaluate_every=10,
         folder=arguments.out / "states",
-        save_every=20,
+        save_every=10,
         name="train-digits",
     )
     begun = trainer.resume()
