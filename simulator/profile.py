@@ -45,8 +45,8 @@ class Profile:
         Part of it until back-propagation begins; None where the run does not know.
     load
         Mean seconds of waiting for batches; None where the run does not know.
-    update
-        Mean seconds of an update; 0 where there was none.
+    update, update_vectors
+        Mean seconds of an update (0 where there was none), and the model-sized vectors that it moves.
     quantiles
         Of the gradients' times over their worker's mean, at :data:`QUANTILES`.
     sigma
@@ -64,6 +64,7 @@ class Profile:
     forward_share: float | None
     load: Annotated[float, "s"] | None
     update: Annotated[float, "s"]
+    update_vectors: int
     quantiles: tuple[float, ...]
     sigma: float
     slowest: float
@@ -99,6 +100,7 @@ class Profile:
             forward_share=None if forward is None else min((forward + (load or 0.0)) / gradient, 0.99),
             load=load,
             update=statistics.fmean(updates) if updates else 0.0,
+            update_vectors=run.scenario.update.vectors_moved,
             quantiles=tuple(_quantile(ratios, part) for part in QUANTILES),
             sigma=statistics.pstdev([math.log(ratio) for ratio in ratios]),
             slowest=max(means) / statistics.fmean(means),
@@ -108,14 +110,10 @@ class Profile:
     def cost(self) -> GivenCost:
         """Return what the simulator charges for a gradient and an update."""
         share = GivenCost.forward_share if self.forward_share is None else self.forward_share
-        return GivenCost(
-            self.parameters,
-            self.batch,
-            self.gradient,
-            share,
-            min(self.bucket_count, self.parameters),
-            self.update,
-        )
+        buckets = min(self.bucket_count, self.parameters)
+        # A given update is a plain step, which moves three vectors; a rule with a state is charged for more.
+        update = self.update * 3 / self.update_vectors
+        return GivenCost(self.parameters, self.batch, self.gradient, share, buckets, update)
 
     def jitter(self) -> LognormalJitter:
         """Return the fitted jitter of a worker's gradients, of mean 1."""

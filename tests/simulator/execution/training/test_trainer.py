@@ -51,6 +51,11 @@ def batches(count: int = 10) -> list[Batch]:
     return [(inputs[4 * k : 4 * k + 4], labels[4 * k : 4 * k + 4]) for k in range(count)]
 
 
+def drawn(count: int) -> Tensor:
+    """Return numbers from the generators that scripts draw from: torch's, NumPy's old one and Python's."""
+    return torch.rand(count) + random.random() + np.random.rand()  # noqa: NPY002 - as scripts do
+
+
 class Noisy(Dataset[Batch]):
     """Samples that every reading changes, by all three generators."""
 
@@ -61,8 +66,7 @@ class Noisy(Dataset[Batch]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Batch:
-        noise = random.random() + np.random.rand() + torch.rand(6)
-        return self.inputs[index] + noise, self.labels[index]
+        return self.inputs[index] + drawn(6), self.labels[index]
 
 
 Make = Callable[..., Trainer]
@@ -109,9 +113,7 @@ class TestBits:
             schedule.step()
             expected.append(sum(both) / 2)
         rule = {"rule": "momentum", "momentum": 0.9, "weight-decay": 0.01, "schedule": {"kind": "cosine"}}
-        run = fitted(
-            make(ours, algorithm=algorithm, update=rule, accumulate=2, bucket_size=bucket_size)
-        )
+        run = fitted(make(ours, algorithm=algorithm, update=rule, accumulate=2, bucket_size=bucket_size))
         assert values(ours) == values(theirs)
         assert run.samples.loss == expected
 
@@ -159,7 +161,7 @@ class TestResuming:
         begun_twice = begun + fitted(trainer).samples.loss
         assert (begun_twice, values(model)) == (losses, values(whole))
         # The script of another process builds the same and draws on its own before.
-        torch.rand(3), np.random.rand(2), random.random()
+        drawn(3)
         model = network(dropout=0.3)
         trainer = make(model, loader(), **settings)
         file.seek(0)
@@ -180,7 +182,7 @@ class TestResuming:
 
         def evaluate(model: nn.Module) -> float:
             assert not any(part.training for part in model.modules())
-            torch.rand(5), np.random.rand(2), random.random()
+            drawn(5)
             with torch.no_grad():
                 model[1].running_mean.fill_(7.0)
             return float(loss(model, batches()[0]))
@@ -210,7 +212,7 @@ class TestResuming:
 
     def test_what_is_not_its_own(self, make: Make, tmp_path: Path) -> None:
         trainer = make()
-        with pytest.raises(BadInput, match="^state: there is none before the first iteration$"):
+        with pytest.raises(BadInput, match=r"^state: there is none before the first iteration$"):
             trainer.state_dict()
         fitted(trainer, 2)
         with pytest.raises(BadInput) as caught:
@@ -249,7 +251,9 @@ class TestRun:
         again = Run.load(tmp_path / "run")
         assert again.summary() == run.summary()
         assert again.profile() == run.profile()
-        with pytest.raises(ValueError, match="^the training script of Sequential has ended; only running it"):
+        with pytest.raises(
+            ValueError, match=r"^the training script of Sequential has ended; only running it"
+        ):
             _ = again.scenario.objective
 
     def test_other_types_of_elements(self, make: Make) -> None:
@@ -330,7 +334,7 @@ class TestRefusals:
         def broken(model: nn.Module, batch: Batch) -> Tensor:
             raise KeyError("labels")
 
-        with pytest.raises(WorkerFailed, match="^worker 0 failed in iteration 1: KeyError: 'labels'"):
+        with pytest.raises(WorkerFailed, match=r"^worker 0 failed in iteration 1: KeyError: 'labels'"):
             make(loss=broken).fit()
 
 
@@ -342,7 +346,7 @@ class TestSharing:
             parts = [shared_out(loader, rank, 3, 7) for rank in range(3)]
             seen = [[int(x) for batch in part for x in batch[0]] for part in parts]
             assert [len(part) for part in seen] == [4, 4, 4]
-            assert sorted(sum(seen, [])) == list(range(12))
+            assert sorted(number for part in seen for number in part) == list(range(12))
             assert (seen[0] == [0, 3, 6, 9]) is not shuffle
 
     def test_others_are_taken_as_they_are(self) -> None:
