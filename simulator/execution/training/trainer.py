@@ -198,6 +198,8 @@ class Trainer:
             records = [brought] if communicator is None else communicator.gather(brought)
             if communicator is not None:
                 communicator.close()
+        if until == self._iterations:
+            self._feed.close()
         return None if records is None else _assembled(self._scenario, records)
 
     def _perform(self, leg: Leg, folder: Path | None) -> tuple[Record, float, GlooCommunicator | None]:
@@ -229,7 +231,9 @@ class Trainer:
         """Return the model to go on from: this rank's own, or the average where an algorithm begins anew."""
         if self._state is None:
             return self._weights.vector()
-        if self.world_size == 1 or self._scenario.algorithm.resumes_exactly:
+        # A codec's memory and anchor begin anew, and the anchor is the same on all workers.
+        exactly = self._scenario.algorithm.resumes_exactly and self._scenario.codec is None
+        if self.world_size == 1 or exactly:
             return self._state.model
         average = self._state.model.clone()
         dist.all_reduce(average)

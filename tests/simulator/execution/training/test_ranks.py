@@ -120,11 +120,15 @@ def test_evaluations_and_states_whatever_the_timing(algorithm: str, ranks: Any) 
     assert found[0][2] == found[1][2]
 
 
-def test_an_algorithm_with_a_memory_begins_anew_at_the_average(ranks: Any) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "more"),
+    [("easgd", {}), ("cocod-sgd", {"compression": {"codec": "top-k", "density": 0.5}})],
+)
+def test_what_has_a_memory_begins_anew_at_the_average(algorithm: str, more: Any, ranks: Any) -> None:
     found = outputs(
         ranks,
-        """
-    made = trainer(network(), algorithm={"name": "easgd", "period": 4}, update="sgd")
+        f"""
+    made = trainer(network(), algorithm="{algorithm}", update="sgd", **{more})
     made.fit(8)
     state = made.state_dict()
     made.fit(12)

@@ -337,6 +337,16 @@ class TestRefusals:
         with pytest.raises(WorkerFailed, match=r"^worker 0 failed in iteration 1: KeyError: 'labels'"):
             make(loss=broken).fit()
 
+    def test_an_error_of_the_evaluation(self, make: Make) -> None:
+        def broken(model: nn.Module) -> None:
+            raise RuntimeError("no test data")
+
+        for every in (2, 8):
+            with pytest.raises(
+                WorkerFailed, match=r"^worker 0 failed in iteration \d: RuntimeError: no test"
+            ):
+                make(evaluate=broken, evaluate_every=every).fit()
+
 
 class TestSharing:
     def test_a_plain_loader_is_divided(self) -> None:
