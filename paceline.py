@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from algorithms import ALGORITHMS, Algorithm, Plan, Worker, parameter
     from analysis.compare import Comparison, bit_identical, compare
     from analysis.experiment import Experiment, experiment
+    from analysis.projection import simulate_like
     from analysis.report import write_report
     from analysis.speedup import Table, speedups
     from simulator.engine.simulate import simulate
     from simulator.execution.execute import execute
+    from simulator.execution.training.trainer import Trainer
     from simulator.parts import BadInput
     from simulator.run import Run
     from simulator.scenario import Scenario
@@ -33,6 +35,7 @@ __all__ = [
     "Scenario",
     "Table",
     "Task",
+    "Trainer",
     "Worker",
     "bit_identical",
     "compare",
@@ -40,6 +43,7 @@ __all__ = [
     "experiment",
     "parameter",
     "simulate",
+    "simulate_like",
     "speedups",
     "write_report",
     "write_trace",
@@ -49,10 +53,12 @@ _HOMES = {
     "algorithms": ("ALGORITHMS", "Algorithm", "Plan", "Worker", "parameter"),
     "analysis.compare": ("Comparison", "bit_identical", "compare"),
     "analysis.experiment": ("Experiment", "experiment"),
+    "analysis.projection": ("simulate_like",),
     "analysis.report": ("write_report",),
     "analysis.speedup": ("Table", "speedups"),
     "simulator.engine.simulate": ("simulate",),
     "simulator.execution.execute": ("execute",),
+    "simulator.execution.training.trainer": ("Trainer",),
     "simulator.parts": ("BadInput",),
     "simulator.run": ("Run",),
     "simulator.scenario": ("Scenario",),

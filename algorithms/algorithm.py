@@ -174,6 +174,15 @@ class Algorithm:
         return "graph" in self.requires
 
     @property
+    def resumes_exactly(self) -> bool:
+        """Whether a reported model and the update rule's state are all that the next iteration needs.
+
+        A run that starts anew from them goes on then as if it had never stopped. Another algorithm keeps more
+        between its rounds, such as a momentum of its own.
+        """
+        return False
+
+    @property
     def needs_graph(self) -> bool:
         """Whether workers talk to their neighbours on a communication graph."""
         return bool(self.requires & {"graph", "symmetric", "bipartite"})

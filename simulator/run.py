@@ -32,6 +32,8 @@ from traces import COMPUTE, TRANSFER, Timeline
 if TYPE_CHECKING:
     import numpy as np
 
+    from simulator.profile import Profile
+
 ClockName = Literal["virtual", "wall"]
 
 
@@ -208,6 +210,18 @@ class Run:
             "max": max(values),
             "count": len(values),
         }
+
+    def profile(self) -> Profile:
+        """Return what this run measured of its computations, to be simulated at other scales.
+
+        Raises
+        ------
+        BadInput
+            It was simulated.
+        """
+        from simulator.profile import Profile
+
+        return Profile.of(self)
 
     def peak_memory(self) -> float:
         """Return the bytes that the worker with the largest batch needs, by the cost model."""

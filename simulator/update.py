@@ -259,6 +259,16 @@ class UpdateRule:
         if state is None:
             self._seen = 0
 
+    @property
+    def seen(self) -> int:
+        """Updates that the state has seen."""
+        return self._seen
+
+    def restore(self, state: Tensor | None, seen: int) -> None:
+        """Go on with a state that has seen so many updates, as a run did that was saved."""
+        self.set_state(state)
+        self._seen = seen
+
     def apply(
         self, x: Tensor, gradient: Tensor | Sequence[Tensor], bounds: Slices, step_size: float
     ) -> Tensor:

@@ -29,6 +29,8 @@ def sources() -> Iterator[tuple[str, Path]]:
     """Yield (module name, file) of everything that the wheel ships."""
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
+            if file.parent.name == "examples":
+                continue  # a script for users to copy, which imports what they import
             parts = file.relative_to(ROOT).with_suffix("").parts
             yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), file
 

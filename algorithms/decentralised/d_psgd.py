@@ -43,6 +43,11 @@ class DPSGD(Algorithm):
         "combine-then-adapt", "whether the gradient is taken at the model before averaging, or applied first"
     )
 
+    @property
+    def resumes_exactly(self) -> bool:
+        """An iteration needs the model and the update rule's state alone."""
+        return True
+
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of the model to every neighbour."""
         return setting.degree * setting.model

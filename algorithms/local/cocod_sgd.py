@@ -39,6 +39,11 @@ class CoCoDSGD(Algorithm):
         True, "average in the first round too, where all models are still identical and it brings nothing"
     )
 
+    @property
+    def resumes_exactly(self) -> bool:
+        """A round needs the models that the last one reported, unless the first one is special."""
+        return self.first_all_reduce
+
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of an all-reduce of the model every k steps."""
         return setting.reduced(setting.model) / self.period

@@ -34,6 +34,11 @@ class LocalSGD(Algorithm):
         "local", "what becomes of the update rule's state at an average, where the rule has one"
     )
 
+    @property
+    def resumes_exactly(self) -> bool:
+        """An iteration needs the model and the update rule's state alone."""
+        return True
+
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of an all-reduce of the model every k steps."""
         return setting.reduced(setting.model) / self.period

@@ -29,6 +29,11 @@ class AllReduceSGD(Algorithm):
 
     overlap: bool = parameter(True, "reduce each bucket while back-propagation goes on")
 
+    @property
+    def resumes_exactly(self) -> bool:
+        """An iteration needs the model and the update rule's state alone."""
+        return True
+
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""
         x = worker.initial_model()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from simulator.plan import oracle
-from simulator.workload.objective import Bounds, Deliver, Oracle
+from simulator.workload.delivery import Deliver
+from simulator.workload.objective import Bounds, Oracle
 
 if TYPE_CHECKING:
     from algorithms.problem import Problem

@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from simulator.workload import data as datasets
+from simulator.workload.delivery import BucketPlan, Deliver, Delivery, flat_gradient, spans_of
 from simulator.workload.finite_sum import ShardSum
 from simulator.workload.models import small_cnn, small_mlp
 
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 Bounds = Sequence[tuple[int, int]]
 """Slices [lo, hi) of the flat vector, one per bucket; together they are the whole vector, once."""
-Deliver = Callable[[int, Tensor], None]
-"""Receives bucket k of a gradient."""
 Samples = tuple[tuple[Tensor, ...], Tensor]
 """Inputs of the network, each (samples, ...), and the labels or targets (samples, ...)."""
 Loss = Callable[..., Tensor]
@@ -809,15 +808,15 @@ class ModuleObjective(SampledObjective):
         self._module = _private_copy(name, module, dtype)
         self._trainable = [parameter for parameter in self._module.parameters() if parameter.requires_grad]
         self.dtype = _common_dtype(name, self._trainable)
-        self._spans = _spans(self._trainable)
+        self._spans = spans_of(self._trainable)
         self.parameters = self._spans[-1][1]
         self._device = torch.device("cpu")
         self._flat: Tensor
         self._initial: Tensor
         self._lay_out()
         self._training: bool | None = None
-        self._delivery: _Delivery | None = None
-        self._plans: dict[tuple[tuple[int, int], ...], _BucketPlan] = {}
+        self._delivery: Delivery | None = None
+        self._plans: dict[tuple[tuple[int, int], ...], BucketPlan] = {}
         # One worker's tasks may run on several threads of the wall clock; the private module is one.
         self._lock = threading.Lock()
 
@@ -982,7 +981,7 @@ class ModuleObjective(SampledObjective):
         self, x: Tensor, indices: Tensor, draw: tuple[int, int, int], bounds: Bounds, deliver: Deliver
     ) -> None:
         """The same gradient, delivered by hooks on the parameters while back-propagation runs."""
-        delivery = _Delivery(self._bucket_plan(bounds), self._spans, self.dtype, deliver, self._device)
+        delivery = Delivery(self._bucket_plan(bounds), self._spans, self.dtype, deliver, self._device)
         samples = _take(*self._here, indices)
         with self._lock, self._randomness(draw):
             self._prepare(x, training=True)
@@ -1015,11 +1014,11 @@ class ModuleObjective(SampledObjective):
                 total.add_(gradient, alpha=weight)
         return loss, total
 
-    def _bucket_plan(self, bounds: Bounds) -> _BucketPlan:
+    def _bucket_plan(self, bounds: Bounds) -> BucketPlan:
         """The plan for these bounds, made once; the first one hooks the parameters."""
         key = tuple(bounds)
         if key not in self._plans:
-            plan = _BucketPlan(self._check_bounds(key), self._spans)
+            plan = BucketPlan(self._check_bounds(key), self._spans)
             if not self._plans:
                 for index, parameter in enumerate(self._trainable):
                     # torch does not type the next call, nor backward.
@@ -1061,7 +1060,7 @@ class ModuleObjective(SampledObjective):
         """The mean loss of the samples, and its gradient as a fresh flat tensor."""
         try:
             value = self._back_propagate(samples)
-            return value.detach(), torch.cat([_flat_gradient(parameter) for parameter in self._trainable])
+            return value.detach(), torch.cat([flat_gradient(parameter) for parameter in self._trainable])
         finally:
             self._forget_gradients()
 
@@ -1154,58 +1153,6 @@ class _LinearStack:
             total = F.cross_entropy(values.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
             (gradients,) = torch.autograd.grad(total, x)
         return gradients
-
-
-class _BucketPlan:
-    """Which buckets each parameter lies in, and how many parameters each bucket waits for."""
-
-    def __init__(self, bounds: tuple[tuple[int, int], ...], spans: list[tuple[int, int]]) -> None:
-        self.bounds = bounds
-        self.buckets_of = [
-            [k for k, (low, high) in enumerate(bounds) if low < stop and start < high]
-            for start, stop in spans
-        ]
-        self.waits_for = [sum(k in buckets for buckets in self.buckets_of) for k in range(len(bounds))]
-
-
-class _Delivery:
-    """Collects parameter gradients as they come and delivers buckets in order as they fill."""
-
-    def __init__(
-        self,
-        plan: _BucketPlan,
-        spans: list[tuple[int, int]],
-        dtype: torch.dtype,
-        deliver: Deliver,
-        device: torch.device,
-    ) -> None:
-        self.bounds = plan.bounds
-        self.buckets_of = plan.buckets_of
-        self.missing = plan.waits_for.copy()
-        self.spans = spans
-        self.deliver = deliver
-        self.gradient = torch.zeros(spans[-1][1], dtype=dtype, device=device)
-        self.next = 0
-
-    def take(self, index: int, parameter: Tensor) -> None:
-        """Parameter `index` has its gradient."""
-        start, stop = self.spans[index]
-        self.gradient[start:stop] = _flat_gradient(parameter)
-        for k in self.buckets_of[index]:
-            self.missing[k] -= 1
-        while self.next < len(self.bounds) and self.missing[self.next] == 0:
-            self._deliver_next()
-
-    def finish(self) -> None:
-        """Back-propagation is over: what got no gradient has zero, and all buckets go out."""
-        while self.next < len(self.bounds):
-            self._deliver_next()
-
-    def _deliver_next(self) -> None:
-        k = self.next
-        low, high = self.bounds[k]
-        self.next += 1
-        self.deliver(k, self.gradient[low:high])
 
 
 def mlp_objective(kind: Mlp, seed: int) -> ModuleObjective:
@@ -1335,15 +1282,6 @@ def _common_dtype(name: str, parameters: list[nn.Parameter]) -> torch.dtype:
     return parameters[0].dtype
 
 
-def _spans(parameters: list[nn.Parameter]) -> list[tuple[int, int]]:
-    """Place [lo, hi) of each parameter in the flat vector."""
-    spans, low = [], 0
-    for parameter in parameters:
-        spans.append((low, low + parameter.numel()))
-        low += parameter.numel()
-    return spans
-
-
 def _buffer_places(module: nn.Module) -> list[tuple[Tensor, list[tuple[nn.Module, str]]]]:
     """Copies of all buffers as they are now, each with the places that hold it (several if it is shared)."""
     found: dict[int, tuple[Tensor, list[tuple[nn.Module, str]]]] = {}
@@ -1351,14 +1289,6 @@ def _buffer_places(module: nn.Module) -> list[tuple[Tensor, list[tuple[nn.Module
         for key, buffer in submodule.named_buffers(recurse=False, remove_duplicate=False):
             found.setdefault(id(buffer), (buffer.clone(), []))[1].append((submodule, key))
     return list(found.values())
-
-
-def _flat_gradient(parameter: Tensor) -> Tensor:
-    """A parameter's gradient as a vector; zero where back-propagation did not reach it."""
-    gradient = parameter.grad
-    if gradient is None:
-        return torch.zeros(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
-    return (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
 
 
 @contextlib.contextmanager

@@ -355,3 +355,21 @@ def test_a_written_rule_reads_back() -> None:
     ):
         written = timing(rule, **numeric()).resolved()
         assert Scenario(written).update == rule
+
+
+@pytest.mark.parametrize("rule", [Momentum(), AdamW()], ids=["momentum", "adamw"])
+def test_a_state_that_is_restored_goes_on_as_if_never_stopped(rule: Rule) -> None:
+    """AdamW's correction of its bias needs the count of updates too."""
+    drawn = gradients(torch.float32)
+    x = torch.linspace(-1, 1, SIZE)
+    whole, first = (UpdateRule(rule, STEP, UPDATES) for _ in range(2))
+    expected = x
+    for gradient in drawn:
+        expected = whole.apply(expected, gradient, (), STEP)
+    for gradient in drawn[:5]:
+        x = first.apply(x, gradient, (), STEP)
+    second = UpdateRule(rule, STEP, UPDATES)
+    second.restore(first.state, first.seen)
+    for gradient in drawn[5:]:
+        x = second.apply(x, gradient, (), STEP)
+    assert torch.equal(x, expected)
