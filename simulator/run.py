@@ -191,7 +191,10 @@ class Run:
     def passes(self) -> float | None:
         """Return the gradient evaluations over the number of summands; None where there is no such number."""
         scenario = self.scenario
-        summands = None if scenario.objective is None else scenario.objective.summands
+        try:
+            summands = None if scenario.objective is None else scenario.objective.summands
+        except ValueError:  # what a script of the user's own trains is there only while the script runs
+            return None
         if not summands or not self.evaluations:
             return None
         batches = scenario.objective_batches

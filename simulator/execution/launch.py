@@ -167,6 +167,7 @@ class _Messenger:
     def watch(self, state: Callable[[], State], end: Callable[[BaseException], None]) -> None:
         """Pass on from time to time what the worker does; the launcher ends a rank by killing it."""
         self._heartbeat.of(state)
+        self.pass_on(state())
 
     def pass_on(self, news: object) -> None:
         """Send news to the launcher."""

@@ -35,6 +35,8 @@ _SETTLING = 0.5
 """Seconds in which other ranks' failures are awaited after a first one, for a message that is stable."""
 _EXPLAINING = 2.0
 """The same after a lost connection, which some other rank's end explains."""
+_COMING = 60.0
+"""Seconds in which a rank may come up, where the patience is less: it imports and loads its data."""
 _STEP = 2.0
 """Most seconds that count between two looks at the clock."""
 
@@ -303,10 +305,16 @@ class Judge:
 
     def _check_for_silence(self, now: float) -> None:
         running = [rank for rank in range(self._ranks) if not self.finished(rank)]
-        silent = [rank for rank in running if now - self._heard[rank] > self._patience]
-        if silent:
-            raise faults.silent(silent, self._patience, self._doings(set(silent)))
-        if running and now - self._progress > self._patience:
+        coming = max(self._patience, _COMING)
+        for patience, ranks in (
+            (self._patience, [rank for rank in running if rank in self._states]),
+            (coming, [rank for rank in running if rank not in self._states]),
+        ):
+            silent = [rank for rank in ranks if now - self._heard[rank] > patience]
+            if silent:
+                raise faults.silent(silent, patience, self._doings(set(silent)))
+        up = all(rank in self._states for rank in running)
+        if running and up and now - self._progress > self._patience:
             raise faults.stuck(self._patience, self._doings(set()))
 
     def _doings(self, silent: set[int]) -> list[str]:

@@ -252,7 +252,8 @@ def test_execute_verifies_the_models(paceline: Invoke, real_file: Path) -> None:
         "  from this machine, not from the scenario: devices (cpu-core); network (switch, transport gloo); "
         "stragglers (persistent)"
     )
-    assert lines[4].startswith("  6 iterations a worker in ")
+    assert lines[4].startswith("  ranks 0 to 1: cpu on ")
+    assert lines[5].startswith("  6 iterations a worker in ")
     assert lines[-2] == "  the executed models are bit-identical to the simulated ones"
     folder = Path(lines[-1].removeprefix("Saved to ").removesuffix("."))
     assert Run.load(folder).clock == "wall"

@@ -3,7 +3,7 @@
 Run by ``test_execution.py`` in a forked process, with the arguments of :func:`main` as ``given``. Both have
 the same network, batches, learning rate and backend, in one torch thread. DistributedDataParallel has its
 default buckets of 25 MiB and AllReduce-SGD those of the cost model: one for this small network in either.
-Writes the median seconds of an iteration of each, by round, as JSON.
+Writes the turns of each as JSON.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,17 +59,34 @@ def differences(moments: list[float]) -> float:
     return statistics.median(gaps[5:])
 
 
-def ours(settings: Settings) -> float | None:
-    """Return the median iteration of AllReduce-SGD; None on rank 1, which has no run."""
+@dataclass
+class Turn:
+    """One turn: median seconds of an iteration, and processor seconds of one, which other work spares."""
+
+    seconds: float | None
+    processor: float
+
+
+def ours(settings: Settings) -> Turn:
+    """Return a turn of AllReduce-SGD; rank 1 has no run, and so no median.
+
+    The processor seconds are those of a long run less those of a short one: starting and ending fall out.
+    """
+    short = replace(settings, iterations=settings.iterations // 4)
+    begin = time.process_time()
+    execute(scenario(short))
+    middle = time.process_time()
     run = execute(scenario(settings))
+    spent = (time.process_time() - middle) - (middle - begin)
+    processor = spent / (settings.iterations - short.iterations)
     if run is None:
-        return None
+        return Turn(None, processor)
     spans = [span for span in run.timeline if span.worker == 0 and span.operation == "gradient"]
-    return differences([span.start for span in spans])
+    return Turn(differences([span.start for span in spans]), processor)
 
 
-def theirs(settings: Settings, rank: int) -> float:
-    """Return the median iteration of DistributedDataParallel."""
+def theirs(settings: Settings, rank: int) -> Turn:
+    """Return a turn of DistributedDataParallel."""
     torch.set_num_threads(1)
     channels, side, _ = datasets.SAMPLE_SHAPES["digits"]
     torch.manual_seed(0)
@@ -79,7 +96,7 @@ def theirs(settings: Settings, rank: int) -> float:
     inputs, labels = dataset.features.float()[shard], dataset.labels[shard]
     optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
     generator = torch.Generator().manual_seed(rank)
-    moments = []
+    moments, begin = [], time.process_time()
     for _ in range(settings.iterations):
         moments.append(time.monotonic())
         chosen = torch.randint(len(labels), (settings.batch,), generator=generator)
@@ -87,18 +104,17 @@ def theirs(settings: Settings, rank: int) -> float:
         loss = F.cross_entropy(model(inputs.index_select(0, chosen)), labels.index_select(0, chosen))
         loss.backward()
         optimiser.step()
+    processor = (time.process_time() - begin) / settings.iterations
     dist.barrier()
-    return differences(moments)
+    return Turn(differences(moments), processor)
 
 
-def measure(settings: Settings, rank: int) -> dict[str, list[float]]:
-    """Return the medians of both, by turn."""
-    found: dict[str, list[float]] = {"ours": [], "theirs": []}
+def measure(settings: Settings, rank: int) -> dict[str, list[dict[str, float | None]]]:
+    """Return the turns of both."""
+    found: dict[str, list[dict[str, float | None]]] = {"ours": [], "theirs": []}
     for _ in range(settings.rounds):
-        mine = ours(settings)
-        if mine is not None:
-            found["ours"].append(mine)
-        found["theirs"].append(theirs(settings, rank))
+        found["ours"].append(asdict(ours(settings)))
+        found["theirs"].append(asdict(theirs(settings, rank)))
     return found
 
 

@@ -40,6 +40,7 @@ def verdict(judge: Judge) -> str:
 
 
 def test_a_rank_that_is_not_heard_of(judge: Judge, seconds: Seconds) -> None:
+    judge.hear(1, State())
     for beat in range(12):
         seconds.at = float(beat)
         judge.hear(0, State(beat, WAITS, {"world": 1}))
@@ -50,6 +51,20 @@ def test_a_rank_that_is_not_heard_of(judge: Judge, seconds: Seconds) -> None:
         "nothing was heard of worker 1 for 10 s: its process is stopped or its machine is out of reach; "
         "worker 0 waits in all_reduce group 'world' for worker 1 since 4.5 s at own.py:7; "
         "worker 2 computes a gradient since 8.25 s"
+    )
+
+
+def test_a_rank_that_does_not_come_up(judge: Judge, seconds: Seconds) -> None:
+    """Whatever the patience, it has a minute."""
+    for beat in range(62):
+        seconds.at = float(beat)
+        judge.hear(0, State(5, WAITS))
+        judge.hear(2, State(5))
+        if beat <= 60:
+            judge.check()
+    assert verdict(judge) == (
+        "nothing was heard of worker 1 for 60 s: its process is stopped or its machine is out of reach; "
+        "worker 0 waits in all_reduce group 'world' for workers 1, 2 since 4.5 s at own.py:7"
     )
 
 
