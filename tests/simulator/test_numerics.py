@@ -44,6 +44,16 @@ def test_order_of_summation(workers: int, elements: int, dtype: torch.dtype, see
     assert torch.equal(ring_sum(tensors), sum_chunk_by_chunk(tensors))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("elements", [1, 2, 3, 1000])
+def test_order_of_summation_of_many_workers(elements: int, dtype: torch.dtype) -> None:
+    """So many that a sum that takes a column pairwise would show it."""
+    random = torch.Generator().manual_seed(2)
+    for workers in (8, 16, 33, 64):
+        tensors = [torch.randn(elements, generator=random).to(dtype) for _ in range(workers)]
+        assert torch.equal(ring_sum(tensors), sum_chunk_by_chunk(tensors))
+
+
 def test_order_above_gloos_segments() -> None:
     """Two workers and more than 2n MiB: the segments are 1 MiB then."""
     random = torch.Generator().manual_seed(1)

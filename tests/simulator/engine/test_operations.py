@@ -11,7 +11,8 @@ import torch
 
 from algorithms import Algorithm, Plan
 from simulator.engine.memory import Addition, Memory
-from simulator.engine.simulate import simulate
+from simulator.engine.simulate import Simulation, simulate
+from simulator.engine.worker import Operation
 from simulator.faults import AlgorithmError, WorkerFailed
 from simulator.run import Run
 from simulator.scenario import Scenario
@@ -367,3 +368,45 @@ class TestSharedMemory:
             assert torch.equal(total, expected)
 
         run(body)
+
+
+def test_computations_on_gpus_of_their_own_need_no_solve() -> None:
+    async def body(worker: Any) -> None:
+        await worker.gradient(worker.initial_model())
+
+    simulation = Simulation(scenario(body), None, monitor=True)
+    simulation.run()
+    assert simulation.clock.core.solves == 0
+
+
+def test_a_failed_operation_raises_whenever_it_is_awaited() -> None:
+    async def body(worker: Any) -> None:
+        failed = Operation(worker, "gradient")
+        failed.fail(ValueError("no number"))
+        for _ in range(2):
+            with pytest.raises(ValueError, match="no number"):
+                await failed
+
+    assert simulate(scenario(body)).iterations == (1, 1)
+
+
+def test_an_operation_ends_once() -> None:
+    async def body(worker: Any) -> None:
+        ended = Operation(worker, "gradient")
+        ended.succeed()
+        with pytest.raises(RuntimeError, match="the operation 'gradient' has already ended"):
+            ended.succeed()
+        await ended
+
+    simulate(scenario(body))
+
+
+def test_a_state_for_a_rule_without_one_concerns_only_its_worker() -> None:
+    async def body(worker: Any) -> None:
+        if worker.rank == 0:
+            worker.set_rule_state(torch.ones(3))
+        x = worker.initial_model()
+        await worker.update(x, x)
+
+    with pytest.raises(WorkerFailed, match=r"worker 0 .*a state of 3 elements does not fit the update rule"):
+        simulate(scenario(body))
