@@ -126,7 +126,7 @@ TRIALS = (
     trial(
         "servers.shards",
         both(parameter_server, a_psgd),
-        {"push_and_pull: len(slices) > 1 -> len(slices) > -1": "a concatenation of one slice is that slice"},
+        {"pull: len(slices) > 1 -> len(slices) > -1": "a concatenation of one slice is that slice"},
     ),
     trial("servers.a_psgd", a_psgd),
     trial("servers.hogwild", hogwild),
