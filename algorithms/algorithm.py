@@ -62,6 +62,9 @@ class Setting:
         return 2 * (self.workers - 1) / self.workers * nbytes
 
 
+Compresses: TypeAlias = Literal["gradients", "models", "pushed gradients", "model differences", ""]
+"""What of an algorithm's traffic a codec may stand before; see :class:`Algorithm`."""
+
 Channel = tuple[int, int, str]
 """(source rank, destination rank, name): messages on it are first in, first out."""
 
@@ -144,9 +147,11 @@ class Algorithm:
     model_copies
         Model-sized buffers beside parameters and gradient, for the memory check.
     compresses
-        What the algorithm's means over all workers carry, so that a codec may stand before them:
-        ``gradients``; ``models``, which then become the mean exactly (what is kept beside it would be sent
-        twice, by error feedback); or nothing ("") where what is sent must stay exact.
+        What a codec may stand before. ``gradients``: means over all workers, of gradients. ``models``: means
+        over all workers, of models, which then become the mean exactly (what is kept beside it would be sent
+        twice, by error feedback). ``pushed gradients``: messages on the channels that :meth:`pushed` names.
+        ``model differences``: exchanges with neighbours, of differences from replicas that both sides keep.
+        Nothing ("") where what is sent must stay exact.
     exact_because
         Why nothing may be compressed, to be read after "… cannot be compressed: ".
     momentum
@@ -156,7 +161,7 @@ class Algorithm:
 
     requires: ClassVar[frozenset[str]] = frozenset()
     model_copies: ClassVar[int] = 0
-    compresses: ClassVar[Literal["gradients", "models", ""]] = ""
+    compresses: ClassVar[Compresses] = ""
     exact_because: ClassVar[str] = "what it sends must arrive exactly"
     momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "uncovered"
 
@@ -190,6 +195,13 @@ class Algorithm:
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the groups and channels of a run; by default the group of all workers."""
         return Plan(groups={WORLD: tuple(range(world_size))})
+
+    def pushed(self, channel: Channel, elements: int) -> tuple[int, int] | None:
+        """Return which slice [low, high) of a gradient of so many elements a channel's messages carry.
+
+        None where they carry anything else. Asked where an algorithm compresses ``pushed gradients``.
+        """
+        return None
 
     def traffic(self, setting: Setting) -> float:
         """Return the bytes that a worker sends per iteration, on average over workers and iterations.

@@ -161,6 +161,16 @@ ALGORITHMS: dict[str, Entry] = {
         "non-convex, smallest eigenvalue above -1/3 (Tang et al. 2018)",
         needs="graph, symmetric",
     ),
+    "choco-sgd": Entry(
+        "algorithms.decentralised.choco_sgd",
+        "ChocoSGD",
+        "neighbour averaging by compressed differences from replicas that neighbours share",
+        "Koloskova et al., ICML 2019",
+        "degree M, or a codec's message",
+        "0",
+        "strongly convex, codecs that contract (Koloskova et al. 2019)",
+        needs="graph, symmetric",
+    ),
     "sgp": Entry(
         "algorithms.decentralised.sgp",
         "SGP",

@@ -37,7 +37,7 @@ def seen_by_algorithm(scenario: Scenario, worker: Worker) -> Worker:
     """Return the worker that an algorithm is run with: behind a codec where there is compression."""
     if scenario.codec is None:
         return worker
-    return compressing(worker, scenario.codec, scenario.algorithm.compresses)
+    return compressing(worker, scenario.codec, scenario.algorithm)
 
 
 def group_share(shares: Sequence[float] | None, members: Sequence[int], rank: int) -> float | None:

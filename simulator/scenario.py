@@ -340,7 +340,10 @@ class Scenario:
         copies = self.algorithm.model_copies + self.update.state_vectors
         if self.codec is None:
             return copies
-        return copies + self.codec.buffers + (self.algorithm.compresses == "models")
+        sent = self.algorithm.compresses
+        # A difference from a replica holds what was not sent before, without a memory of the codec's.
+        feedback = self.codec.buffers if sent != "model differences" else 0
+        return copies + feedback + (sent == "models")
 
     @property
     def uncovered(self) -> str | None:
@@ -635,8 +638,16 @@ class Scenario:
             algorithm: Algorithm = chosen.build()
             if not algorithm.compresses:
                 raise BadInput("", f"{chosen.name} cannot be compressed: {algorithm.exact_because}")
-            if codec.gradients_only and algorithm.compresses != "gradients":
-                raise BadInput("", f"{entry.name} is for gradients, but {chosen.name} averages models")
+            sent = algorithm.compresses
+            if codec.gradients_only and "gradients" not in sent:
+                what = "averages models" if sent == "models" else "sends differences of models"
+                raise BadInput("", f"{entry.name} is for gradients, but {chosen.name} {what}")
+            if codec.summable and sent not in ("gradients", "models"):
+                raise BadInput(
+                    "",
+                    f"{entry.name} is for means over all workers, whose factors are summed, but "
+                    f"{chosen.name} sends {sent} one by one",
+                )
         codec.check(self.layers)
 
     def _lacks(self, need: str) -> str:

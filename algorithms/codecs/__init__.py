@@ -1,4 +1,4 @@
-"""Gradient compression: codecs that stand before the means of an algorithm."""
+"""Compression: codecs that stand before what an algorithm sends."""
 
 from __future__ import annotations
 

@@ -197,6 +197,14 @@ class Codec:
         wire = self.encode(corrected, message, drawn, agreed)
         return wire, (corrected - self.decode(wire, message, x.dtype, drawn, agreed),)
 
+    def contraction(self, message: Message) -> float:
+        """Return what to multiply a message by, so that it is nearer to what it stands for than zero is.
+
+        That is 1 / (1 + w) for rounding without bias whose variance is at most w |x|^2, and 1 for codecs
+        that lose a part of their input.
+        """
+        return 1.0
+
     # Sizes.
 
     def wire_bytes(self, message: Message) -> int:

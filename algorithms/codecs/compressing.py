@@ -1,6 +1,8 @@
 """A worker whose means are compressed: a codec between an algorithm and its worker.
 
-:class:`Compressing` hands everything on to the worker, except means over all workers.
+:class:`Compressing` hands everything on to the worker, except means over all workers. What is sent to servers
+or to neighbours instead is left to :mod:`algorithms.codecs.pushing` and :mod:`algorithms.codecs.gossiping`;
+:func:`compressing` chooses.
 
 - **Gradients.** What is averaged is a gradient, or the buckets of one in the order in which they come. Each
   part of the model has a memory of its own (error feedback, momentum, factors).
@@ -31,24 +33,32 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from algorithms.codecs.codec import Codec, Message, as_tensor, within
+from algorithms.codecs.gossiping import Gossiping
+from algorithms.codecs.pushing import PURPOSE, Pushing
 from algorithms.phantom import Phantom
 from algorithms.worker import WORLD, Handle, Reduction, Tensor, Worker
 
 if TYPE_CHECKING:
+    from algorithms.algorithm import Algorithm
     from algorithms.codecs.codec import Drawn, Shape
     from algorithms.codecs.powersgd import PowerSGD
 
-Sends = Literal["gradients", "models", ""]
+Sends = Literal["gradients", "models"]
 """What the means of an algorithm carry."""
 
-PURPOSE = "codec"
-"""Of the random numbers that codecs draw."""
 
-
-def compressing(worker: Worker, codec: Codec, sends: Sends) -> Worker:
-    """Return a worker whose means over all workers are compressed."""
-    # It answers whatever its worker answers, which mypy cannot see.
-    return cast(Worker, Compressing(worker, codec, sends))
+def compressing(worker: Worker, codec: Codec, algorithm: Algorithm) -> Worker:
+    """Return a worker that compresses what an algorithm lets compress."""
+    sends = algorithm.compresses
+    found: Any = worker
+    if sends == "gradients" or sends == "models":
+        found = Compressing(worker, codec, sends)
+    elif sends == "pushed gradients":
+        found = Pushing(worker, codec, algorithm.pushed)
+    elif sends == "model differences":
+        found = Gossiping(worker, codec)
+    # Each answers whatever its worker answers, which mypy cannot see.
+    return cast(Worker, found)
 
 
 @dataclass(slots=True)

@@ -98,6 +98,11 @@ class QSGD(Codec):
         per_element = scale.repeat_interleave(length)[: message.elements]
         return per_element * codes.to(dtype) / self.levels
 
+    def contraction(self, message: Message) -> float:
+        """Return 1 / (1 + w), with the paper's bound on the variance, which holds for either scale."""
+        _, length = self._buckets(message)
+        return 1 / (1 + min(length / self.levels**2, math.sqrt(length) / self.levels))
+
     def wire_bytes(self, message: Message) -> int:
         """Return the bytes of scales and packed levels."""
         count, _ = self._buckets(message)

@@ -86,6 +86,10 @@ class TernGrad(Codec):
         lengths = torch.tensor([high - low for low, high, _ in message.spans], device=agreed.device)
         return agreed.repeat_interleave(lengths)
 
+    def contraction(self, message: Message) -> float:
+        """Return 1 / (1 + w); s |g|_1 - |g|^2 is the variance of a layer, so that w <= sqrt(d)."""
+        return 1 / (1 + math.sqrt(max(high - low for low, high, _ in message.spans)))
+
     def wire_bytes(self, message: Message) -> int:
         """Return the bytes of the packed values."""
         return packed_bytes(message.elements, WIDTH)

@@ -40,7 +40,9 @@ class ADPSGD(Algorithm):
 
     requires: ClassVar[frozenset[str]] = frozenset({"symmetric", "bipartite"})
     model_copies: ClassVar[int] = 2
-    exact_because: ClassVar[str] = "the two models of a pair must be averaged exactly"
+    exact_because: ClassVar[str] = (
+        "the two models of a pair must be averaged exactly; choco-sgd takes a codec"
+    )
 
     @property
     def deterministic(self) -> bool:

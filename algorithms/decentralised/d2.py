@@ -41,7 +41,9 @@ class D2(Algorithm):
 
     requires: ClassVar[frozenset[str]] = frozenset({"graph", "symmetric"})
     model_copies: ClassVar[int] = 3
-    exact_because: ClassVar[str] = "its correction of differences between the workers needs exact models"
+    exact_because: ClassVar[str] = (
+        "its correction would take what a codec loses for a difference between the workers"
+    )
     # The correction is the difference of two plain steps.
     momentum: ClassVar[Literal["refused"]] = "refused"
 

@@ -36,7 +36,7 @@ class DPSGD(Algorithm):
     model_copies: ClassVar[int] = 1
     momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "uncovered"
     exact_because: ClassVar[str] = (
-        "neighbours must see exact models to mix them; compressed gossip is another algorithm"
+        "neighbours must see exact models to mix them; choco-sgd is the gossip that takes a codec"
     )
 
     order: Literal["combine-then-adapt", "adapt-then-combine"] = parameter(

@@ -36,7 +36,9 @@ class SGP(Algorithm):
     """Push-sum gossip along an exponential graph."""
 
     model_copies: ClassVar[int] = 2
-    exact_because: ClassVar[str] = "the sums of its models and weights must be preserved exactly"
+    exact_because: ClassVar[str] = (
+        "the sums of its models and weights must be preserved exactly; choco-sgd takes a codec"
+    )
     # z is no affine function of plain steps any more: the paper runs momentum on z, without a theorem.
     momentum: ClassVar[Literal["uncovered"]] = "uncovered"
 

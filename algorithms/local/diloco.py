@@ -80,7 +80,8 @@ class StreamingDiLoCo(Algorithm):
 
     model_copies: ClassVar[int] = 2
     exact_because: ClassVar[str] = (
-        "a fragment keeps a part of the local model, which error feedback would send twice"
+        "a fragment keeps local steps that its average does not hold, which error feedback would send twice; "
+        "diloco takes a codec"
     )
     momentum: ClassVar[Literal["covered"]] = "covered"
 

@@ -35,7 +35,9 @@ class EASGD(Algorithm):
     """Local steps, and an elastic step with a centre every so often."""
 
     model_copies: ClassVar[int] = 1
-    exact_because: ClassVar[str] = "its elastic forces must cancel exactly between a worker and the centre"
+    exact_because: ClassVar[str] = (
+        "what the centre gains must be exactly what a worker gives, or the elastic forces do not cancel"
+    )
     momentum: ClassVar[Literal["covered"]] = "covered"
 
     period: int = parameter(4, "local steps between two elastic steps (tau)", minimum=1)

@@ -29,7 +29,8 @@ class OverlapLocalSGD(Algorithm):
 
     model_copies: ClassVar[int] = 3
     exact_because: ClassVar[str] = (
-        "its workers keep a part of their own models, which error feedback would send twice"
+        "its workers keep a part of their own models, which error feedback would send twice; cocod-sgd takes "
+        "a codec"
     )
 
     period: int = parameter(4, "local steps per round (tau), which hide one all-reduce", minimum=1)

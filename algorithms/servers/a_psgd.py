@@ -7,7 +7,7 @@ A worker pulls the model, computes a gradient and pushes it; the server applies 
 and answers with the model that results. Between a pull and its push others have been applied: their number
 is the staleness, noted for every push; it follows from who is how fast and how long a transfer takes. With
 several servers each keeps a shard of the model, and a worker's shards may be of different versions. When all
-have ended, every worker gets the last model.
+have ended, every worker gets the last model. Pushes may be compressed; the model that is pulled stays exact.
 
 Source: Lian, Huang, Li and Liu, "Asynchronous parallel stochastic gradient for nonconvex optimization",
 NeurIPS 2015, arXiv 1506.08272 (AsySG-con); Dean et al., "Large scale distributed deep networks", NeurIPS
@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from algorithms.algorithm import Algorithm, Plan, parameter
+from algorithms.algorithm import Algorithm, Channel, Compresses, Plan, parameter
 from algorithms.servers.shards import (
     PULL,
     PUSH,
@@ -28,6 +28,7 @@ from algorithms.servers.shards import (
     check_servers,
     pull,
     push_and_pull,
+    pushed,
     say_goodbye,
 )
 from algorithms.worker import Tensor, Worker
@@ -43,9 +44,7 @@ class APSGD(Algorithm):
     """Gradients that a server applies as they come."""
 
     model_copies: ClassVar[int] = 1
-    exact_because: ClassVar[str] = (
-        "a codec stands before means over all workers, and its gradients go to servers one by one"
-    )
+    compresses: ClassVar[Compresses] = "pushed gradients"
 
     servers: int = parameter(1, "servers, each a task of one worker with a shard of the model", minimum=1)
 
@@ -57,6 +56,10 @@ class APSGD(Algorithm):
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to all servers and back."""
         return Plan(groups={}, channels=channels(world_size, self.servers))
+
+    def pushed(self, channel: Channel, elements: int) -> tuple[int, int] | None:
+        """Return the slice of the gradient that goes to a server."""
+        return pushed(channel, elements, self.servers)
 
     def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
         """Refuse more servers than workers."""

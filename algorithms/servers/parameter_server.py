@@ -5,7 +5,7 @@ All workers push their gradients, the server applies their mean when the last ha
     x <- x - step size * sum_i p_i G_i(x)
 
 A server's network card carries the traffic of all workers both ways, n M each; servers that share the model
-divide it.
+divide it. Pushes may be compressed, each slice by itself; the model that is pulled stays exact.
 
 Source: Li et al., "Scaling distributed machine learning with the parameter server", OSDI 2014.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, Plan, parameter
+from algorithms.algorithm import Algorithm, Channel, Compresses, Plan, parameter
 from algorithms.servers.shards import (
     PULL,
     PUSH,
@@ -23,6 +23,7 @@ from algorithms.servers.shards import (
     channels,
     check_servers,
     push_and_pull,
+    pushed,
     say_goodbye,
 )
 from algorithms.worker import Tensor, Worker
@@ -38,9 +39,7 @@ class ParameterServer(Algorithm):
     """Synchronous SGD whose gradients meet at servers."""
 
     model_copies: ClassVar[int] = 1
-    exact_because: ClassVar[str] = (
-        "a codec stands before means over all workers, and its gradients meet at servers"
-    )
+    compresses: ClassVar[Compresses] = "pushed gradients"
     momentum: ClassVar[Literal["covered"]] = "covered"
 
     servers: int = parameter(1, "servers, each a task of one worker with a shard of the model", minimum=1)
@@ -48,6 +47,10 @@ class ParameterServer(Algorithm):
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to all servers and back."""
         return Plan(groups={}, channels=channels(world_size, self.servers))
+
+    def pushed(self, channel: Channel, elements: int) -> tuple[int, int] | None:
+        """Return the slice of the gradient that goes to a server."""
+        return pushed(channel, elements, self.servers)
 
     def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
         """Refuse more servers than workers."""

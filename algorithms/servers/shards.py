@@ -29,6 +29,12 @@ def channels(world_size: int, servers: int) -> tuple[Channel, ...]:
     return tuple(c for rank, server in pairs for c in ((rank, server, PUSH), (server, rank, PULL)))
 
 
+def pushed(channel: Channel, elements: int, servers: int) -> tuple[int, int] | None:
+    """Return the slice of the gradient that a channel carries: to a server, that of its shard."""
+    _, server, name = channel
+    return bounds(elements, servers)[server] if name == PUSH else None
+
+
 def check_servers(name: str, servers: int, world_size: int) -> None:
     """Refuse more servers than workers.
 

@@ -221,6 +221,10 @@ def d2(lazy: bool) -> Callable[[Problem], Array]:
     )
 
 
+def choco_sgd(gamma: float) -> Callable[[Problem], Array]:
+    return lambda p: decentralised.choco_sgd(*p.start, p.W, p.steps, gamma=gamma, rule=p.rule)
+
+
 def sgp(peers: str, delay: int) -> Callable[[Problem], Array]:
     def recursion(p: Problem) -> Array:
         def push(t: int) -> Array:
@@ -313,6 +317,8 @@ CASES = (
     gossiping("d-psgd", d_psgd(CTA), "star", "metropolis-hastings"),
     gossiping("d-psgd", d_psgd(CTA), "exponential", "uniform"),
     gossiping("d-psgd", d_psgd(ATC), "exponential", "uniform", settings={"order": ATC}),
+    gossiping("choco-sgd", choco_sgd(0.1), "ring", "uniform"),
+    gossiping("choco-sgd", choco_sgd(0.7), "star", "metropolis-hastings", settings={"gamma": 0.7}),
     gossiping("d2", d2(True), "ring", "uniform"),
     gossiping("d2", d2(True), "star", "metropolis-hastings"),
     gossiping("d2", d2(False), "ring", "lazy-uniform", settings={"lazy": False}),

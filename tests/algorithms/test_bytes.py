@@ -138,6 +138,7 @@ TRAFFIC = (
         gossip={"graph": "exponential"},
         degree=hops,
     ),
+    Traffic("choco-sgd", lambda n, M: 2 * n * M * T, workers=(3, 4, 8), gossip=RING, degree=lambda n: 2),
     Traffic(
         "d2",
         lambda n, M: 2 * (n - 1) * M * T,

@@ -210,7 +210,12 @@ def a_psgd_events(log: list[Entry]) -> list[Event]:
 
 
 def check_a_psgd(
-    workers: int, count: int = 1, rule: str | None = None, iterations: int = ITERATIONS, **changes: Any
+    workers: int,
+    count: int = 1,
+    rule: str | None = None,
+    iterations: int = ITERATIONS,
+    arrives: servers.Arrives = servers.exactly,
+    **changes: Any,
 ) -> Run:
     problem = Quadratics(workers, 5, seed=workers, ripple=0.4)
     update = RULES[rule] if rule else None
@@ -224,6 +229,7 @@ def check_a_psgd(
         a_psgd_events(log),
         shards=[np.arange(cuts[k], cuts[k + 1]) for k in range(count)],
         rule=RECURSIVE_RULES[rule] if rule else SGD,
+        arrives=arrives,
     )
     assert_equal(models(run), served.copies)
     noted = staleness(run)

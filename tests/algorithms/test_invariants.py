@@ -29,12 +29,15 @@ MEAN_PRESERVING: Mapping[str, Mapping[str, Any]] = {
     "vrl-sgd": {"name": "vrl-sgd", "period": 3},
     "d-psgd, combine then adapt": {"name": "d-psgd", "order": "combine-then-adapt"},
     "d-psgd, adapt then combine": {"name": "d-psgd", "order": "adapt-then-combine"},
+    "choco-sgd": {"name": "choco-sgd", "gamma": 0.6},
     "d2": {"name": "d2"},
     "sgp": {"name": "sgp"},
     "ad-psgd": {"name": "ad-psgd"},
 }
 WEIGHTED = [
-    name for name in MEAN_PRESERVING if name.partition(",")[0] not in ("d-psgd", "d2", "sgp", "ad-psgd")
+    name
+    for name in MEAN_PRESERVING
+    if name.partition(",")[0] not in ("d-psgd", "choco-sgd", "d2", "sgp", "ad-psgd")
 ]
 
 

@@ -9,6 +9,7 @@ import pytest
 from algorithms import algorithm
 from simulator.parts import BadInput
 from tests.algorithms import test_events as events
+from tests.algorithms.codecs import test_sent as sent
 from tests.algorithms.mutation import Mutant, Trial, cases
 from tests.algorithms.recursions.quadratics import Quadratics
 from tests.algorithms.table import CASES
@@ -70,8 +71,23 @@ def a_psgd() -> None:
         events.check_a_psgd(4, 5)
 
 
+def compressed(name: str) -> Callable[[], None]:
+    """Return the check that an algorithm still is its recursion where its messages are compressed."""
+
+    def check() -> None:
+        if name == "parameter-server":
+            for case, workers, count in (("top-k", 3, 2), ("qsgd", 1, 1)):
+                sent.test_compressed_pushes_are_their_recursion(case, workers, count)
+            return
+        sent.test_compressed_gossip_is_its_recursion("top-k", 5, "ring")
+        sent.test_bytes_of_gossip("sign")
+
+    return check
+
+
 def parameter_server() -> None:
     agreement("parameter-server")()
+    compressed("parameter-server")()
     run = trained({"name": "parameter-server"}, Quadratics(4, 5), 8)
     passes = [span.operation for span in run.timeline]
     assert passes.count("combine") == 8  # the server's alone: equal shares need no scaling
@@ -110,7 +126,7 @@ TRIALS = (
     trial(
         "servers.shards",
         both(parameter_server, a_psgd),
-        {"push_and_pull: len(slices) > 1 -> len(slices) > -1": "a concatenation of one slice is that slice"},
+        {"pull: len(slices) > 1 -> len(slices) > -1": "a concatenation of one slice is that slice"},
     ),
     trial("servers.a_psgd", a_psgd),
     trial("servers.hogwild", hogwild),
@@ -131,6 +147,7 @@ TRIALS = (
         {"Outer.step: -step * c -> -step / c": "c is 1 or -1"},
     ),
     trial("decentralised.d_psgd", agreement("d-psgd")),
+    trial("decentralised.choco_sgd", both(agreement("choco-sgd"), compressed("choco-sgd"))),
     trial(
         "decentralised.d2",
         d2,

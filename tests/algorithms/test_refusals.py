@@ -40,6 +40,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"settings": "d2", "gossip": {"graph": "exponential"}},
         "algorithm: d2 needs an undirected communication graph, but the edges of this one have directions",
     ),
+    "CHOCO-SGD on one-way streets": (
+        {"settings": "choco-sgd", "gossip": {"graph": "exponential"}},
+        "algorithm: choco-sgd needs an undirected communication graph, but the edges of this one have "
+        "directions",
+    ),
     "D² on the limit": (
         {"settings": {"name": "d2", "lazy": False}, "gossip": {"graph": "ring"}},
         "algorithm: D2 diverges on this mixing matrix, whose smallest eigenvalue is -0.3333 and must be "
@@ -114,6 +119,7 @@ def test_what_cannot_be_is_refused(case: str) -> None:
         ),
         ("sgp", {"delay": -1}, "SGP: delay must be at least 0, got -1"),
         ("sgp", {"peers": "two"}, "SGP: peers must be one of 'one', 'all', got 'two'"),
+        ("choco-sgd", {"gamma": 0.0}, "ChocoSGD: gamma must be above 0.0, got 0.0"),
         ("d2", {"lazy": 1}, "D2: lazy must be of type bool, got 1"),
         ("a-psgd", {"servers": 0}, "APSGD: servers must be at least 1, got 0"),
         ("parameter-server", {"servers": 0}, "ParameterServer: servers must be at least 1, got 0"),
@@ -137,7 +143,7 @@ REFUSES = {"vrl-sgd", "d2", "hogwild"}
 CARD = [
     *("allreduce-sgd", "pipe-sgd", "parameter-server", "a-psgd", "hogwild", "local-sgd", "cocod-sgd"),
     *("overlap-local-sgd", "slowmo", "vrl-sgd", "easgd", "diloco", "streaming-diloco"),
-    *("d-psgd", "d2", "sgp", "ad-psgd", "pair-averaging"),
+    *("d-psgd", "choco-sgd", "d2", "sgp", "ad-psgd", "pair-averaging"),
 ]
 
 

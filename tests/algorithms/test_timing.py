@@ -95,6 +95,7 @@ def test_streaming_diloco_hides_a_fragment_behind_its_delay(timing: Timing, dela
         ("d-psgd", {"order": "combine-then-adapt"}, lambda p: max(1, p)),
         ("d-psgd", {"order": "adapt-then-combine"}, lambda p: 1 + p),
         ("d2", {}, lambda p: 1 + p),
+        ("choco-sgd", {}, lambda p: 1 + p),
         ("sgp", {"peers": "one"}, lambda p: 1 + p),
         ("sgp", {"peers": "all"}, lambda p: 1 + p),
         # Of latency tau gradients are hidden: what is sent in iteration t is awaited in t + tau.

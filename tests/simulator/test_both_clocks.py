@@ -90,6 +90,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "easgd, synchronous": {"name": "easgd", "period": 2, "rounds": "synchronous"},
     "diloco": {"name": "diloco", "period": 2},
     "streaming-diloco": {"name": "streaming-diloco", "period": 4, "fragments": 2},
+    "choco-sgd": {"name": "choco-sgd"},
     "d2": {"name": "d2"},
     "sgp": {"name": "sgp"},
     "sgp, to all": {"name": "sgp", "peers": "all"},
@@ -123,6 +124,9 @@ def test_same_bits_of_the_others(name: str, workers: int) -> None:
 # DGC corrects the momentum of gradients, so that it stands before nothing else.
 COMPRESSED = [("allreduce-sgd", codec) for codec in CODECS]
 COMPRESSED += [("local-sgd", codec) for codec in CODECS if codec != "dgc"]
+# Pushes and gossip are no means: PowerSGD's sums of factors do not go with them.
+COMPRESSED += [("parameter-server", codec) for codec in CODECS if codec != "powersgd"]
+COMPRESSED += [("choco-sgd", codec) for codec in CODECS if codec not in ("dgc", "powersgd")]
 
 
 @pytest.mark.parametrize("workers", [2, 3])

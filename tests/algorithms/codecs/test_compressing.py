@@ -424,12 +424,6 @@ def test_what_a_codec_keeps_counts_in_the_peak_memory() -> None:
             "compression: vrl-sgd cannot be compressed: its corrections are exact differences between a "
             "model and the mean of all",
         ),
-        (
-            "a-psgd",
-            "qsgd",
-            "compression: a-psgd cannot be compressed: a codec stands before means over all workers, and its "
-            "gradients go to servers one by one",
-        ),
         ("local-sgd", "dgc", "compression: dgc is for gradients, but local-sgd averages models"),
         (
             "local-sgd",

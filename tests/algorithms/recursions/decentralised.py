@@ -4,8 +4,9 @@ A mixing matrix W is doubly stochastic, W[i, j] the weight of worker j's model a
 column-stochastic, P[i, j] the part of its mass that worker j sends to worker i.
 
 Sources: Lian et al. (NeurIPS 2017, arXiv 1705.09056) for D-PSGD; Tang et al. (ICML 2018, arXiv 1803.07068)
-for D²; Assran et al. (ICML 2019, arXiv 1811.10792) for SGP and overlapped SGP; Lian et al. (ICML 2018, arXiv
-1710.06952) for AD-PSGD; KungFu (Mai et al., OSDI 2020) for one-sided pair averaging.
+for D²; Koloskova et al. (ICML 2019, arXiv 1902.00340, algorithm 2) for CHOCO-SGD; Assran et al. (ICML 2019,
+arXiv 1811.10792) for SGP and overlapped SGP; Lian et al. (ICML 2018, arXiv 1710.06952) for AD-PSGD; KungFu
+(Mai et al., OSDI 2020) for one-sided pair averaging.
 """
 
 from __future__ import annotations
@@ -90,6 +91,46 @@ def d2(
                 half.append(x[i] - at(step, t) * (moved + g[i] - old_g[i]))
         old_x, old_g = x, g
         x = [mixed(W, half, i) for i in range(n)]
+    return np.array(x)
+
+
+def choco_sgd(
+    gradient: Gradient,
+    x0: Array,
+    step: StepSize,
+    W: Array,
+    steps: int,
+    *,
+    gamma: float,
+    Q: Callable[[Array, int, int], Array] = lambda v, worker, t: v,
+    rule: MakeRule = SGD,
+) -> Array:
+    """CHOCO-SGD: gossip with replicas that all neighbours of a worker hold alike.
+
+        half_i = x_i - step * G_i(x_i)
+        q_i    = Q(half_i - r_i)                      is sent to all neighbours
+        r_j   <- r_j + q_j                            at each who holds it, j itself included
+        x_i   <- half_i + gamma * sum_j W_ij (r_j - r_i)
+
+    ``Q(v, worker, t)`` compresses; by default it loses nothing. The paper's replicas start at zero, here at
+    x0, which all workers know. W is symmetric. A rule's state stays local.
+    """
+    n = len(W)
+    x = copies(x0, n)
+    held = [copies(x0, n) for _ in range(n)]  # held[i][j] is what worker i holds of worker j's model
+    rules = [rule() for _ in range(n)]
+    for t in range(steps):
+        half = [rules[i].step(x[i], gradient(i, x[i], t), at(step, t)) for i in range(n)]
+        q = [Q(half[j] - held[j][j], j, t) for j in range(n)]
+        for i in range(n):
+            for j in range(n):
+                if i == j or W[i, j]:
+                    held[i][j] = held[i][j] + q[j]
+        for i in range(n):
+            pull = np.zeros_like(x0)
+            for j in range(n):
+                pull = pull + W[i, j] * (held[i][j] - held[i][i])
+            x[i] = half[i] + gamma * pull
     return np.array(x)
 
 

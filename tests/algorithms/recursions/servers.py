@@ -6,7 +6,7 @@ Sources: Li et al. (OSDI 2014) for the parameter server; Agarwal and Duchi (Neur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,13 @@ from tests.algorithms.recursions.notation import Array, Gradient, StepSize, at, 
 from tests.algorithms.recursions.rules import SGD, MakeRule
 
 Shards = Sequence[NDArray[np.int64]]
+Arrives = Callable[[int, int, Array], Array]
+"""What arrives of a slice that is pushed, ``arrives(worker, shard, slice)``; called once for each, in the
+order of a worker's gradients, so that it may keep a memory for each worker and shard."""
+
+
+def exactly(i: int, s: int, v: Array) -> Array:
+    return v
 
 
 @dataclass
@@ -40,8 +47,13 @@ def synchronous_server(
     shards: Shards | None = None,
     shares: Sequence[float] | None = None,
     rule: MakeRule = SGD,
+    arrives: Arrives = exactly,
 ) -> Array:
-    """Everybody pulls, everybody pushes, each server applies sum_i p_i G_i to its shard by its own rule."""
+    """Everybody pulls, everybody pushes, each server applies sum_i p_i G_i to its shard by its own rule.
+
+    Where pushes are compressed, n p_i G_i is what a worker compresses, and the server takes the plain mean of
+    what arrives; pulls are exact.
+    """
     server = np.array(x0, dtype=np.float64)
     shards = shards or [np.arange(len(server))]
     rules = [rule() for _ in shards]
@@ -50,7 +62,8 @@ def synchronous_server(
         for s, shard in enumerate(shards):
             total = np.zeros(len(shard))
             for i in range(workers):
-                total = total + (1 / workers if shares is None else shares[i]) * pushed[i][shard]
+                scaled = pushed[i][shard] if shares is None else workers * shares[i] * pushed[i][shard]
+                total = total + arrives(i, s, scaled) / workers
             server[shard] = rules[s].step(server[shard], total, at(step, t))
     return np.array(copies(server, workers))
 
@@ -64,6 +77,7 @@ def a_psgd(
     *,
     shards: Shards | None = None,
     rule: MakeRule = SGD,
+    arrives: Arrives = exactly,
 ) -> Served:
     """Asynchronous parameter server, for a given order of atomic events.
 
@@ -74,7 +88,7 @@ def a_psgd(
     A push is applied whole, not divided by the number of workers, with the step size of the gradient's own
     iteration at its worker. A rule's state lives at the server, one for each shard. All copies are x0 at
     first. Staleness counts all updates of the shard since the pull; a worker that pulls before each gradient
-    has none of its own among them.
+    has none of its own among them. Pushes may be compressed; pulls are exact.
     """
     server = np.array(x0, dtype=np.float64)
     shards = shards or [np.arange(len(server))]
@@ -94,7 +108,8 @@ def a_psgd(
             own[i] += 1
         elif kind == "push":
             (s,) = of
-            server[shards[s]] = rules[s].step(server[shards[s]], g[i][shards[s]], at(step, own[i] - 1))
+            slice_ = arrives(i, s, g[i][shards[s]])
+            server[shards[s]] = rules[s].step(server[shards[s]], slice_, at(step, own[i] - 1))
             staleness.append((i, s, version[s] - pulled[i][s]))
             version[s] += 1
         else:

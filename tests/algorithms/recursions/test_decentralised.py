@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from tests.algorithms.recursions import rules
+from tests.algorithms.recursions.codecs import largest, only, scaled_sign
 from tests.algorithms.recursions.decentralised import (
     ad_psgd,
+    choco_sgd,
     d2,
     d_psgd,
     one_peer_exponential,
@@ -84,6 +86,8 @@ def test_a_rule_sees_the_mixed_model_and_the_gradient_before_mixing(problem: Qua
 GOSSIP: dict[str, Callable[..., Array]] = {
     "D-PSGD, combine then adapt": partial(d_psgd, order=ORDERS[0]),
     "D-PSGD, adapt then combine": partial(d_psgd, order=ORDERS[1]),
+    "CHOCO-SGD": partial(choco_sgd, gamma=0.5),
+    "CHOCO-SGD, largest": partial(choco_sgd, gamma=0.3, Q=lambda v, worker, t: only(v, largest(v, 2))),
     "D², naive": partial(d2, form="naive"),
     "D², safe": partial(d2, form="safe"),
 }
@@ -177,6 +181,36 @@ def test_d_psgd_by_its_fixed_point(order: Any) -> None:
     fixed = np.linalg.solve(np.eye(n * d) - W + step * pull, step * pull @ np.concatenate(problem.centres))
     models = d_psgd(problem.gradient, problem.x0, step, ring(4), 1500, order=order)
     np.testing.assert_allclose(models, fixed.reshape(n, d), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", [rules.SGD, lambda: rules.SGD(momentum=0.9)])
+def test_choco_sgd_that_loses_nothing_is_d_psgd(problem: Quadratics, rule: Callable[[], rules.Rule]) -> None:
+    """With (1 - gamma) I + gamma W as its mixing matrix."""
+    choco = choco_sgd(problem.gradient, problem.x0, falling, ring(4), 12, gamma=0.4, rule=rule)
+    W = 0.6 * np.eye(4) + 0.4 * ring(4)
+    mixed = d_psgd(problem.gradient, problem.x0, falling, W, 12, order="adapt-then-combine", rule=rule)
+    np.testing.assert_allclose(choco, mixed, rtol=0, atol=1e-12)
+
+
+LOSSY: dict[str, Any] = {"largest": lambda v, worker, t: only(v, largest(v, 2)), "sign": scaled_sign}
+
+
+@pytest.mark.parametrize("lossy", LOSSY)
+def test_choco_sgd_ends_where_it_would_without_compression(lossy: str) -> None:
+    problem, args = Quadratics(4, 6), (0.1, ring(4), 1500)
+    exact = choco_sgd(problem.gradient, problem.x0, *args, gamma=0.2)
+    models = choco_sgd(problem.gradient, problem.x0, *args, gamma=0.2, Q=LOSSY[lossy])
+    np.testing.assert_allclose(models, exact, rtol=0, atol=1e-9)
+    once = choco_sgd(problem.gradient, problem.x0, 0.1, ring(4), 12, gamma=0.2, Q=LOSSY[lossy])
+    assert np.abs(once - choco_sgd(problem.gradient, problem.x0, 0.1, ring(4), 12, gamma=0.2)).max() > 1e-2
+
+
+@pytest.mark.parametrize("lossy", LOSSY)
+def test_too_bold_a_consensus_step_diverges(lossy: str) -> None:
+    problem = Quadratics(8, 12)
+    with np.errstate(all="ignore"):
+        models = choco_sgd(problem.gradient, problem.x0, 0.05, ring(8), 800, gamma=1.5, Q=LOSSY[lossy])
+    assert not np.abs(models).max() < 1e3
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 12])

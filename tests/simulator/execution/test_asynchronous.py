@@ -104,6 +104,26 @@ def test_the_final_loss_agrees_within_the_spread_over_seeds(
         assert final_loss(run) < run.samples.loss[0]
 
 
+@pytest.mark.parametrize(
+    "codec",
+    [{"codec": "top-k", "density": 0.25}, {"codec": "random-k", "density": 0.4}, {"codec": "qsgd"}],
+    ids=lambda codec: codec["codec"],
+)
+def test_servers_take_compressed_pushes(codec: Any, ranks_left: Callable[[], list[int]]) -> None:
+    for _ in range(REPEATS):
+        chosen = scenario("a-psgd, three servers").vary(compression=codec)
+        run = executed(chosen, ranks_left)
+        assert run.models is not None
+        assert run.iterations == (120,) * WORKERS
+        assert (run.models == run.models[0]).all()
+        assert final_loss(run) < 0.5 * run.samples.loss[0]
+        # Models come back as they are, gradients go out smaller; a server's own worker sends nothing.
+        elements = 40
+        pulled = (WORKERS - 1) * elements * 121
+        assert sum(run.bytes_sent) > 8 * pulled
+        assert sum(run.bytes_sent) < 8 * (pulled + 0.8 * (WORKERS - 1) * elements * 120)
+
+
 @pytest.mark.parametrize("name", sorted(STALENESS))
 def test_staleness_is_measured_on_both_clocks(name: str, ranks_left: Callable[[], list[int]]) -> None:
     for run in (simulate(scenario(name)), executed(scenario(name), ranks_left)):
