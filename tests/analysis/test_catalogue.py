@@ -126,7 +126,10 @@ def test_what_an_algorithm_compresses() -> None:
     assert catalogue.algorithm_facts("local-sgd")["compresses"] == "models"
     facts = catalogue.algorithm_facts("d2")
     assert facts["compresses"] == ""
-    assert facts["exact_because"] == "its correction of differences between the workers needs exact models"
+    assert (
+        facts["exact_because"]
+        == "its correction would take what a codec loses for a difference between the workers"
+    )
 
 
 def test_models_and_devices() -> None:
