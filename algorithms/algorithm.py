@@ -11,7 +11,17 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    TypeAlias,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from algorithms.worker import WORLD, Worker
 
@@ -202,6 +212,10 @@ class Algorithm:
         None where they carry anything else. Asked where an algorithm compresses ``pushed gradients``.
         """
         return None
+
+    def alone(self) -> Self:
+        """Return this algorithm as one worker runs it, to which speedups refer."""
+        return self
 
     def traffic(self, setting: Setting) -> float:
         """Return the bytes that a worker sends per iteration, on average over workers and iterations.

@@ -182,6 +182,11 @@ class Scenario:
         assign(data, ("cluster", "device"), devices[fastest % len(devices)])
         assign(data, ("workload", "batches"), "equal")
         keep_workers(data, [fastest])
+        alone = dataclasses.asdict(self.algorithm.alone())
+        given = dataclasses.asdict(self.algorithm)
+        changed = {key.replace("_", "-"): value for key, value in alone.items() if value != given[key]}
+        if changed:
+            data["algorithm"] = {**self.sections.algorithm.data(), **changed}
         return Scenario(data, self._source, self._folder)
 
     def __repr__(self) -> str:

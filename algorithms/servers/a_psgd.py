@@ -16,8 +16,9 @@ NeurIPS 2015, arXiv 1506.08272 (AsySG-con); Dean et al., "Large scale distribute
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from algorithms.algorithm import Algorithm, Channel, Compresses, Plan, parameter
 from algorithms.servers.shards import (
@@ -52,6 +53,10 @@ class APSGD(Algorithm):
     def deterministic(self) -> bool:
         """Whether the models do not depend on timing: the order of the pushes does."""
         return False
+
+    def alone(self) -> Self:
+        """Return it with the one server that one worker can host."""
+        return dataclasses.replace(self, servers=1)
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to all servers and back."""

@@ -12,8 +12,9 @@ Source: Li et al., "Scaling distributed machine learning with the parameter serv
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from algorithms.algorithm import Algorithm, Channel, Compresses, Plan, parameter
 from algorithms.servers.shards import (
@@ -43,6 +44,10 @@ class ParameterServer(Algorithm):
     momentum: ClassVar[Literal["covered"]] = "covered"
 
     servers: int = parameter(1, "servers, each a task of one worker with a shard of the model", minimum=1)
+
+    def alone(self) -> Self:
+        """Return it with the one server that one worker can host."""
+        return dataclasses.replace(self, servers=1)
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to all servers and back."""

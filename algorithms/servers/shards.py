@@ -44,7 +44,8 @@ def check_servers(name: str, servers: int, world_size: int) -> None:
         One sentence.
     """
     if servers > world_size:
-        raise ValueError(f"{name}: there are {servers} servers, but only {world_size} workers to host them")
+        hosts = "1 worker" if world_size == 1 else f"{world_size} workers"
+        raise ValueError(f"{name}: there are {servers} servers, but only {hosts} to host them")
 
 
 async def push_and_pull(worker: Worker, gradient: Tensor, servers: int) -> Tensor:

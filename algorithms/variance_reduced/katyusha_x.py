@@ -52,7 +52,9 @@ class KatyushaX(Algorithm):
         "strongly-convex", "what F is, which decides the momentum; 'svrg' has none"
     )
     convexity: float = parameter(0.0, "mu of a strongly convex F, from which tau follows", minimum=0.0)
-    tau: float = parameter(0.5, "momentum of the strongly convex form without mu", above=0.0, maximum=0.5)
+    tau: float = parameter(
+        0.5, "momentum of the strongly convex form where mu is not given; 0.5 is SVRG", above=0.0, maximum=0.5
+    )
     inner: int = parameter(0, "mean steps of an epoch (m); 0 for n/b", minimum=0)
     lengths: Literal["geometric", "fixed"] = parameter("geometric", "how the steps of an epoch are drawn")
     l1: float = parameter(0.0, "weight of |x|_1, which is psi", minimum=0.0)

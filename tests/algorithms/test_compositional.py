@@ -155,11 +155,11 @@ def replayed_distributed(run: Run, notes: Watched, problem: str, parameters: Map
     for rank in range(run.workers):
         draw = drawn(kind.problem, parameters, rank)
         evaluations = [event for event in notes.events[rank] if event[0] == "evaluate"]
-        waiting.append([(e[2][1].numpy(), e[1].value.numpy(), draw()) for e in evaluations])
+        waiting.append([(e[2][1].numpy(), e[1]._value.numpy(), draw()) for e in evaluations])
     stale = [observation.value for observation in run.observations if observation.name == "staleness"]
     made = [event[2] for event in notes.events[0] if event[0] == "update"]
     # Every operation gives a fresh tensor, so that the tensor itself says who sent it.
-    source = {id(event[1].value): event[2][0] for event in notes.events[0] if event[0] == "recv"}
+    source = {id(event[1]._value): event[2][0] for event in notes.events[0] if event[0] == "recv"}
     assert len(stale) == len(made)
     assert len(made) % updates == 0
     arrivals: list[list[Arrival]] = []

@@ -159,3 +159,12 @@ def test_momentum_is_covered_warned_of_or_refused(name: str) -> None:
     if warning is not None:
         assert warning.startswith(f"the theory of {name} covers plain SGD, ")
     assert made(name).uncovered is None
+
+
+@pytest.mark.parametrize("name", ["a-psgd", "parameter-server"])
+def test_one_worker_alone_hosts_one_server(name: str) -> None:
+    made = scenario({"name": name, "servers": 3}, Quadratics(4, 5), 4)
+    assert made.reference().algorithm == type(made.algorithm)(servers=1)
+    with pytest.raises(BadInput) as caught:
+        made.vary(workers=1)
+    assert str(caught.value).endswith("there are 3 servers, but only 1 worker to host them")
