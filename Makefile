@@ -1,4 +1,5 @@
-# make demo | test | lint | cases | mutants | bench | bench-simgrid — each sets up everything it needs in .venv first.
+# make demo | test | lint | cases | mutants | bench | bench-simgrid | validate-emulated —
+# each sets up everything it needs in .venv first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,9 +7,10 @@ INSTALLED := $(VENV)/.installed
 SIMGRID := build/simgrid-workload
 SELECT ?= not large
 PAGE ?= simulator/engine/COSTS.md
+VALIDATION ?= analysis/validate/README.md
 PACKAGES := algorithms analysis simulator topologies traces
 
-.PHONY: setup demo test lint stress cases mutants rounds bench bench-simgrid clean
+.PHONY: setup demo test lint stress cases mutants rounds bench bench-simgrid validate-emulated clean
 
 setup: $(INSTALLED)
 
@@ -60,6 +62,12 @@ $(SIMGRID): tests/benchmarks/simgrid/workload.cpp
 	  { echo "bench-simgrid needs a C++ compiler and SimGrid's headers: install libsimgrid-dev" >&2; exit 2; }
 	mkdir -p $(@D)
 	$(CXX) -O2 -std=c++17 -Wall -Wextra $< -lsimgrid -o $@
+
+# Simulation against real TCP in emulated networks: 320 cases, five runs each, some hours on a machine with
+# nothing else to do; needs root. It goes on where it was stopped. A part of it, for a look:
+# make validate-emulated VALIDATION= ARGUMENTS="--only star-4-200-even --runs 2"
+validate-emulated: $(INSTALLED)
+	$(BIN)/python -m analysis.validate.emulated $(if $(VALIDATION),--write $(VALIDATION)) $(ARGUMENTS)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

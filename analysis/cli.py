@@ -159,6 +159,36 @@ def execute(
 
 
 @app.command()
+def emulate(
+    scenario: ScenarioName,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Workers, in place of the scenario's.")
+    ] = None,
+    step_size: Annotated[
+        float | None, typer.Option("--step-size", help="Step size; by default the grid's best in simulation.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Simulate as well, and say whether the models are bit-identical.")
+    ] = False,
+    patience: Annotated[
+        float, typer.Option("--patience", help="Seconds without any progress after which the run is ended.")
+    ] = 300.0,
+    out: Out = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Run it for real in an emulated network of its topology, on this machine; needs Linux and root."""
+    from simulator.execution.namespaces import check_rights
+
+    check_rights()
+    loaded, means = _load(scenario, seed), {"patience": patience}
+    with _terminable():
+        result = _execute(loaded, workers, step_size, verify, means, out, quiet=as_json, emulated=True)
+    if as_json and result is not None:
+        _print_json(result)
+
+
+@app.command()
 def demo(
     out: Out = None,
     seed: Seed = None,
@@ -228,38 +258,44 @@ def _execute(
     means: Mapping[str, Any],
     out: Path | None,
     quiet: bool,
+    emulated: bool = False,
 ) -> dict[str, Any] | None:
     """Execute, save and print a scenario's algorithm; return what it came to as plain data.
 
-    Under torchrun or Slurm all ranks execute, and rank 0 alone prints and saves; the others return None.
+    Under torchrun or Slurm all ranks execute, and rank 0 alone prints and saves; the others return None. An
+    emulated network has local processes only.
     """
     from analysis.experiment import file_name
+    from simulator.execution.emulation import emulate as emulate_scenario
     from simulator.execution.execute import execute as execute_scenario
     from simulator.execution.place import place
     from simulator.run import check_replaceable
 
     started = time.perf_counter()
-    own = place()
+    own = None if emulated else place()
     if own is not None:
         quiet = quiet or own.rank > 0
         workers = workers or own.world_size
     single, settled = _executable(scenario, workers, step_size)
-    folder = out or Path("runs") / f"{file_name(single.name)}-{single.digest()}-executed"
+    how = "emulated" if emulated else "executed"
+    folder = out or Path("runs") / f"{file_name(single.name)}-{single.digest()}-{how}"
     check_replaceable(folder)
-    taken = taken_from_the_machine(single)
+    taken = taken_from_the_machine(single, emulated)
     if not quiet:
         count = single.workers
         name = single.sections.algorithm.name
         of = f"{count} local process{'es' if count > 1 else ''}"
         if own is not None:
             of = f"{count} of {own.starter}'s rank{'s' if count > 1 else ''}"
-        typer.echo(f"{single.name}: {name} on {of}")
+        where = " in an emulated network" if emulated else ""
+        typer.echo(f"{single.name}: {name} on {of}{where}")
         for text in settled:
             typer.echo(f"  {text}")
         typer.echo(f"  from this machine, not from the scenario: {'; '.join(taken)}")
     ranks: list[tuple[str, str]] = []
     with _progress("executing") as progress:
-        done = execute_scenario(single, progress, met=ranks.extend, **means)
+        perform = emulate_scenario if emulated else execute_scenario
+        done = perform(single, progress, met=ranks.extend, **means)
     if done is None:
         return None
     done.save(folder, time.perf_counter() - started)
@@ -362,17 +398,21 @@ def _verification(single: Scenario, done: Run) -> tuple[str, dict[str, Any]]:
     }
 
 
-def taken_from_the_machine(scenario: Scenario) -> list[str]:
-    """Return the parts of a scenario that an execution takes from the real machine, with what they were."""
+def taken_from_the_machine(scenario: Scenario, emulated: bool = False) -> list[str]:
+    """Return the parts of a scenario that an execution takes from the real machine, with what they were.
+
+    Where the network is emulated, it is the scenario's, and only its transport is real.
+    """
     from simulator.stragglers import Straggler
 
     cluster = scenario.sections.cluster
     topology = cluster.topology.data()
     devices = dict.fromkeys(device.name for device in scenario.cluster.devices)
     execution = scenario.execution
+    network = f"{topology.get('builder') or topology.get('file')}, transport {cluster.transport.name}"
     taken = [] if execution.compute == "emulated" else [f"devices ({', '.join(devices)})"]
     taken += [
-        f"network ({topology.get('builder') or topology.get('file')}, transport {cluster.transport.name})",
+        f"transport ({cluster.transport.name})" if emulated else f"network ({network})",
     ]
     injected = execution.stragglers == "injected"
     built = zip(cluster.stragglers, scenario.stragglers, strict=True)
@@ -399,6 +439,10 @@ def _execution_text(done: Run) -> str:
     ]
     if done.samples.loss:
         lines.append(f"  final loss {done.samples.loss[-1]:.4g}")
+    if done.emulation is not None:
+        nodes, edges = done.emulation["nodes"], done.emulation["edges"]
+        lines.append(f"  emulated network of {nodes} nodes and {edges} edges")
+        lines += [f"  not emulated: {text}" for text in done.emulation["left_out"]]
     return "\n".join(lines)
 
 

@@ -205,6 +205,8 @@ def compare(a: Run, b: Run) -> Comparison:
 
 def _name(run: Run) -> str:
     clock = {"virtual": "simulated", "wall": "executed"}[run.clock]
+    if run.emulation is not None:
+        clock += " in an emulated network"
     step = "" if run.step_size is None else f", step size {run.step_size:g}"
     return f"{run.scenario.name}, {label(run)}, {run.workers} workers{step}, {clock}"
 

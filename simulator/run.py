@@ -89,6 +89,8 @@ class Run:
         algorithm evaluates more (variance reduction) or less than one gradient in each.
     observations
         What the algorithm noted, in the order of time, then of workers.
+    emulation
+        Facts on the emulated network that the run was executed in; None where there was none.
     """
 
     scenario: Scenario
@@ -103,12 +105,14 @@ class Run:
     models: np.ndarray[Any, Any] | None = None
     evaluations: tuple[float, ...] = ()
     observations: Sequence[Observation] = ()
+    emulation: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         reached = self.reached()
         where = f", target at {reached.iterations:g} iterations, {reached.time:.6g} s" if reached else ""
+        network = "" if self.emulation is None else ", emulated network"
         return (
-            f"Run({self.algorithm} on {self.workers} workers, {self.clock} clock, "
+            f"Run({self.algorithm} on {self.workers} workers, {self.clock} clock{network}, "
             f"{max(self.iterations)} iterations in {self.duration:.6g} s{where})"
         )
 
@@ -166,10 +170,12 @@ class Run:
         """Return the run's main figures; the keys carry the units."""
         reached = self.reached()
         target = self.scenario.sections.target
+        emulation = {} if self.emulation is None else {"emulation": dict(self.emulation)}
         return {
             "name": self.scenario.name,
             "algorithm": self.algorithm,
             "clock": self.clock,
+            **emulation,
             "workers": self.workers,
             "step_size": self.step_size,
             "iterations": list(self.iterations),
@@ -302,6 +308,7 @@ class Run:
                 models=np.load(models, allow_pickle=False) if models.exists() else None,
                 evaluations=tuple(summary["evaluations"]),
                 observations=observations,
+                emulation=summary.get("emulation"),
             )
         except BadInput:
             raise

@@ -73,8 +73,7 @@ def execute(
         The patience is over; all have been ended.
     """
     check_executable(scenario)
-    if not (patience > 0 and math.isfinite(patience)):
-        raise BadInput("patience", f"must be above 0 s and finite, got {patience!r}")
+    check_patience(patience)
     from simulator.execution import join, launch, place
 
     own = place.place()
@@ -111,6 +110,18 @@ def check_executable(scenario: Scenario) -> None:
     _check_execution(scenario)
     # What an objective refuses (a number of workers, a batch, an empty shard), it refuses every rank.
     oracle(scenario, 0)
+
+
+def check_patience(patience: float) -> None:
+    """Refuse seconds of patience that are none.
+
+    Raises
+    ------
+    BadInput
+        They are not above 0, or infinite.
+    """
+    if not (patience > 0 and math.isfinite(patience)):
+        raise BadInput("patience", f"must be above 0 s and finite, got {patience!r}")
 
 
 def _check_execution(scenario: Scenario) -> None:

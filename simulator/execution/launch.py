@@ -30,7 +30,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -201,6 +201,7 @@ def _serve(
     patience: float,
     device: str,
     backend: str,
+    site: Site | None,
     connection: Connection,
 ) -> None:
     """Be one local rank: the body of its process."""
@@ -210,6 +211,9 @@ def _serve(
     os.environ.update(ONE_THREAD)
     messenger = _Messenger(connection, rank == 0, patience)
     try:
+        # Threads inherit where they are, so that this comes before the backend starts its own.
+        if site is not None:
+            site.enter()
         scenario: Scenario = pickle.loads(payload)
         if world_size > 1:
             _meet(rank, world_size, folder / "meeting", backend)
@@ -221,8 +225,9 @@ def _serve(
     sys.stderr.flush()
     with suppress(BrokenPipeError):
         messenger.pass_on(news)
-        # Peers may still be receiving: a rank stays until the launcher closes the pipe.
-        with suppress(EOFError):
+        # Peers may still be receiving: a rank stays until the launcher closes the pipe, perhaps before it has
+        # read all that was told.
+        with suppress(EOFError, ConnectionResetError):
             connection.recv()
     # No clean-up: the backend's threads may hang in an operation with a rank that has gone.
     os._exit(0)
@@ -238,7 +243,7 @@ def _end_with_launcher(folder: Path) -> None:
 
 
 def _meet(rank: int, world_size: int, meeting: Path, backend: str) -> None:
-    """Join the other local ranks."""
+    """Join the other local ranks, at the address of the loopback device wherever this rank is."""
     loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     if loopback:
         os.environ["GLOO_SOCKET_IFNAME"] = loopback[0]
@@ -268,6 +273,14 @@ def warm_up() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+class Site(Protocol):
+    """Where a rank runs, apart from the launcher; it can be sent to a process that is being started."""
+
+    def enter(self) -> None:
+        """Move the calling thread, and those that it starts from then on, to this site."""
+        ...
+
+
 def launch(
     scenario: Scenario,
     progress: Progress | None = None,
@@ -275,6 +288,7 @@ def launch(
     device: str = "cpu",
     backend: str = "auto",
     met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
+    sites: Sequence[Site] | None = None,
 ) -> list[Record]:
     """Run every worker of a scenario as a local process and return what they bring home, by rank.
 
@@ -292,6 +306,8 @@ def launch(
         What carries collectives: ``auto``, ``gloo`` or ``nccl``.
     met
         Told the host and the device of each rank.
+    sites
+        Of each rank; None where all of them run where this process does.
 
     Raises
     ------
@@ -320,7 +336,8 @@ def launch(
             with _main_module(needed=b"__main__" in payload):
                 for rank in range(scenario.workers):
                     own = (rank, scenario.workers, payload, buckets, Path(folder))
-                    arguments = (*own, patience, device, carrier)
+                    site = None if sites is None else sites[rank]
+                    arguments = (*own, patience, device, carrier, site)
                     ranks.append(_start(context, arguments))
             begun = fraction(progress, scenario.sections.budget.iterations)
             records = _Collection(ranks, begun, patience).records()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,7 +16,9 @@ from typer.testing import CliRunner
 import analysis.experiment
 import simulator.engine.simulate
 from analysis.cli import app, taken_from_the_machine
+from simulator.execution.namespaces import check_rights, missing_features
 from simulator.faults import WorkerFailed
+from simulator.parts import BadInput
 from simulator.run import Run
 from simulator.scenario import Scenario
 
@@ -292,6 +295,49 @@ def test_what_an_execution_takes_from_the_machine(timing_scenario: Scene) -> Non
         "network (two-level, transport nccl)",
         "background traffic (1 flow)",
     ]
+    assert taken_from_the_machine(scenario, emulated=True) == [
+        "devices (gtx-1080-ti)",
+        "transport (nccl)",
+        "stragglers (persistent)",
+        "background traffic (1 flow)",
+    ]
+
+
+# Emulate.
+
+
+def test_emulate_needs_root(paceline: Invoke, real_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    code, out, err = paceline("emulate", real_file)
+    assert (code, out) == (2, "")
+    assert err == (
+        "error: an emulated network needs root, because it makes network namespaces, but this process runs "
+        "as user 1000; run it with sudo\n"
+    )
+
+
+def test_emulate(paceline: Invoke, real_file: Path) -> None:
+    try:
+        check_rights()
+        missing = missing_features() & {"veth", "tbf"}
+    except BadInput as error:
+        pytest.skip(str(error))
+    if missing:
+        pytest.skip(f"the kernel lacks {', '.join(missing)}")
+    code, out, _ = paceline(
+        "emulate", real_file, "--workers", 2, "--step-size", 0.1, "--verify", "--out", "e"
+    )
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].endswith(" on 2 local processes in an emulated network")
+    taken = "devices (cpu-core); transport (gloo); stragglers (persistent)"
+    assert f"  from this machine, not from the scenario: {taken}" in lines
+    assert any(line.startswith("  emulated network of ") for line in lines)
+    assert lines[-2] == "  the executed models are bit-identical to the simulated ones"
+    run = Run.load(Path("e"))
+    assert run.clock == "wall"
+    assert run.emulation is not None
+    assert "wall clock, emulated network" in repr(run)
 
 
 # Compare.

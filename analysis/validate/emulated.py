@@ -1,0 +1,451 @@
+"""The simulator against real TCP in emulated networks: the same scenarios on both clocks, nothing fitted.
+
+``python -m analysis.validate.emulated`` (``make validate-emulated``) runs algorithms on a star, a two-level
+tree in good and in bad rank order, a ring with one slow link and a random graph, each several times in an
+emulated network with emulated compute, and once in simulation with the transport ``gloo``. What was measured
+is kept in a folder case by case, so that the suite goes on where it was stopped. What is compared is the time
+per iteration; the error is simulated over measured mean, less one.
+
+A measurement stands for its scenario: it is used again as long as that is the same. Simulations can be done
+again without measuring again, after a change of the simulator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simulator.engine.simulate import simulate
+from simulator.execution.emulation import emulate
+from simulator.execution.namespaces import check_rights
+from simulator.parts import BadInput
+from simulator.run import Run, provenance
+from simulator.scenario import Scenario
+
+LIMITS = {
+    "allreduce-sgd": 0.03,
+    "local-sgd": 0.03,
+    "cocod-sgd": 0.03,
+    "signsgd": 0.03,
+    "d-psgd": 0.08,
+    "d2": 0.08,
+    "parameter-server": 0.08,
+    "ad-psgd": 0.08,
+}
+"""The largest error that is accepted of each algorithm; ``signsgd`` is the majority vote."""
+
+TOPOLOGIES = ("star", "tree-good-order", "tree-bad-order", "ring-slow-link", "random")
+"""The networks, by the names that cases have."""
+
+WORKERS = (4, 8)
+RATES = (100, 200)
+"""Of a link, in Mb/s."""
+
+PARAMETERS = 2**19
+"""Of the model, in fp32: messages are 2 MiB, or 64 KiB of signs."""
+ITERATIONS = 20
+RUNS = 5
+"""Measurements of a case, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One algorithm on one network.
+
+    Attributes
+    ----------
+    algorithm, topology
+        Their names.
+    workers
+        How many.
+    rate
+        Of a link, in Mb/s.
+    straggler
+        Whether the last worker computes at half speed.
+    """
+
+    algorithm: str
+    topology: str
+    workers: int
+    rate: int
+    straggler: bool
+
+    @property
+    def name(self) -> str:
+        """What it is called, on the command line and on disk."""
+        straggler = "straggler" if self.straggler else "even"
+        return f"{self.topology}-{self.workers}-{self.rate}-{straggler}-{self.algorithm}"
+
+    def scenario(self) -> Scenario:
+        """Return what is run, on either clock."""
+        stragglers: list[dict[str, Any]] = []
+        if self.straggler:
+            stragglers.append({"kind": "persistent", "workers": [self.workers - 1], "slowdown": 2.0})
+        if self.topology == "ring-slow-link":
+            stragglers.append({"kind": "slow-link", "between": [0, 1], "factor": 0.5})
+        return Scenario(
+            {
+                "name": self.name,
+                "cluster": {
+                    **_network(self.topology, self.workers, self.rate),
+                    "device": "ideal",
+                    "transport": "gloo",
+                    "workers": self.workers,
+                    "stragglers": stragglers,
+                },
+                "workload": {
+                    "cost": {
+                        "parameters": PARAMETERS,
+                        "batch": 1,
+                        "gradient": "150 ms",
+                        # More than a pass really takes, so that passes are emulated as well.
+                        "update": "6 ms",
+                        "bucket-count": 2,
+                    },
+                    "objective": {
+                        "kind": "quadratic",
+                        "dimension": PARAMETERS,
+                        "sigma2": 0.0,
+                        "dtype": "float32",
+                    },
+                },
+                "algorithm": self.algorithm,
+                "step-size": 0.1,
+                "budget": {"iterations": ITERATIONS},
+                "execution": {"compute": "emulated", "stragglers": "injected"},
+                "seed": 1,
+            }
+        )
+
+
+def _network(topology: str, workers: int, rate: int) -> dict[str, Any]:
+    """Return topology and placement; a kernel's own latencies are all there are."""
+    link = {"bandwidth": f"{rate} Mbps", "latency": "0 s"}
+    tree = {
+        "builder": "two-level",
+        "hosts": 2,
+        "gpus-per-host": workers // 2,
+        "inside": {**link, "bandwidth": f"{2 * rate} Mbps"},
+        "network": link,
+    }
+    # The random graph has two nodes more than workers, which forward like all others.
+    random = {"builder": "random-regular", "nodes": workers + 2, "degree": 3, "seed": 1, "link": link}
+    networks: dict[str, dict[str, Any]] = {
+        "star": {"topology": {"builder": "switch", "gpus": workers, "link": link}},
+        "tree-good-order": {"topology": tree, "placement": "linear"},
+        "tree-bad-order": {"topology": tree, "placement": "round-robin"},
+        "ring-slow-link": {"topology": {"builder": "ring", "nodes": workers, "link": link}},
+        "random": {"topology": random},
+    }
+    return networks[topology]
+
+
+def cases() -> list[Case]:
+    """Return the whole suite."""
+    grid = itertools.product(WORKERS, RATES, (False, True), TOPOLOGIES, LIMITS)
+    return [
+        Case(algorithm, topology, workers, rate, straggler)
+        for workers, rate, straggler, topology, algorithm in grid
+    ]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a case came to, in seconds per iteration.
+
+    Attributes
+    ----------
+    case
+        Which.
+    simulated
+        On the virtual clock.
+    measured
+        In each run on the wall clock.
+    """
+
+    case: Case
+    simulated: float
+    measured: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the measurements."""
+        return statistics.fmean(self.measured)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the measurements over their mean; 0 of a single one."""
+        return statistics.stdev(self.measured) / self.mean if len(self.measured) > 1 else 0.0
+
+    @property
+    def error(self) -> float:
+        """Simulated over measured mean, less one."""
+        return self.simulated / self.mean - 1
+
+    @property
+    def within(self) -> bool:
+        """Whether the error is accepted."""
+        return abs(self.error) <= LIMITS[self.case.algorithm]
+
+
+class Store:
+    """What has been measured and simulated, a file a case.
+
+    Parameters
+    ----------
+    folder
+        Made where it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(str(folder), f"cannot be written: {error.strerror}") from None
+
+    def load(self, case: Case) -> dict[str, Any]:
+        """Return what there is of a case; nothing of one whose scenario has changed."""
+        digest = case.scenario().digest()
+        try:
+            found: dict[str, Any] = json.loads(self._file(case).read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            found = {}
+        return found if found.get("scenario") == digest else {"scenario": digest, "measured": []}
+
+    def save(self, case: Case, found: dict[str, Any]) -> None:
+        """Keep what there is of a case, whole or not at all."""
+        draft = self._file(case).with_suffix(".draft")
+        draft.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        draft.replace(self._file(case))
+
+    def _file(self, case: Case) -> Path:
+        return self._folder / f"{case.name}.json"
+
+
+Clock = Callable[[Scenario], Run]
+
+
+def validate(
+    chosen: Sequence[Case],
+    store: Store,
+    runs: int = RUNS,
+    again: bool = False,
+    told: Callable[[str], None] = lambda _: None,
+    wall: Clock = emulate,
+    virtual: Clock = simulate,
+) -> list[Result]:
+    """Measure and simulate cases, or take what was measured and simulated before.
+
+    Parameters
+    ----------
+    chosen
+        The cases, in the order in which they are run.
+    store
+        Where results are kept.
+    runs
+        Measurements of each.
+    again
+        Simulate all of them again.
+    told
+        Told in a line how far it is, with an estimate of the time that is left.
+    wall, virtual
+        The two clocks.
+    """
+    found = [store.load(case) for case in chosen]
+    left = _Left(sum(max(0, runs - len(entry["measured"])) for entry in found))
+    results = []
+    for number, (case, entry) in enumerate(zip(chosen, found, strict=True), 1):
+        scenario = case.scenario()
+        if again or "simulated" not in entry:
+            entry["simulated"] = virtual(scenario).time_per_iteration
+            store.save(case, entry)
+        while len(entry["measured"]) < runs:
+            begin = time.monotonic()
+            entry["measured"].append(wall(scenario).time_per_iteration)
+            entry["date"] = time.strftime("%Y-%m-%d")
+            store.save(case, entry)
+            left.took(time.monotonic() - begin)
+        result = Result(case, entry["simulated"], tuple(entry["measured"][:runs]))
+        results.append(result)
+        told(f"{number} of {len(chosen)}: {_line(result)}{left}")
+    return results
+
+
+class _Left:
+    """Estimates the time that is left by the mean of the measurements so far."""
+
+    def __init__(self, runs: int) -> None:
+        self._runs = runs
+        self._seconds: list[float] = []
+
+    def took(self, seconds: float) -> None:
+        self._seconds.append(seconds)
+
+    def __str__(self) -> str:
+        runs = self._runs - len(self._seconds)
+        if not runs or not self._seconds:
+            return ""
+        minutes = round(runs * statistics.fmean(self._seconds) / 60)
+        return f"; left: about {minutes // 60} h {minutes % 60} min"
+
+
+def _line(result: Result) -> str:
+    return (
+        f"{result.case.name}: simulated {1e3 * result.simulated:.1f} ms, measured {1e3 * result.mean:.1f} ms "
+        f"± {100 * result.spread:.1f} %, error {100 * result.error:+.1f} %"
+    )
+
+
+# The table.
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return the results as a table in Markdown."""
+    lines = [
+        "| network | workers | Mb/s | slow one | algorithm | simulated | measured | spread | error | limit |",
+        "|---|---:|---:|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        case, limit = result.case, LIMITS[result.case.algorithm]
+        cells = (
+            case.topology,
+            case.workers,
+            case.rate,
+            "half speed" if case.straggler else "none",
+            case.algorithm,
+            f"{1e3 * result.simulated:.1f} ms",
+            f"{1e3 * result.mean:.1f} ms",
+            f"{100 * result.spread:.1f} %",
+            f"{100 * result.error:+.1f} %" if result.within else f"**{100 * result.error:+.1f} %**",
+            f"{100 * limit:g} %",
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def by_algorithm(results: Sequence[Result]) -> str:
+    """Return the errors of each algorithm as a table in Markdown."""
+    lines = [
+        "| algorithm | cases | mean error | mean of its size | largest | within the limit |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for algorithm, limit in LIMITS.items():
+        errors = [result.error for result in results if result.case.algorithm == algorithm]
+        if errors:
+            cells = (
+                algorithm,
+                len(errors),
+                f"{100 * statistics.fmean(errors):+.1f} %",
+                f"{100 * statistics.fmean(map(abs, errors)):.1f} %",
+                f"{100 * max(errors, key=abs):+.1f} %",
+                f"{sum(abs(error) <= limit for error in errors)} of {len(errors)} ({100 * limit:g} %)",
+            )
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def page(results: Sequence[Result], runs: int, remark: str = "") -> str:
+    """Return the whole page, with date and machine."""
+    facts = provenance(None)
+    versions = facts["versions"]
+    heading = (
+        f"Measured until {facts['date'][:10]} on {_processor()}, {facts['processors']} processors, "
+        f"{facts['system']}, Python {facts['python']}, torch {versions.get('torch')}; {runs} runs of each "
+        f"case, {ITERATIONS} iterations a run. Times are per iteration, the spread is the standard "
+        "deviation of the runs, the error is simulated over measured mean, less one; an error beyond its "
+        "limit is bold. Nothing is fitted."
+    )
+    parts = [
+        "# Simulated against real TCP in emulated networks",
+        "Written by `make validate-emulated`; what a case is, is said in `emulated.py`.",
+        heading + (f" **{remark}**" if remark else ""),
+        by_algorithm(results),
+        table(results),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _processor() -> str:
+    """Return the name of the machine's processor."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return named[1] if named else platform.machine()
+
+
+# The command.
+
+
+def _selected(pattern: str) -> list[Case]:
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise BadInput("--only", f"'{pattern}' is no regular expression: {error}") from None
+    chosen = [case for case in cases() if expression.search(case.name)]
+    if not chosen:
+        raise BadInput("--only", f"no case is called like '{pattern}'; --list names all")
+    return chosen
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Run the suite; return the exit code: 0 done, 2 bad input, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.validate.emulated",
+        description="Compare simulation and execution in emulated networks; Linux and root.",
+    )
+    parser.add_argument("--store", type=Path, default=Path("runs/validate-emulated"), help="results so far")
+    parser.add_argument("--write", type=Path, help="page to write the table to; by default in the store")
+    parser.add_argument("--only", default="", help="regular expression of the names of the cases to run")
+    parser.add_argument("--runs", type=int, default=RUNS, help="measurements of each case")
+    parser.add_argument("--simulate-again", action="store_true", help="keep measurements, not simulations")
+    parser.add_argument("--remark", default="", help="a sentence for the page, on the machine's state")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases, and end")
+    chosen = parser.parse_args(None if arguments is None else list(arguments))
+    try:
+        selected = _selected(chosen.only)
+        if chosen.list:
+            print(*(case.name for case in selected), sep="\n")
+            return 0
+        if chosen.runs < 1:
+            raise BadInput("--runs", f"must be at least 1, got {chosen.runs}")
+        check_rights()
+        _suite(selected, chosen)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on after its last finished run", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _suite(selected: Sequence[Case], chosen: argparse.Namespace) -> None:
+    def told(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    results = validate(selected, Store(chosen.store), chosen.runs, chosen.simulate_again, told)
+    path = chosen.write or chosen.store / "table.md"
+    try:
+        path.write_text(page(results, chosen.runs, chosen.remark), encoding="utf-8")
+    except OSError as error:
+        raise BadInput(str(path), f"cannot be written: {error.strerror}") from None
+    print(by_algorithm(results))
+    within = sum(result.within for result in results)
+    print(f"\n{within} of {len(results)} cases are within their limits; the table is in {path}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

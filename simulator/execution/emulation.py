@@ -1,0 +1,519 @@
+"""An emulated cluster: the scenario's topology as network namespaces on one Linux machine.
+
+Every node is a namespace and every edge a pair of virtual Ethernet devices, with a token bucket on both
+ends at the rate of the link. What is neither a source nor a destination forwards. Routes are static and
+those of :class:`topologies.Router`; where two sources take different ways to one destination, a node routes
+by the source as well. The two directions of a half-duplex edge share one token bucket.
+
+What decides whether the rates come out right, with what was seen without it:
+
+- frames of 9,000 bytes, no segmentation offload, and a burst of at least two frames: two processors are
+  saturated by 8 x 200 Mb/s in frames of 1,500 bytes, and one offloaded segment exceeds a small bucket;
+- queues of a few milliseconds and Reno: deeper ones make TCP's shares unequal, and so does BBR;
+- permanent neighbour entries: proxy ARP answers after a random delay, seconds when ranks connect.
+
+A node has one address, that of its loopback device, so that connections do not depend on the edge that a
+message leaves by. No namespace is connected to the machine's own network, and none has a name (see
+:mod:`simulator.execution.namespaces`): when the last process of an emulation has ended, however that came
+about, nothing is left of it, and two emulations never meet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import topologies
+from simulator.execution.execute import assembled, check_executable, check_patience
+from simulator.execution.namespaces import (
+    FEATURES,
+    Namespace,
+    apart,
+    check_rights,
+    missing_features,
+    netlink,
+    redirect,
+)
+from simulator.execution.watch import PATIENCE
+from simulator.parts import BadInput
+from simulator.run import Progress, Run
+from simulator.stragglers import SlowLink, Straggler
+
+if TYPE_CHECKING:
+    from simulator.scenario import Scenario
+    from topologies import LinkSpec
+
+MTU = 9000
+"""Bytes of the largest packet."""
+
+_FRAME = MTU + 14
+_BURST = 1e-3
+"""Seconds at a link's rate that its token bucket holds, unless that is less than two frames."""
+_QUEUE = 10e-3
+"""Seconds at a link's rate that each direction may have waiting, unless that is less than eight frames."""
+_SHAPED = 2.0**32
+"""Bytes/s from which on a token bucket cannot hold a rate; such links are as fast as the machine."""
+_CARRIED = 250e6
+"""Bytes/s above which the processors may carry less than a link's rate."""
+_TABLES = 1000
+"""Routing tables from here on lead to one neighbour each."""
+_ONLINK = 4  # RTNH_F_ONLINK: the next hop is at the other end, although no network of its address is here
+_PERMANENT = 0x80  # NUD_PERMANENT
+
+SETTINGS = {
+    "ipv4/ip_forward": "1",
+    "ipv4/conf/all/rp_filter": "0",
+    "ipv4/conf/default/rp_filter": "0",
+    "ipv4/conf/all/send_redirects": "0",
+    "ipv4/conf/default/send_redirects": "0",
+    "ipv4/tcp_congestion_control": "reno",
+    "ipv4/tcp_no_metrics_save": "1",
+    "ipv6/conf/all/disable_ipv6": "1",
+    "ipv6/conf/default/disable_ipv6": "1",
+}
+"""What every namespace has below /proc/sys/net: it forwards, and its connections remember nothing."""
+
+
+# What is to be built, as data.
+
+
+@dataclass(frozen=True)
+class Cable:
+    """An edge of the topology, between two nodes by their numbers.
+
+    Attributes
+    ----------
+    ends
+        The two nodes.
+    rates
+        Bytes/s from the first end to the second, and back; None where there is no link.
+    delays
+        The links' latencies in seconds.
+    half
+        Whether both directions share one rate.
+    """
+
+    ends: tuple[int, int]
+    rates: tuple[float | None, float | None]
+    delays: tuple[float, float]
+    half: bool = False
+
+    def slowed(self, factors: Mapping[frozenset[int], float]) -> Cable:
+        """Return this cable with the part of its rates that is left; ``factors`` by the two ends."""
+        factor = factors.get(frozenset(self.ends), 1.0)
+        there, back = (None if rate is None else rate * factor for rate in self.rates)
+        return dataclasses.replace(self, rates=(there, back))
+
+
+@dataclass(frozen=True)
+class Forwarding:
+    """What one node does with packets that are not for it.
+
+    Attributes
+    ----------
+    routes
+        Destination -> next node.
+    exceptions
+        (source, destination) -> next node, where a source takes another way than the routes do.
+    """
+
+    routes: Mapping[int, int]
+    exceptions: Mapping[tuple[int, int], int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A network of namespaces.
+
+    Attributes
+    ----------
+    nodes
+        The topology's nodes; everything else calls them by their place in this list.
+    cables
+        Its edges.
+    forwarding
+        By node.
+    ranks
+        The node of each worker.
+    """
+
+    nodes: tuple[Hashable, ...]
+    cables: tuple[Cable, ...]
+    forwarding: tuple[Forwarding, ...]
+    ranks: tuple[int, ...]
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> Layout:
+        """Return the network that a scenario describes."""
+        cluster = scenario.cluster
+        nodes = tuple(cluster.graph)
+        number = {node: index for index, node in enumerate(nodes)}
+        ranks = tuple(number[node] for node in cluster.nodes)
+        used = sorted(set(ranks))
+        paths = {
+            (source, destination): [
+                number[head] for _, head in cluster.router.route(nodes[source], nodes[destination])
+            ]
+            for source in used
+            for destination in used
+            if source != destination
+        }
+        slowed: dict[frozenset[int], float] = {}
+        for part in filter(_always_slow, scenario.stragglers):
+            ends = frozenset(number[cluster.node(end)] for end in part.between)
+            slowed[ends] = slowed.get(ends, 1.0) * part.factor
+        cables = tuple(cable.slowed(slowed) for cable in _cables(cluster.graph, number))
+        return cls(nodes, cables, _forwarding(len(nodes), paths), ranks)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Features of the kernel without which this network cannot stand."""
+        needed = {"veth", "tbf"}
+        if any(cable.half for cable in self.cables):
+            needed.add("ifb")
+        if any(node.exceptions for node in self.forwarding):
+            needed.add("policy routing")
+        return frozenset(needed)
+
+    @property
+    def delayed(self) -> bool:
+        """Whether any link has a latency."""
+        return any(delay > 0 for cable in self.cables for delay in cable.delays)
+
+
+def _always_slow(part: object) -> TypeGuard[SlowLink]:
+    return isinstance(part, SlowLink) and part.start == 0 and part.end == math.inf
+
+
+def _cables(graph: topologies.Graph, number: Mapping[Hashable, int]) -> tuple[Cable, ...]:
+    found: dict[frozenset[int], Cable] = {}
+    for tail, head in graph.edges():
+        ends = (number[tail], number[head])
+        if frozenset(ends) not in found:
+            there = topologies.link_spec(graph, tail, head)
+            back = topologies.link_spec(graph, head, tail) if graph.has_edge(head, tail) else None
+            found[frozenset(ends)] = _cable(ends, there, back)
+    return tuple(found.values())
+
+
+def _cable(ends: tuple[int, int], there: LinkSpec, back: LinkSpec | None) -> Cable:
+    rates = (there.capacity, None if back is None else back.capacity)
+    delays = (float(there.latency), 0.0 if back is None else float(back.latency))
+    return Cable(ends, rates, delays, there.duplex == "half")
+
+
+def _forwarding(nodes: int, paths: Mapping[tuple[int, int], Sequence[int]]) -> tuple[Forwarding, ...]:
+    """Return what each node does so that every packet takes the path of its source and destination."""
+    routes: list[dict[int, int]] = [{} for _ in range(nodes)]
+    exceptions: list[dict[tuple[int, int], int]] = [{} for _ in range(nodes)]
+    # What a node sends itself goes by its routes: the source is not known yet when they are looked up.
+    for (source, destination), path in paths.items():
+        routes[source][destination] = path[0]
+    for (source, destination), path in paths.items():
+        for node, following in itertools.pairwise(path):
+            if routes[node].setdefault(destination, following) != following:
+                exceptions[node][source, destination] = following
+    return tuple(map(Forwarding, routes, exceptions))
+
+
+# Building it.
+
+
+def address(node: int) -> str:
+    """Return a node's address; it means nothing outside of its emulation."""
+    return str(ipaddress.IPv4Address("10.0.0.1") + node)
+
+
+def _hardware(cable: int, end: int) -> str:
+    """Return the hardware address of an end of a cable."""
+    digits = f"{2 * cable + end:08x}"
+    return ":".join(["02", "00", *(digits[k : k + 2] for k in range(0, 8, 2))])
+
+
+@dataclass(frozen=True)
+class Network:
+    """An emulated network that stands.
+
+    Attributes
+    ----------
+    layout
+        What it is.
+    namespaces
+        Of each node.
+    left_out
+        What of the scenario's network is not emulated, in words.
+    """
+
+    layout: Layout
+    namespaces: tuple[Namespace, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def sites(self) -> tuple[Namespace, ...]:
+        """The namespace of each worker."""
+        return tuple(self.namespaces[node] for node in self.layout.ranks)
+
+    def cut(self, tail: Hashable, head: Hashable) -> None:
+        """Cut the edge between two nodes: from now on it carries nothing, and no route leads around it.
+
+        Raises
+        ------
+        KeyError
+            There is no such edge.
+        """
+        number = {node: index for index, node in enumerate(self.layout.nodes)}
+        ends = frozenset((number[tail], number[head]))
+        if ends not in {frozenset(cable.ends) for cable in self.layout.cables}:
+            raise KeyError((tail, head))
+
+        def down() -> None:
+            self.namespaces[number[tail]].enter()
+            with netlink() as ip:
+                [device] = ip.link_lookup(ifname=_device(number[head]))
+                ip.link("set", index=device, state="down")
+
+        apart(down)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run's summary says of it."""
+        return {
+            "nodes": len(self.layout.nodes),
+            "edges": len(self.layout.cables),
+            "left_out": list(self.left_out),
+        }
+
+
+@contextmanager
+def emulated(scenario: Scenario) -> Iterator[Network]:
+    """Let the network of a scenario stand for a while.
+
+    Raises
+    ------
+    BadInput
+        This process may not make it, or the kernel lacks something that it needs.
+    """
+    check_rights()
+    layout = Layout.of(scenario)
+    missing = missing_features()
+    check_features(layout, missing)
+    delays = "netem" not in missing
+    with ExitStack() as held:
+        namespaces = apart(lambda: _built(layout, delays, held))
+        yield Network(layout, namespaces, left_out(scenario, layout, delays))
+
+
+def check_features(layout: Layout, missing: frozenset[str]) -> None:
+    """Refuse where the kernel lacks what a network needs.
+
+    Raises
+    ------
+    BadInput
+        It names all that is missing, with the options of the kernel's configuration.
+    """
+    lacking = [feature for feature in FEATURES if feature in missing & layout.needs]
+    if lacking:
+        named = "; ".join(f"{feature} ({FEATURES[feature]})" for feature in lacking)
+        raise BadInput("cluster.topology", f"this kernel cannot emulate it, because it lacks {named}")
+
+
+def left_out(scenario: Scenario, layout: Layout, delays: bool) -> tuple[str, ...]:
+    """Return in words what of a scenario's network and devices is not emulated."""
+    found = []
+    if layout.delayed and not delays:
+        found.append(f"latencies, because this kernel lacks netem ({FEATURES['netem']})")
+    rates = [rate for cable in layout.cables for rate in cable.rates if rate is not None]
+    if any(rate >= _SHAPED for rate in rates):
+        found.append("limits of links above 34 Gbps, which are as fast as this machine")
+    elif any(rate > _CARRIED for rate in rates):
+        found.append("nothing of links above 2 Gbps, but the processors of this machine may carry less")
+    if not all(isinstance(part, Straggler) or _always_slow(part) for part in scenario.stragglers):
+        found.append("links that slow down or fail for a time")
+    if scenario.sections.cluster.background:
+        found.append("background traffic")
+    return tuple(found)
+
+
+def _built(layout: Layout, delays: bool, held: ExitStack) -> tuple[Namespace, ...]:
+    """Build a network, in a thread that ends afterwards."""
+    made = []
+    for _ in layout.nodes:
+        made.append(Namespace.new())
+        held.callback(made[-1].close)
+    for index, cable in enumerate(layout.cables):
+        _lay(index, cable, made)
+    for node, namespace in enumerate(made):
+        namespace.enter()
+        _configure(node, layout, delays)
+    return tuple(made)
+
+
+def _lay(index: int, cable: Cable, namespaces: Sequence[Namespace]) -> None:
+    """Make a pair of devices, one in the namespace of each end."""
+    first, second = cable.ends
+    namespaces[first].enter()
+    with netlink() as ip:
+        ip.link(
+            "add",
+            kind="veth",
+            ifname=_device(second),
+            address=_hardware(index, 0),
+            mtu=MTU,
+            peer={
+                "ifname": _device(first),
+                "address": _hardware(index, 1),
+                "mtu": MTU,
+                "net_ns_fd": namespaces[second].descriptor,
+            },
+        )
+
+
+def _device(neighbour: int) -> str:
+    """Return the name of the device that leads to a neighbour."""
+    return f"to{neighbour}"
+
+
+def _configure(node: int, layout: Layout, delays: bool) -> None:
+    """Configure the namespace of a node, which this thread is in."""
+    for key, value in SETTINGS.items():
+        # A kernel without IPv6 has no settings for it, and needs none.
+        with suppress(FileNotFoundError):
+            Path("/proc/sys/net", key).write_text(value)
+    with netlink() as ip:
+        [loopback] = ip.link_lookup(ifname="lo")
+        ip.link("set", index=loopback, state="up")
+        # One address alone, so that whatever asks for this node's finds the right one.
+        ip.flush_addr(index=loopback)
+        ip.addr("add", index=loopback, address=address(node), prefixlen=32)
+        devices = {
+            neighbour: _connect(ip, index, cable, node, neighbour, delays)
+            for index, cable in enumerate(layout.cables)
+            for neighbour in cable.ends
+            if node in cable.ends and neighbour != node
+        }
+        _route(ip, node, layout.forwarding[node], devices)
+
+
+def _connect(ip: Any, index: int, cable: Cable, node: int, neighbour: int, delays: bool) -> int:
+    """Take one end of a cable into use and return the number of its device."""
+    from pyroute2.ethtool.ioctl import IoctlEthtool
+
+    end = cable.ends.index(node)
+    name = _device(neighbour)
+    [device] = ip.link_lookup(ifname=name)
+    ethtool = IoctlEthtool(name)
+    for offload in ("tcp-segmentation-offload", "generic-segmentation-offload", "generic-receive-offload"):
+        ethtool.set_offload_flag(offload, 0)
+    ethtool.close()
+    ip.link("set", index=device, state="up")
+    ip.neigh(
+        "add",
+        dst=address(neighbour),
+        lladdr=_hardware(index, 1 - end),
+        ifindex=device,
+        state=_PERMANENT,
+    )
+    parent = _delay(ip, device, cable.delays[end] if delays else 0.0)
+    rate = cable.rates[end]
+    if rate is None or rate >= _SHAPED:
+        return int(device)
+    if not cable.half:
+        _limit(ip, device, rate, 1, **parent)
+    elif end == 0:
+        shared = redirect(ip, device, f"half{neighbour}")
+        ip.link("set", index=shared, mtu=MTU, state="up")
+        _limit(ip, shared, rate, 2)
+    return int(device)
+
+
+def _delay(ip: Any, device: int, seconds: float) -> dict[str, str]:
+    """Delay what leaves a device; return where its token bucket belongs."""
+    if seconds <= 0:
+        return {}
+    # Any number of packets may be on their way.
+    ip.tc("add", "netem", index=device, handle="1:", delay=round(1e6 * seconds), limit=10**6)
+    return {"parent": "1:1"}
+
+
+def _limit(ip: Any, device: int, rate: float, directions: int, **parent: str) -> None:
+    """Put a token bucket before a device that serves so many directions: rate in bytes/s."""
+    burst = max(round(rate * _BURST), 2 * _FRAME)
+    limit = directions * max(round(rate * _QUEUE), 8 * _FRAME) + burst
+    ip.tc("add", "tbf", index=device, handle="10:", rate=round(rate), burst=burst, limit=limit, **parent)
+
+
+def _route(ip: Any, node: int, forwarding: Forwarding, devices: Mapping[int, int]) -> None:
+    """Set the routes of a node, whose devices are given by neighbour."""
+
+    def by(neighbour: int) -> dict[str, Any]:
+        return {"gateway": address(neighbour), "oif": devices[neighbour], "flags": _ONLINK}
+
+    for destination, neighbour in forwarding.routes.items():
+        ip.route("add", dst=f"{address(destination)}/32", prefsrc=address(node), **by(neighbour))
+    for neighbour in sorted(set(forwarding.exceptions.values())):
+        ip.route("add", dst="default", table=_TABLES + neighbour, **by(neighbour))
+    for (source, destination), neighbour in forwarding.exceptions.items():
+        ip.rule(
+            "add",
+            src=address(source),
+            src_len=32,
+            dst=address(destination),
+            dst_len=32,
+            table=_TABLES + neighbour,
+            priority=100,
+        )
+
+
+# Running a scenario in it.
+
+
+def emulate(
+    scenario: Scenario,
+    progress: Progress | None = None,
+    patience: float = PATIENCE,
+    met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
+) -> Run:
+    """Run a scenario on the wall clock, its workers in an emulated network of the scenario's topology.
+
+    Parameters
+    ----------
+    scenario
+        As for :func:`simulator.execution.execute`.
+    progress
+        Told how much is done, from 0 to 1, in this thread.
+    patience
+        Seconds without any progress, or without a word of a rank, after which the run is ended.
+    met
+        Told the host and the device of each rank; the device is always the CPU.
+
+    Returns
+    -------
+    The run, with ``clock`` "wall" and its ``emulation`` described.
+
+    Raises
+    ------
+    BadInput
+        The scenario cannot be executed, this process is not root's, or the kernel lacks something.
+    AlgorithmError
+        The algorithm breaks a rule of the seam.
+    WorkerFailed
+        A worker raised an error or was killed; all have been ended.
+    RunStuck
+        The patience is over; all have been ended.
+    """
+    check_rights()
+    check_executable(scenario)
+    check_patience(patience)
+    from simulator.execution import launch
+
+    with emulated(scenario) as network:
+        records = launch.launch(scenario, progress, patience, met=met, sites=network.sites)
+    if progress is not None:
+        progress(1.0)
+    return dataclasses.replace(assembled(scenario, records), emulation=network.facts())

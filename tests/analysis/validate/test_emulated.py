@@ -1,0 +1,202 @@
+"""The suite of emulated networks: its cases, that it goes on where it was stopped, and its table."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from analysis.validate import emulated
+from analysis.validate.emulated import LIMITS, Case, Result, Store, by_algorithm, cases, main, table, validate
+from simulator.execution.emulation import Layout
+from simulator.execution.execute import check_executable
+from simulator.execution.namespaces import check_rights, missing_features
+from simulator.parts import BadInput
+from simulator.scenario import Scenario
+
+Clock = Callable[[Scenario], Any]
+STAR = Case("d-psgd", "star", 4, 100, straggler=False)
+TREE = Case("allreduce-sgd", "tree-bad-order", 4, 100, straggler=True)
+
+
+def clock(*seconds: float) -> tuple[Clock, list[str]]:
+    """Return a clock on which runs take given times, and the names of the scenarios that it has run."""
+    ran: list[str] = []
+    times: Iterator[float] = itertools.cycle(seconds)
+
+    def run(scenario: Scenario) -> Any:
+        ran.append(scenario.name)
+        return SimpleNamespace(time_per_iteration=next(times))
+
+    return run, ran
+
+
+class TestCases:
+    def test_the_whole_grid(self) -> None:
+        found = cases()
+        assert len(found) == 2 * 2 * 2 * 5 * 8
+        assert len({case.name for case in found}) == len(found)
+        assert found[0].name == "star-4-100-even-allreduce-sgd"
+
+    @pytest.mark.parametrize("algorithm", LIMITS)
+    def test_each_can_run_on_both_clocks(self, algorithm: str) -> None:
+        for case in cases():
+            if (case.algorithm, case.workers, case.rate, case.straggler) == (algorithm, 8, 200, True):
+                scenario = case.scenario()
+                check_executable(scenario)
+                layout = Layout.of(scenario)
+                assert len(set(layout.ranks)) == 8
+                assert not layout.delayed
+                assert [scenario.persistent_factor(rank) for rank in range(8)] == [1.0] * 7 + [2.0]
+
+    def test_networks(self) -> None:
+        def rates(topology: str) -> list[float]:
+            cables = Layout.of(Case("d-psgd", topology, 4, 100, False).scenario()).cables
+            return sorted({rate * 8 / 1e6 for cable in cables for rate in cable.rates if rate is not None})
+
+        assert rates("star") == [100]
+        assert rates("tree-good-order") == [100, 200]
+        assert rates("ring-slow-link") == [50, 100]
+        assert rates("random") == [100]
+
+    def test_rank_order_of_the_tree(self) -> None:
+        def hosts(topology: str) -> list[Any]:
+            cluster = Case("d-psgd", topology, 4, 100, False).scenario().cluster
+            return [cluster.host(rank) for rank in range(4)]
+
+        assert hosts("tree-good-order") == ["host0", "host0", "host1", "host1"]
+        assert hosts("tree-bad-order") == ["host0", "host1", "host0", "host1"]
+
+
+class TestGoingOn:
+    def test_what_was_measured_is_kept(self, tmp_path: Path) -> None:
+        wall, measured = clock(0.4)
+        virtual, simulated = clock(0.3)
+
+        def stopped(scenario: Scenario) -> Any:
+            if len(measured) == 4:
+                raise KeyboardInterrupt
+            return wall(scenario)
+
+        with pytest.raises(KeyboardInterrupt):
+            validate([STAR, TREE], Store(tmp_path), 3, wall=stopped, virtual=virtual)
+        assert measured == [STAR.name] * 3 + [TREE.name]
+        found = validate([STAR, TREE], Store(tmp_path), 3, wall=wall, virtual=virtual)
+        assert measured == [STAR.name] * 3 + [TREE.name] * 3
+        assert simulated == [STAR.name, TREE.name]
+        assert found == [Result(case, 0.3, (0.4,) * 3) for case in (STAR, TREE)]
+        assert sorted(file.name for file in tmp_path.iterdir()) == [f"{STAR.name}.json", f"{TREE.name}.json"]
+
+    def test_simulations_again(self, tmp_path: Path) -> None:
+        wall, measured = clock(0.4)
+        validate([STAR], Store(tmp_path), 2, wall=wall, virtual=clock(0.3)[0])
+        [found] = validate([STAR], Store(tmp_path), 2, again=True, wall=wall, virtual=clock(0.35)[0])
+        assert len(measured) == 2
+        assert found.simulated == 0.35
+
+    def test_more_and_fewer_runs(self, tmp_path: Path) -> None:
+        wall, measured = clock(0.1, 0.2, 0.3)
+        virtual, _ = clock(0.3)
+        for runs, expected in ((1, (0.1,)), (3, (0.1, 0.2, 0.3)), (2, (0.1, 0.2))):
+            [found] = validate([STAR], Store(tmp_path), runs, wall=wall, virtual=virtual)
+            assert found.measured == expected
+        assert len(measured) == 3
+
+    @pytest.mark.parametrize("text", ["", "{", json.dumps({"scenario": "another", "measured": [1.0]})])
+    def test_what_is_torn_or_of_another_scenario_is_measured_again(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / f"{STAR.name}.json").write_text(text)
+        wall, measured = clock(0.4)
+        [found] = validate([STAR], Store(tmp_path), 1, wall=wall, virtual=clock(0.3)[0])
+        assert found.measured == (0.4,)
+        assert len(measured) == 1
+
+    def test_progress(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        moments = iter(range(0, 10**6, 900))
+        monkeypatch.setattr(emulated.time, "monotonic", lambda: float(next(moments)))
+        told: list[str] = []
+        wall, virtual = clock(0.4)[0], clock(0.3)[0]
+        validate([STAR, TREE], Store(tmp_path), 2, told=told.append, wall=wall, virtual=virtual)
+        assert told == [
+            "1 of 2: star-4-100-even-d-psgd: simulated 300.0 ms, measured 400.0 ms ± 0.0 %, error -25.0 %; "
+            "left: about 0 h 30 min",
+            "2 of 2: tree-bad-order-4-100-straggler-allreduce-sgd: simulated 300.0 ms, measured 400.0 ms "
+            "± 0.0 %, error -25.0 %",
+        ]
+
+
+class TestTable:
+    def test_figures(self) -> None:
+        result = Result(STAR, 0.3, (0.2, 0.3, 0.4))
+        assert result.mean == pytest.approx(0.3)
+        assert result.spread == pytest.approx(1 / 3)
+        assert result.error == pytest.approx(0)
+        assert Result(STAR, 0.323, (0.3,)).within
+        assert not Result(STAR, 0.325, (0.3,)).within
+        assert not Result(TREE, 0.3095, (0.3,)).within
+
+    def test_rows(self) -> None:
+        rows = table([Result(STAR, 0.309, (0.3, 0.3)), Result(TREE, 0.312, (0.3,))]).splitlines()[2:]
+        assert rows == [
+            "| star | 4 | 100 | none | d-psgd | 309.0 ms | 300.0 ms | 0.0 % | +3.0 % | 8 % |",
+            "| tree-bad-order | 4 | 100 | half speed | allreduce-sgd | 312.0 ms | 300.0 ms | 0.0 % | "
+            "**+4.0 %** | 3 % |",
+        ]
+
+    def test_by_algorithm(self) -> None:
+        other = Case("d-psgd", "random", 4, 100, straggler=False)
+        rows = by_algorithm([Result(STAR, 0.306, (0.3,)), Result(other, 0.27, (0.3,))]).splitlines()[2:]
+        assert rows == ["| d-psgd | 2 | -4.0 % | 6.0 % | -10.0 % | 1 of 2 (8 %) |"]
+
+
+class TestCommand:
+    def test_list(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--list", "--only", "^star-4-100-even-(d2|d-psgd)$"]) == 0
+        assert capsys.readouterr().out == "star-4-100-even-d-psgd\nstar-4-100-even-d2\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--only", "("], "error: --only: '(' is no regular expression: missing ), unterminated"),
+            (["--only", "moon"], "error: --only: no case is called like 'moon'; --list names all\n"),
+            (["--runs", "0"], "error: --runs: must be at least 1, got 0\n"),
+        ],
+    )
+    def test_bad_input(self, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+        assert main(arguments) == 2
+        assert capsys.readouterr().err.startswith(message)
+
+    def test_not_root(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        assert main(["--store", str(tmp_path)]) == 2
+        assert "needs root" in capsys.readouterr().err
+
+    def test_a_case_for_real(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        try:
+            check_rights()
+        except BadInput as error:
+            pytest.skip(str(error))
+        if missing := missing_features() & {"veth", "tbf"}:
+            pytest.skip(f"the kernel lacks {', '.join(sorted(missing))}")
+        monkeypatch.setattr(emulated, "ITERATIONS", 3)
+        monkeypatch.setattr(emulated, "PARAMETERS", 2**14)
+        arguments = ["--only", "star-4-200-even-ad-psgd", "--runs", "1"]
+        assert main([*arguments, "--store", str(tmp_path), "--remark", "A test."]) == 0
+        output, progress = capsys.readouterr()
+        assert output.splitlines()[-1].endswith(f"the table is in {tmp_path / 'table.md'}.")
+        assert [line[:7] for line in progress.splitlines()] == ["1 of 1:"]
+        written = (tmp_path / "table.md").read_text()
+        assert "**A test.**" in written
+        assert written.count("\n| star | 4 | 200 |") == 1
+        measured = json.loads((tmp_path / "star-4-200-even-ad-psgd.json").read_text())["measured"]
+        # Two of three gradients of 150 ms at least lie between a worker's begin and its end.
+        assert measured[0] > 0.15 * 2 / 3
