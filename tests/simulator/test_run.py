@@ -292,7 +292,7 @@ def test_nothing_half_written_stays(tmp_path: Path) -> None:
             (draft / "summary.json").write_text("{}")
             raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(BadInput, match="cannot be written: disk full"):
         fail()
     assert list(tmp_path.iterdir()) == []
 
