@@ -213,7 +213,7 @@ class PortfolioObjective(CompositionalObjective):
     def __init__(self, kind: Portfolio, seed: int) -> None:
         dtype = _dtype(kind.dtype)
         # The closed form is that of the returns as they are in the model's dtype.
-        self.returns = torch.from_numpy(_returns(kind, seed)).to(dtype)
+        self.returns = _copied(_returns(kind, seed)).to(dtype)
         mean = self.returns.double().mean(0)
         centred = self.returns.double() - mean
         hessian = 2 * centred.t() @ centred / kind.samples
@@ -291,10 +291,10 @@ class PolicyEvaluationObjective(CompositionalObjective):
         bounds[:, -1] = 1.0
         levels = generator.random((kind.transitions, states))
         drawn = [np.searchsorted(bounds[s], levels[:, s], side="right") for s in range(states)]
-        self.transitions = torch.from_numpy(np.stack(drawn, axis=1))
+        self.transitions = _copied(np.stack(drawn, axis=1))
         rewards = generator.standard_normal((states, 1)) + generator.standard_normal((states, states))
-        self.rewards = torch.from_numpy(rewards).to(dtype)
-        self.features = torch.from_numpy(generator.standard_normal((states, kind.features))).to(dtype)
+        self.rewards = _copied(rewards).to(dtype)
+        self.features = _copied(generator.standard_normal((states, kind.features))).to(dtype)
         self.gamma = kind.gamma
         self.states = states
         frequencies = self._frequencies(torch.arange(kind.transitions), torch.float64)
@@ -302,7 +302,9 @@ class PolicyEvaluationObjective(CompositionalObjective):
         residual = features - kind.gamma * frequencies @ features
         expected = (frequencies * self.rewards.double()).sum(1)
         self.smoothness = 2 * float((residual**2).sum(1).max())
-        minimiser = torch.linalg.lstsq(residual, expected[:, None]).solution[:, 0]
+        solution = torch.linalg.lstsq(residual, expected[:, None]).solution[:, 0]
+        # Its last digits depend on where LAPACK's memory lies; these do not.
+        minimiser = torch.round(solution, decimals=12)
         super().__init__(
             f"policy evaluation on {states} states",
             dtype,
@@ -349,3 +351,8 @@ def _returns(kind: Portfolio, seed: int) -> NDArray[np.float64]:
     mean = generator.standard_normal(kind.assets)
     returns: NDArray[np.float64] = (columns * scales) @ directions.T + mean
     return returns
+
+
+def _copied(values: NDArray[np.float64]) -> Tensor:
+    """Return a tensor in torch's own memory: on where NumPy's lies, last bits of products would depend."""
+    return torch.from_numpy(values).clone()

@@ -67,6 +67,7 @@ def a_psgd() -> None:
     for servers in (1, 3):
         events.check_a_psgd(4, servers, slow=events.UNEVEN)
     traffic("a-psgd")
+    hosted("a-psgd")
     with pytest.raises(BadInput, match="there are 5 servers, but only 4 workers"):
         events.check_a_psgd(4, 5)
 
@@ -85,8 +86,17 @@ def compressed(name: str) -> Callable[[], None]:
     return check
 
 
+def hosted(name: str) -> None:
+    """Assert that one worker alone hosts one server, and no more."""
+    made = scenario({"name": name, "servers": 3}, Quadratics(4, 5), 4)
+    assert made.reference().algorithm == algorithm(name)(servers=1)
+    with pytest.raises(BadInput, match="there are 3 servers, but only 1 worker to host them"):
+        made.vary(workers=1)
+
+
 def parameter_server() -> None:
     agreement("parameter-server")()
+    hosted("parameter-server")
     compressed("parameter-server")()
     run = trained({"name": "parameter-server"}, Quadratics(4, 5), 8)
     passes = [span.operation for span in run.timeline]
