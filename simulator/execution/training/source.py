@@ -138,6 +138,7 @@ class LoaderOracle(Oracle):
             if not self._plans:
                 for index, parameter in enumerate(self._weights.parameters):
                     hook = functools.partial(self._took_gradient, index)
+                    # torch does not type the next call.
                     parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
             self._plans[bounds] = BucketPlan(bounds, self._weights.spans)
         return self._plans[bounds]
