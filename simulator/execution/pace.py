@@ -5,11 +5,15 @@ when the scenario's cost model says, whatever the real computation took (unless 
 all is observed as ``overrun``). With ``stragglers: injected`` its own time, real or emulated, is stretched by
 the factors of persistent slow-downs and per-gradient jitter, and while a burst lasts by the burst's. Factors
 and bursts come from the streams of random numbers that the simulation uses, so both clocks have the same.
+
+An emulated computation begins when it is called, or when the one before it on its stream ends, as on the
+virtual clock: what the machine takes to copy its arguments and to wake a thread is part of its time.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -73,6 +77,7 @@ class Pacer:
         self.clock, self.sleep = clock, sleep
         self.start = clock()
         self.overrun = 0.0
+        self._own = threading.local()  # when the last computation of this thread's stream ended
         self._emulated = execution.compute == "emulated"
         self._cost, self._device = scenario.cost, scenario.cluster.devices[rank]
         self._step = self._cost.gradient_seconds(self._device, scenario.batches[rank])
@@ -114,6 +119,15 @@ class Pacer:
     def _course(self, seconds: float, factor: float) -> Course:
         return Course(self, seconds if self._emulated else None, factor)
 
+    @property
+    def free(self) -> float:
+        """When the last computation of this thread's stream ended, on the clock."""
+        return getattr(self._own, "free", -math.inf)
+
+    @free.setter
+    def free(self, at: float) -> None:
+        self._own.free = at
+
     def end(self, begin: float, work: float) -> float:
         """Return when work of so many undisturbed seconds ends that began at a moment of the clock."""
         if not self._bursts:
@@ -129,7 +143,7 @@ class Pacer:
 
 
 class Course:
-    """One computation, from its begin to the moment at which it may end.
+    """One computation, from its call, which is now, to the moment at which it may end.
 
     Parameters
     ----------
@@ -144,7 +158,14 @@ class Course:
     def __init__(self, pacer: Pacer, seconds: float | None, factor: float) -> None:
         self._pacer = pacer
         self._seconds = seconds
+        self._called = pacer.clock()
         self.factor = factor
+
+    def begin(self) -> float:
+        """Return when the computation counts as begun that begins now, on the pacer's clock."""
+        if self._seconds is None:
+            return self._pacer.clock()
+        return max(self._called, self._pacer.free)
 
     def hold(self, begin: float, waited: float = 0.0) -> float:
         """Wait until the computation may end.
@@ -152,7 +173,7 @@ class Course:
         Parameters
         ----------
         begin
-            When it began, on the pacer's clock.
+            When it counts as begun, on the pacer's clock.
         waited
             Seconds of waiting since then that were no computation.
 
@@ -168,6 +189,7 @@ class Course:
             pacer.overrun = max(pacer.overrun, now - end)
         while (left := end - pacer.clock()) > 0:
             pacer.sleep(left)
+        pacer.free = max(end, now)
         return waited + max(0.0, end - now)
 
 

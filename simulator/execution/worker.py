@@ -230,21 +230,20 @@ class WallWorker:
 
     def gradient(self, x: Tensor) -> Handle[Tensor]:
         """Start the mean gradient at ``x`` over this worker's next mini-batch; counts one iteration."""
+        course = None if self._pacer is None else self._pacer.gradient()
         model = _values(x).clone()
         self._count_iteration()
-        course = None if self._pacer is None else self._pacer.gradient()
         return self._compute("gradient", lambda: self._oracle.gradient(model), course)
 
     def gradient_buckets(self, x: Tensor) -> Sequence[Handle[Tensor]]:
         """Start the same gradient, delivered in slices as back-propagation frees them."""
+        courses = None if self._pacer is None else self._pacer.buckets()
         model, bounds = _values(x).clone(), self._bounds
         self._count_iteration()
         handles: list[WallHandle[Tensor]] = [self._handle(Call("gradient", self._iteration)) for _ in bounds]
 
-        courses = None if self._pacer is None else self._pacer.buckets()
-
         def work() -> None:
-            begin, waited = time.monotonic(), 0.0
+            begin, waited = 0.0 if courses is None else courses[0].begin(), 0.0
 
             def deliver(index: int, part: torch.Tensor) -> None:
                 nonlocal waited
@@ -262,13 +261,14 @@ class WallWorker:
         self, function: Callable[..., Any], *tensors: Tensor, gradients: float = 1.0, iterations: int = 1
     ) -> Handle[Any]:
         """Start ``function(*tensors)``, which evaluates :attr:`problem` in the algorithm's own way."""
+        course = None if self._pacer is None else self._pacer.gradient(gradients)
         copies = [_values(tensor).clone() for tensor in tensors]
         self._count_iteration(iterations, gradients)
-        course = None if self._pacer is None else self._pacer.gradient(gradients)
         return self._compute("gradient", lambda: function(*copies), course)
 
     def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Handle[Tensor]:
         """Start the local step by the run's update rule."""
+        course = self._passing(self._rule.vectors_moved, _values(x))
         model = _values(x).clone()
         slope: torch.Tensor | list[torch.Tensor]
         bounds: tuple[tuple[int, int], ...] = ()
@@ -279,7 +279,7 @@ class WallWorker:
             slope = [_values(part).clone() for part in gradient]
             bounds = self._bounds
         work = functools.partial(self._rule.apply, model, slope, bounds, self.step_size)
-        self._last_update = self._compute("update", work, self._passing(self._rule.vectors_moved, model))
+        self._last_update = self._compute("update", work, course)
         return self._last_update
 
     @property
@@ -305,14 +305,14 @@ class WallWorker:
 
     def combine(self, *terms: tuple[float, Tensor]) -> Handle[Tensor]:
         """Start the linear combination of (coefficient, tensor) terms, summed in the order written."""
+        course = self._passing(len(terms) + 1, _values(terms[0][1]))
         copies = [(coefficient, _values(tensor).clone()) for coefficient, tensor in terms]
-        course = self._passing(len(copies) + 1, copies[0][1])
         return self._compute("combine", lambda: numerics.combination(copies), course)
 
     def compute(self, function: Callable[..., Any], *tensors: Tensor, nbytes: float) -> Handle[Any]:
         """Start ``function(*tensors)``; ``nbytes`` counts only where compute is emulated."""
-        copies = [_values(tensor).clone() for tensor in tensors]
         course = None if self._pacer is None else self._pacer.charged(nbytes)
+        copies = [_values(tensor).clone() for tensor in tensors]
         return self._compute("compute", lambda: function(*copies), course)
 
     def _passing(self, vectors: int, x: torch.Tensor) -> Course | None:
@@ -700,7 +700,7 @@ def _own_bytes(x: torch.Tensor) -> float:
 
 def _held(work: Callable[[], T], course: Course) -> T:
     """Compute, and wait until the computation may end."""
-    begin = time.monotonic()
+    begin = course.begin()
     value = work()
     course.hold(begin)
     return value
