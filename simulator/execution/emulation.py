@@ -9,7 +9,9 @@ What decides whether the rates come out right, with what was seen without it:
 
 - frames of 9,000 bytes, no segmentation offload, and a burst of at least two frames: two processors are
   saturated by 8 x 200 Mb/s in frames of 1,500 bytes, and one offloaded segment exceeds a small bucket;
-- queues of a few milliseconds and Reno: deeper ones make TCP's shares unequal, and so does BBR;
+- queues of 64 frames or more, and Reno: with 27 frames two flows that compete at both of their ends, or
+  one against traffic the other way, lose 8 % of the rate to each other, at any size, rate and number of
+  workers; with 54 and more 1 %. BBR makes shares unequal;
 - permanent neighbour entries: proxy ARP answers after a random delay, seconds when ranks connect.
 
 A node has one address, that of its loopback device, so that connections do not depend on the edge that a
@@ -57,7 +59,7 @@ _FRAME = MTU + 14
 _BURST = 1e-3
 """Seconds at a link's rate that its token bucket holds, unless that is less than two frames."""
 _QUEUE = 10e-3
-"""Seconds at a link's rate that each direction may have waiting, unless that is less than eight frames."""
+"""Seconds at a link's rate that each direction may have waiting, unless that is less than 64 frames."""
 _SHAPED = 2.0**32
 """Bytes/s from which on a token bucket cannot hold a rate; such links are as fast as the machine."""
 _CARRIED = 250e6
@@ -444,7 +446,7 @@ def _delay(ip: Any, device: int, seconds: float) -> dict[str, str]:
 def _limit(ip: Any, device: int, rate: float, directions: int, **parent: str) -> None:
     """Put a token bucket before a device that serves so many directions: rate in bytes/s."""
     burst = max(round(rate * _BURST), 2 * _FRAME)
-    limit = directions * max(round(rate * _QUEUE), 8 * _FRAME) + burst
+    limit = directions * max(round(rate * _QUEUE), 64 * _FRAME) + burst
     ip.tc("add", "tbf", index=device, handle="10:", rate=round(rate), burst=burst, limit=limit, **parent)
 
 
