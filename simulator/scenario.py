@@ -601,6 +601,10 @@ class Scenario:
                     transport.half_duplex_pairs,
                     "has no connections, only links",
                 ),
+                "cluster.transport.share-spread": (
+                    transport.share_spread > 0,
+                    "shares no link between flows",
+                ),
             }
         for index, straggler in enumerate(self.stragglers):
             changes = isinstance(straggler, (SlowLink, LinkFailure))

@@ -2,7 +2,8 @@
 
 A transport says which pattern an all-reduce follows, whether its pieces are pipelined, how often the
 latency of the path is paid, which part of the line rate arrives as payload, whether a message waits for
-its receiver, and whether the two directions between a pair of ranks share one connection.
+its receiver, whether the two directions between a pair of ranks share one connection, and how unequally
+messages share a link.
 
 Sources of the defaults: TCP's payload share of 0.992 and Gloo's ring with segments of at most 1 MiB, of
 which each pays about 0.75 of the path's latency, and its rendezvous were measured
@@ -44,6 +45,11 @@ class Transport:
         True: a message starts when both sides have called. False: when the sender has.
     half_duplex_pairs
         True: the two directions between a pair of ranks share one connection.
+    share_spread
+        Standard deviation of the logarithm of the weight with which a message between two ranks competes
+        for links, drawn for each message: TCP's short flows share a link unequally. It is that of the ratio
+        of the rates of two messages that end on one link, over the square root of 2. Collectives share
+        equally.
     """
 
     pattern: Pattern = "ring"
@@ -55,12 +61,15 @@ class Transport:
     least_segments: int = 1
     rendezvous: bool = False
     half_duplex_pairs: bool = False
+    share_spread: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.payload_share <= 1:
             raise ValueError(f"payload-share must be above 0 and at most 1, got {self.payload_share!r}")
         if not 0 <= self.latency_factor < math.inf:
             raise ValueError(f"latency-factor must be finite and 0 or more, got {self.latency_factor!r}")
+        if not 0 <= self.share_spread < math.inf:
+            raise ValueError(f"share-spread must be finite and 0 or more, got {self.share_spread!r}")
         if not self.segment_size > 0:
             raise ValueError(f"segment-size must be above 0 B, got {self.segment_size!r}")
         if self.least_segments < 1:

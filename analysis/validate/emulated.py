@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import platform
 import re
 import statistics
@@ -51,11 +52,13 @@ WORKERS = (4, 8)
 RATES = (100, 200)
 """Of a link, in Mb/s."""
 
-PARAMETERS = 2**19
-"""Of the model, in fp32: messages are 2 MiB, or 64 KiB of signs."""
+PARAMETERS = 2**20
+"""Of the model, in fp32: messages are 4 MiB, or 128 KiB of signs."""
 DIMENSION = 2**10
 """Of what is really computed, so that the machine's own work disappears behind the emulated one."""
-ITERATIONS = 20
+SHARE_SPREAD = 0.14
+"""Of TCP in these networks, as :func:`share_spread` measures it with two messages to one worker."""
+ITERATIONS = 12
 RUNS = 5
 """Measurements of a case, unless told otherwise."""
 
@@ -101,7 +104,7 @@ class Case:
                 "cluster": {
                     **_network(self.topology, self.workers, self.rate),
                     "device": "ideal",
-                    "transport": "gloo",
+                    "transport": {"name": "gloo", "share-spread": SHARE_SPREAD},
                     "workers": self.workers,
                     "stragglers": stragglers,
                 },
@@ -109,9 +112,9 @@ class Case:
                     "cost": {
                         "parameters": PARAMETERS,
                         "batch": 1,
-                        "gradient": "150 ms",
-                        # So much more than a pass really takes that the machine's own work disappears, so that passes are emulated as well.
-                        "update": "24 ms",
+                        "gradient": "300 ms",
+                        # So much more than a pass really takes that what the machine does itself disappears.
+                        "update": "48 ms",
                         "bucket-count": 2,
                     },
                     "objective": {
@@ -309,6 +312,47 @@ def _line(result: Result) -> str:
     )
 
 
+# What the transport's property is measured by.
+
+
+def share_spread(rate: int, iterations: int = 40, wall: Clock = emulate) -> float:
+    """Return how unequally two messages share the link of their receiver, in an emulated star.
+
+    They are the gradients of two workers, pushed at the same time to the parameter server on a third.
+
+    Parameters
+    ----------
+    rate
+        Of a link, in Mb/s.
+    iterations
+        How often they are sent.
+    wall
+        The clock.
+
+    Returns
+    -------
+    What a transport calls ``share-spread``.
+    """
+    case = Case("parameter-server", "star", 3, rate, straggler=False)
+    run = wall(case.scenario().vary({"budget.iterations": iterations}))
+    pushes: dict[int, list[tuple[float, float]]] = {}
+    for span in run.timeline:
+        if (span.worker, span.kind, span.operation) == (0, "transfer", "recv") and span.peer != 0:
+            pushes.setdefault(span.iteration, []).append((span.start, span.end))
+    squares = [_logarithm(pair) ** 2 for pair in pushes.values() if len(pair) == 2]
+    return math.sqrt(statistics.fmean(squares) / 2)
+
+
+def _logarithm(pair: Sequence[tuple[float, float]]) -> float:
+    """Return the logarithm of the ratio of the rates of two messages of one size, given begins and ends.
+
+    The second has the link alone once the first has ended, so it had sent T2 - 2 (T2 - T1) of its T2.
+    """
+    begin = max(start for start, _ in pair)
+    first, second = sorted(end - begin for _, end in pair)
+    return math.log(max(2 * first / second - 1, 1e-3))
+
+
 # The table.
 
 
@@ -414,6 +458,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=RUNS, help="measurements of each case")
     parser.add_argument("--simulate-again", action="store_true", help="keep measurements, not simulations")
     parser.add_argument("--remark", default="", help="a sentence for the page, on the machine's state")
+    parser.add_argument("--shares", action="store_true", help="measure how unequally TCP shares, and end")
     parser.add_argument("--list", action="store_true", help="print the names of the cases, and end")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     try:
@@ -424,6 +469,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
         if chosen.runs < 1:
             raise BadInput("--runs", f"must be at least 1, got {chosen.runs}")
         check_rights()
+        if chosen.shares:
+            for rate in RATES:
+                print(f"share-spread at {rate} Mb/s: {share_spread(rate):.3f}")
+            return 0
         _suite(selected, chosen)
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,13 +4,15 @@ Every directed edge of the topology is a link (a half-duplex edge is one link fo
 computation is a flow of seconds of work. A GPU that slows down for a while, or that several workers share, is
 a link of capacity 1 for that, so that its sharing is that of links; on any other a computation is a flow of
 rate 1 without a link, which takes the same time with nothing to solve. A message between two ranks is a flow
-over its route; it pays the part of the path's latency that the transport says. Where links store and forward,
-messages go over links of that kind, which have the same numbers, and only computations are flows.
+over its route; it pays the part of the path's latency that the transport says, and competes with a weight
+drawn from a log-normal distribution where the transport's shares have a spread. Where links store and
+forward, messages go over links of that kind, which have the same numbers, and only computations are flows.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,9 @@ from simulator.stragglers import Bursts, LinkFailure, SlowLink
 from simulator.transports import Fixed, Transport
 
 Done = Callable[[], object]
+
+_SHARES = zlib.crc32(b"shares")
+"""Names the streams of random numbers of messages' weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Message:
         Called when its last byte has arrived.
     step
         Whether it is a transfer of a stepped all-reduce, each of whose segments pays latency.
+    weight
+        With which it competes for links.
     flow, route
         What carries it at present.
     """
@@ -61,6 +68,7 @@ class Message:
     destination: int
     done: Done
     step: bool = False
+    weight: float = 1.0
     flow: int = -1
     route: tuple[int, ...] = ()
 
@@ -98,6 +106,8 @@ class Network:
         self._under_way: dict[int, Message] = {}
         self.rerouted: list[Done] = []
         self._pair_links: dict[tuple[int, int], int] = {}
+        self._seed = scenario.seed
+        self._shares: dict[tuple[int, int], np.random.Generator] = {}
         self._devices: dict[Hashable, int] = {}
         self._add_devices(scenario.stragglers)
         self._daemons = 0
@@ -186,7 +196,16 @@ class Network:
             links = self.path(source, destination).links
             self._forwarding.send(links, nbytes / transport.payload_share, done, chunk=self._chunk)
         else:
-            self._start(Message(source, destination, done, step), nbytes)
+            weight = 1.0 if step or not transport.share_spread else self._weight(source, destination)
+            self._start(Message(source, destination, done, step, weight), nbytes)
+
+    def _weight(self, source: int, destination: int) -> float:
+        """Draw the weight of the next message between two ranks."""
+        assert isinstance(self.transport, Transport)
+        pair = source, destination
+        if pair not in self._shares:
+            self._shares[pair] = np.random.default_rng([self._seed, _SHARES, *pair])
+        return float(np.exp(self._shares[pair].normal(0.0, self.transport.share_spread)))
 
     def _start(self, message: Message, nbytes: float) -> None:
         """Start a message, or what is left of it, over its present way."""
@@ -206,7 +225,7 @@ class Network:
         latency = segments * transport.latency_factor * self.path(*ranks).latency
         message.route = self.message_route(*ranks)
         size = nbytes / transport.payload_share
-        message.flow = self.clock.flow(message.route, size, done, latency=latency)
+        message.flow = self.clock.flow(message.route, size, done, latency=latency, weight=message.weight)
 
     def message_route(self, source: int, destination: int) -> tuple[int, ...]:
         """Return the links of a message: those of the path, and the connection where that is one link."""

@@ -60,6 +60,8 @@ _BURST = 1e-3
 """Seconds at a link's rate that its token bucket holds, unless that is less than two frames."""
 _QUEUE = 10e-3
 """Seconds at a link's rate that each direction may have waiting, unless that is less than 64 frames."""
+_LEAST_TIMEOUT = 20
+"""Milliseconds for which TCP waits at least, beyond the round trip, before it sends again what was lost."""
 _SHAPED = 2.0**32
 """Bytes/s from which on a token bucket cannot hold a rate; such links are as fast as the machine."""
 _CARRIED = 250e6
@@ -454,7 +456,12 @@ def _route(ip: Any, node: int, forwarding: Forwarding, devices: Mapping[int, int
     """Set the routes of a node, whose devices are given by neighbour."""
 
     def by(neighbour: int) -> dict[str, Any]:
-        return {"gateway": address(neighbour), "oif": devices[neighbour], "flags": _ONLINK}
+        return {
+            "gateway": address(neighbour),
+            "oif": devices[neighbour],
+            "flags": _ONLINK,
+            "metrics": {"attrs": [("RTAX_RTO_MIN", _LEAST_TIMEOUT)]},
+        }
 
     for destination, neighbour in forwarding.routes.items():
         ip.route("add", dst=f"{address(destination)}/32", prefsrc=address(node), **by(neighbour))

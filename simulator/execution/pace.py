@@ -153,19 +153,24 @@ class Course:
         What it takes undisturbed; None for what it really took.
     factor
         How many times longer it takes, bursts aside.
+
+    Attributes
+    ----------
+    begun
+        When it counts as begun, on the pacer's clock.
     """
 
     def __init__(self, pacer: Pacer, seconds: float | None, factor: float) -> None:
         self._pacer = pacer
         self._seconds = seconds
-        self._called = pacer.clock()
+        self._called = self.begun = pacer.clock()
         self.factor = factor
 
     def begin(self) -> float:
         """Return when the computation counts as begun that begins now, on the pacer's clock."""
-        if self._seconds is None:
-            return self._pacer.clock()
-        return max(self._called, self._pacer.free)
+        free = self._pacer.free
+        self.begun = self._pacer.clock() if self._seconds is None else max(self._called, free)
+        return self.begun
 
     def hold(self, begin: float, waited: float = 0.0) -> float:
         """Wait until the computation may end.

@@ -253,7 +253,7 @@ class WallWorker:
 
             self._oracle.gradient_in_buckets(model, bounds, deliver)
 
-        whole = self._compute_job("gradient", work, finish=lambda _: None, failing=handles)
+        whole = self._compute_job("gradient", work, lambda _: None, handles, courses[0] if courses else None)
         self._compute_stream.start(whole)
         return handles
 
@@ -341,7 +341,7 @@ class WallWorker:
         handle: WallHandle[T] = self._handle(Call(operation, self._iteration))
         if course is not None:
             work = functools.partial(_held, work, course)
-        self._compute_stream.start(self._compute_job(operation, work, handle.finish, [handle]))
+        self._compute_stream.start(self._compute_job(operation, work, handle.finish, [handle], course))
         return handle
 
     def _compute_job(
@@ -350,6 +350,7 @@ class WallWorker:
         work: Callable[[], T],
         finish: Callable[[T], None],
         failing: Sequence[WallHandle[Any]],
+        course: Course | None,
     ) -> Callable[[], None]:
         """Return a piece of work that notes its span and delivers its value or its error."""
         iteration = self._iteration
@@ -366,7 +367,7 @@ class WallWorker:
                 self._rank,
                 COMPUTE,
                 operation,
-                begin - self._start,
+                (begin if course is None else course.begun) - self._start,
                 end - self._start,
                 iteration=iteration,
             )

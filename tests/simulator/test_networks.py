@@ -131,6 +131,11 @@ def test_workers_on_one_gpu_need_no_link() -> None:
             "cluster.transport.half-duplex-pairs: does not go with the network 'store-and-forward', "
             "which has no connections, only links",
         ),
+        (
+            {"transport": {**STEPPED, "share-spread": 0.1}},
+            "cluster.transport.share-spread: does not go with the network 'store-and-forward', "
+            "which shares no link between flows",
+        ),
         ({"transport": "fixed"}, "cluster.network: has no effect; the transport 'fixed' uses no links"),
         (
             {"fairness": "rtt"},

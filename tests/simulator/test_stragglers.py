@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from simulator.engine.clock import Clock
+from simulator.engine.network import Network
 from simulator.engine.simulate import simulate
 from simulator.faults import AlgorithmError
 from simulator.parts import BadInput
@@ -159,6 +161,45 @@ def test_a_passing_slow_link_does_not_slow_a_connection_for_ever() -> None:
     # From 1.01 s to 1.11 s the link carries 10 MB each way; the 180 MB left take 0.18 s of the connection.
     passing = {**slow, "start": "0.5 s", "end": "1.11 s"}
     assert exchange_duration(gloo, [passing], ADAPT_FIRST) == pytest.approx(1.11 + 0.18)
+
+
+def first_of_two(spread: float, seed: int) -> float:
+    """Return when the first of two messages of 100 MB arrives that share a link of 1 GB/s."""
+    scenario = Scenario(
+        {
+            "name": "shares",
+            "cluster": {
+                "topology": {
+                    "builder": "switch",
+                    "gpus": 3,
+                    "link": {"bandwidth": "1 GB/s", "latency": "0 s"},
+                },
+                "device": "ideal",
+                "transport": {"name": "ideal", "share-spread": spread},
+            },
+            "workload": {"cost": {"parameters": 25_000_000, "batch": 1, "gradient": "1 s", "update": "1 s"}},
+            "algorithm": "allreduce-sgd",
+            "budget": {"iterations": 1},
+            "seed": seed,
+        }
+    )
+    clock = Clock()
+    network = Network(clock, scenario)
+    ends: list[float] = []
+    for source in (1, 2):
+        network.send(source, 0, 100e6, lambda: ends.append(clock.now))
+    clock.run()
+    assert ends[1] == pytest.approx(0.2)
+    return ends[0]
+
+
+def test_messages_share_a_link_as_unequally_as_the_transport_says() -> None:
+    assert first_of_two(0.0, seed=1) == pytest.approx(0.2)
+    # With weights of the ratio r > 1 the first has had r / (1 + r) of the link, till 0.1 (1 + 1 / r).
+    ratios = [1 / (first_of_two(0.14, seed) / 0.1 - 1) for seed in range(300)]
+    assert min(ratios) > 1
+    spread = np.sqrt(np.mean(np.log(ratios) ** 2) / 2)
+    assert spread == pytest.approx(0.14, rel=0.1)
 
 
 def test_rendezvous_waits_for_the_receiver() -> None:

@@ -13,7 +13,20 @@ from typing import Any
 import pytest
 
 from analysis.validate import emulated
-from analysis.validate.emulated import LIMITS, Case, Result, Store, by_algorithm, cases, main, table, validate
+from analysis.validate.emulated import (
+    LIMITS,
+    SHARE_SPREAD,
+    Case,
+    Result,
+    Store,
+    by_algorithm,
+    cases,
+    main,
+    share_spread,
+    table,
+    validate,
+)
+from simulator.engine.simulate import simulate
 from simulator.execution.emulation import Layout
 from simulator.execution.execute import check_executable
 from simulator.execution.namespaces import check_rights, missing_features
@@ -200,3 +213,7 @@ class TestCommand:
         measured = json.loads((tmp_path / "star-4-200-even-ad-psgd.json").read_text())["measured"]
         # Two of three gradients of 150 ms at least lie between a worker's begin and its end.
         assert measured[0] > 0.15 * 2 / 3
+
+
+def test_the_spread_of_shares_is_found_again_in_a_simulation() -> None:
+    assert share_spread(200, iterations=300, wall=simulate) == pytest.approx(SHARE_SPREAD, rel=0.15)
