@@ -339,18 +339,22 @@ def share_spread(rate: int, iterations: int = 40, wall: Clock = emulate) -> floa
     for span in run.timeline:
         if (span.worker, span.kind, span.operation) == (0, "transfer", "recv") and span.peer != 0:
             pushes.setdefault(span.iteration, []).append((span.start, span.end))
-    squares = [_logarithm(pair) ** 2 for pair in pushes.values() if len(pair) == 2]
-    return math.sqrt(statistics.fmean(squares) / 2)
+    sizes = [abs(_logarithm(pair)) for pair in pushes.values() if len(pair) == 2]
+    # By the median, that of a normal distribution's size, so that a lost packet does not count.
+    return statistics.median(sizes) / statistics.NormalDist().inv_cdf(0.75) / math.sqrt(2)
 
 
 def _logarithm(pair: Sequence[tuple[float, float]]) -> float:
     """Return the logarithm of the ratio of the rates of two messages of one size, given begins and ends.
 
-    The second has the link alone once the first has ended, so it had sent T2 - 2 (T2 - T1) of its T2.
+    The link is busy from the first begin to the last end, and shared from the second begin to the first end.
     """
-    begin = max(start for start, _ in pair)
-    first, second = sorted(end - begin for _, end in pair)
-    return math.log(max(2 * first / second - 1, 1e-3))
+    (alone, _), (shared, _) = sorted(pair)
+    first, last = sorted(pair, key=lambda times: times[1])
+    capacity = 2 / (last[1] - alone)
+    before = (shared - alone) * capacity if first[0] == alone else 0.0
+    share = (1 - before) / (first[1] - shared) / capacity
+    return math.log(share / max(1 - share, 1e-3))
 
 
 # The table.
