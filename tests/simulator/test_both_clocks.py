@@ -100,7 +100,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "signum, one server": {"name": "signum", "meet": "server", "tie": "zero"},
     "signum, gathered": {"name": "signum", "meet": "gather", "adversaries": 0.25},
     "svrg": {"name": "svrg", "inner": 4},
-    "katyusha-x": {"name": "katyusha-x", "inner": 4, "tau": 0.3, "l1": 1e-4},
+    "katyusha-x": {"name": "katyusha-x", "inner": 4, "l1": 1e-4},
     "dp-sgd": {"name": "dp-sgd"},
     "nsgd": {"name": "nsgd"},
     "auto-s": {"name": "auto-s"},
