@@ -44,7 +44,9 @@ class QSGD(Codec):
     """Random rounding to levels of a bucket's scale."""
 
     levels: int = parameter(7, "levels above zero (s); 7 take 4 bits with the sign", minimum=1)
-    bucket: int = parameter(512, "coordinates that share a scale; 0 is the whole message", minimum=0)
+    bucket: int = parameter(
+        512, "coordinates that share a scale; 0 is the whole message", unit="coordinates", minimum=0
+    )
     scaling: Literal["norm", "max"] = parameter("norm", "scale of a bucket: its 2-norm or largest magnitude")
 
     @property
