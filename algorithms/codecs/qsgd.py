@@ -82,7 +82,7 @@ class QSGD(Codec):
         chance[: len(x)] = as_tensor(drawn).to(x.device)
         # The norm of one coordinate may round to less than its magnitude.
         level = (level + (chance.view(count, length) < fraction)).clamp_(max=self.levels)
-        codes = (level * torch.sign(rows)).view(-1)[: len(x)].to(torch.int64) + self.levels
+        codes = torch.copysign(level, rows).view(-1)[: len(x)].to(torch.int64) + self.levels
         return vectors(scale.view(-1), pack(codes, self.width))
 
     def decode(

@@ -67,7 +67,7 @@ class TernGrad(Codec):
 
         scale = self._per_element(message, agreed)
         kept = as_tensor(drawn).to(x.device) * scale < x.abs()
-        return pack((torch.sign(x) * kept).to(torch.int64) + 1, WIDTH)
+        return pack(torch.where(kept, torch.sign(x), 0.0).to(torch.int64) + 1, WIDTH)
 
     def decode(
         self,

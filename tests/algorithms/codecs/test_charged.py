@@ -137,10 +137,14 @@ def test_a_bucket_without_an_element_in_hand_is_a_message_all_the_same(codec: st
     assert_same_times(whole, timing)
 
 
-def test_empty_buckets_carry_nothing() -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_empty_buckets_carry_nothing(workers: int) -> None:
     """What is learnt in many buckets, most of them empty, is what is learnt without a codec that loses."""
-    exact = {"codec": "top-k", "density": 1.0}
-    buckets, one = (simulate(scenario("allreduce-sgd", c, Layered(), SMALL_BUCKETS)) for c in (exact, None))
+    cluster = {"topology": {"builder": "switch", "gpus": workers}, "device": "ideal"}
+    buckets, one = (
+        simulate(scenario("allreduce-sgd", codec, Layered(), SMALL_BUCKETS, cluster=cluster))
+        for codec in ({"codec": "top-k", "density": 1.0}, None)
+    )
     assert buckets.models is not None
     assert one.models is not None
     assert abs(buckets.models - one.models).max() < 1e-12
