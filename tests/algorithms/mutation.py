@@ -280,19 +280,26 @@ def _swapped(mutant: Mutant) -> Iterator[None]:
         if type(value) in (int, float) and vars(changed)[name] != value
     }
     functions = _functions(original)
-    before = {name: (function.__code__, function.__defaults__) for name, function in functions.items()}
+    before = {name: _behaviour(function) for name, function in functions.items()}
     try:
         for name, function in _functions(changed).items():
-            functions[name].__code__ = function.__code__
-            functions[name].__defaults__ = function.__defaults__
+            _behave(functions[name], *_behaviour(function))
         for name in constants:
             setattr(original, name, vars(changed)[name])
         yield
     finally:
         for name, function in functions.items():
-            function.__code__, function.__defaults__ = before[name]
+            _behave(function, *before[name])
         for name, value in constants.items():
             setattr(original, name, value)
+
+
+def _behaviour(function: types.FunctionType) -> tuple[Any, Any, Any]:
+    return function.__code__, function.__defaults__, function.__kwdefaults__
+
+
+def _behave(function: types.FunctionType, code: Any, defaults: Any, named: Any) -> None:
+    function.__code__, function.__defaults__, function.__kwdefaults__ = code, defaults, named
 
 
 def _functions(module: types.ModuleType) -> dict[str, types.FunctionType]:

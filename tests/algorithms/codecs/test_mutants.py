@@ -174,6 +174,7 @@ def compressing() -> None:
         means.test_compressed_synchronous_sgd_is_its_recursion(case, 1)
     means.test_encoding_and_decoding_take_time()
     means.test_factors_take_time()
+    means.test_a_message_of_equal_shares_is_encoded_as_it_is()
     means.test_an_exact_collective_waits_for_the_means_before_it()
     means.test_what_is_evaluated_is_compressed_too()
     sent.test_messages_are_numbered("allreduce-sgd")
@@ -240,8 +241,8 @@ TRIALS = (
         "powersgd",
         powersgd,
         {
-            "PowerSGD.rebuilt: m.high - m.low -> m.high + m.low": "only a square is padded, and it begins at 0",
-            "_matrix: m.high - m.low -> m.high + m.low": "only a square is padded, and it begins at 0",
+            "PowerSGD.rebuilt: m.high - m.low -> m.high + m.low": "only a square is padded, from 0",
+            "_matrix: m.high - m.low -> m.high + m.low": "only a square is padded, from 0",
             "_joined: :0 -> :1": "nobody reads a factor where there is no matrix",
             "orthonormal: q.shape[1] -> q.shape[-1]": "the last of two dimensions is the second",
         },
@@ -258,7 +259,7 @@ TRIALS = (
         compressing,
         {
             "Compressing.all_reduce: place[1] -> place[-1]": "the last of two is the second",
-            "Compressing._encode.compressed: 1: -> -1:": "no codec agrees on something and keeps something too",
+            "Compressing._encode.compressed: 1: -> -1:": "no codec agrees and keeps something",
         },
     ),
     trial("registry", registry),
