@@ -36,7 +36,7 @@ cases: $(INSTALLED)
 	PACELINE_CASES=60 $(BIN)/python -m pytest -n 2 -q tests/simulator/engine/test_fairshare.py \
 	  tests/simulator/engine/test_core_collectives.py tests/simulator/engine/test_clock.py
 
-# Every algorithm with one sign, operator or number changed, each of which a test must notice.
+# Every algorithm and codec with one sign, operator or number changed, each of which a test must notice.
 mutants: $(INSTALLED)
 	PACELINE_MUTANTS=all $(BIN)/python -m pytest -n 2 -q tests/algorithms -k mutant
 

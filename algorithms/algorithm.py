@@ -55,17 +55,35 @@ class Setting:
         Parameters of the model, and bytes of each.
     degree
         Neighbours of a worker on the communication graph.
+    inner
+        Elements of an inner value of a compositional problem (P); None for one more than the model has, as
+        for a mean-variance portfolio.
+    jacobian
+        Whether a compositional epoch sums up a Jacobian: the first does, and where it depends on the model
+        every one.
     """
 
     workers: int
     elements: int
     itemsize: int = 4
     degree: float = 2.0
+    inner: int | None = None
+    jacobian: bool = True
 
     @property
     def model(self) -> float:
         """Bytes of the model (M)."""
         return float(self.elements * self.itemsize)
+
+    @property
+    def inner_value(self) -> float:
+        """Bytes of an inner value (4P in fp32)."""
+        return float((self.elements + 1 if self.inner is None else self.inner) * self.itemsize)
+
+    @property
+    def jacobian_sum(self) -> float:
+        """Bytes of a Jacobian of the inner function, where one is summed up."""
+        return self.inner_value * self.elements if self.jacobian else 0.0
 
     def reduced(self, nbytes: float) -> float:
         """Return what a worker sends in an all-reduce of so many bytes: 2(n-1)/n of them."""
@@ -106,7 +124,7 @@ class Plan:
     channels: tuple[Channel, ...] = ()
 
 
-def parameter(default: Any, doc: str, **bounds: Any) -> Any:
+def parameter(default: Any, doc: str, *, unit: str = "", **bounds: Any) -> Any:
     """Declare a parameter of an algorithm.
 
     Parameters
@@ -115,11 +133,13 @@ def parameter(default: Any, doc: str, **bounds: Any) -> Any:
         Its value where the scenario is silent.
     doc
         What it means, in a sentence.
+    unit
+        What it counts, to be read after "in"; empty for a plain number or a choice.
     bounds
         ``minimum`` and ``maximum``: the smallest and the largest allowed value; ``above`` and ``below``: what
         a value must be above or below.
     """
-    return dataclasses.field(default=default, metadata={"doc": doc, **bounds})
+    return dataclasses.field(default=default, metadata={"doc": doc, "unit": unit, **bounds})
 
 
 def check_parameters(made: Any) -> None:
@@ -223,6 +243,13 @@ class Algorithm:
         By default those of an all-reduce of the model.
         """
         return setting.reduced(setting.model)
+
+    def epoch_traffic(self, setting: Setting) -> float:
+        """Return the bytes that a worker sends at the beginning of an epoch, on average over workers.
+
+        They are not among those of its iterations. By default there are no epochs.
+        """
+        return 0.0
 
     def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
         """Refuse a run that this algorithm cannot do, beyond what ``requires`` says.

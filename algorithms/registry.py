@@ -33,6 +33,9 @@ class Entry:
         What is known of its convergence, and where.
     needs
         What a run must offer beside a network.
+    epoch_traffic
+        Bytes that a worker sends in addition at the beginning of every epoch, on average; B is bytes, N the
+        elements of the model, P those of an inner value. :meth:`Algorithm.epoch_traffic` computes them.
     """
 
     module: str
@@ -43,6 +46,7 @@ class Entry:
     staleness: str
     theory: str
     needs: str = ""
+    epoch_traffic: str = ""
 
     def load(self) -> type[Algorithm]:
         """Import the algorithm's class."""
@@ -294,16 +298,18 @@ ALGORITHMS: dict[str, Entry] = {
         "0",
         "strongly convex, parts not convex (Allen-Zhu 2018)",
         needs="finite-sum",
+        epoch_traffic="2(n-1)/n M",
     ),
     "katyusha-x": Entry(
         "algorithms.variance_reduced.katyusha_x",
         "KatyushaX",
-        "SVRG with momentum between its epochs; the parts of the sum need not be convex",
+        "svrg with momentum between its epochs, by default that of a convex sum; tau = 0.5 is svrg",
         "Allen-Zhu, ICML 2018",
         "2(n-1)/n M",
         "0",
         "(strongly) convex, parts not convex, b up to sqrt n (Allen-Zhu 2018)",
         needs="finite-sum",
+        epoch_traffic="2(n-1)/n M",
     ),
     "asyvrsc-shared": Entry(
         "algorithms.compositional.asyvrsc_shared",
@@ -314,6 +320,7 @@ ALGORITHMS: dict[str, Entry] = {
         "updates of others",
         "strongly convex, linear; constants unknown (Shen et al. 2018)",
         needs="compositional, shared-memory",
+        epoch_traffic="2(n-1)/n (4(2P + PN) + 4) B",
     ),
     "asyvrsc-distributed": Entry(
         "algorithms.compositional.asyvrsc_distributed",
@@ -324,6 +331,7 @@ ALGORITHMS: dict[str, Entry] = {
         "updates of others",
         "strongly convex, linear; constants unknown (Shen et al. 2018)",
         needs="compositional",
+        epoch_traffic="(n-1)/n 4(N + 3P + 2PN) B",
     ),
 }
 

@@ -10,7 +10,9 @@ the wall clock of ``torch.distributed``, and both keep these promises:
 - The computations of a task are done one after another, in the order of the calls; those of a worker's other
   tasks go on beside them and share its device.
 - The operations of a group match by their order; the messages of a channel are first in, first out.
-- Every pass over a model-sized tensor is charged, because it goes through an operation.
+- Every pass over a model-sized tensor is charged, because it goes through an operation. Where the model in
+  hand stands for a cost model of another length, a tensor is charged in proportion to the numbers of
+  parameters; who packs bits, as a codec does, knows the size better and says it in ``charged``.
 - A handle that nobody awaited is an error at the end of the run.
 - Random numbers come from the worker, one stream per rank and purpose.
 
@@ -20,9 +22,10 @@ Models, gradients and messages are flat, one-dimensional tensors. In a timing-on
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -55,6 +58,41 @@ class Handle(Protocol[T_co]):
     def __await__(self) -> Generator[Any, Any, T_co]:
         """Wait for the operation's end and return its value."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """The cost model that a shorter or longer model in hand stands for: lengths alone, no values.
+
+    Attributes
+    ----------
+    elements, itemsize
+        Parameters, and bytes of each.
+    layers
+        Shapes of the parameters, in the order of the flat vector.
+    buckets
+        Slices [low, high) of the flat vector as back-propagation frees them, the last parameters first.
+    cuts
+        Slices of the model in hand that stand for the buckets, in the same order; some may be empty.
+    """
+
+    elements: int
+    itemsize: int
+    layers: tuple[tuple[int, ...], ...]
+    buckets: tuple[tuple[int, int], ...]
+    cuts: tuple[tuple[int, int], ...]
+
+    def stood_for(self, low: int, high: int) -> tuple[int, int]:
+        """Return the slice at the same fractions as a slice of the model in hand."""
+        own = max(end for _, end in self.cuts)
+        return (2 * low * self.elements + own) // (2 * own), (2 * high * self.elements + own) // (2 * own)
+
+
+class Cost(TypedDict):
+    """What :meth:`Worker.compute` is told of a computation's bytes: on the tensors in hand, and charged."""
+
+    nbytes: float
+    charged: float | None
 
 
 class SharedTensor(Protocol):
@@ -98,6 +136,8 @@ class Worker(Protocol):
         Of this worker's next update, by the schedule of the run; 1 in a timing-only run.
     layers
         Shapes of the model's parameters, in the order of the flat vector.
+    outline
+        The cost model, where it is not as long as the model in hand; else None, as in a timing-only run.
     problem
         What is optimised, where the algorithm evaluates it itself; None in a timing-only run.
     """
@@ -140,6 +180,11 @@ class Worker(Protocol):
     @property
     def layers(self) -> Sequence[tuple[int, ...]]:
         """Shapes of the model's parameters: weights of a linear layer are a matrix, biases a vector."""
+        ...
+
+    @property
+    def outline(self) -> Outline | None:
+        """The cost model that the model in hand stands for; None where both are of one length."""
         ...
 
     @property
@@ -215,28 +260,46 @@ class Worker(Protocol):
         """Start the linear combination of (coefficient, tensor) terms, summed in the order written."""
         ...
 
-    def compute(self, function: Callable[..., Any], *tensors: Tensor, nbytes: float) -> Handle[Any]:
+    def compute(
+        self,
+        function: Callable[..., Any],
+        *tensors: Tensor,
+        nbytes: float,
+        charged: float | None = None,
+    ) -> Handle[Any]:
         """Start ``function(*tensors)``, a computation that moves ``nbytes`` bytes through memory.
 
-        The bytes are counted on the tensors in hand. The function changes none of its arguments; in a
-        timing-only run it gets phantoms and returns phantoms.
+        The bytes are counted on the tensors in hand; ``charged`` are those of the cost model, where they
+        are not in proportion. The function changes none of its arguments; in a timing-only run it gets
+        phantoms and returns phantoms.
         """
         ...
 
-    def all_reduce(self, x: Tensor, op: Reduction = "mean", group: str = WORLD) -> Handle[Tensor]:
-        """Start an all-reduce of ``x`` over a declared group.
+    def all_reduce(
+        self, x: Tensor, op: Reduction = "mean", group: str = WORLD, charged: float | None = None
+    ) -> Handle[Tensor]:
+        """Start an all-reduce of ``x``, charged as so many bytes, over a declared group.
 
         A uniform mean is a sum, then a division by n; a mean over unequal shares multiplies by the
         share, then sums.
         """
         ...
 
-    def all_gather(self, x: Tensor, group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
-        """Start gathering every member's tensor, all of one length, in the group's order."""
+    def all_gather(
+        self, x: Tensor, group: str = WORLD, charged: float | None = None
+    ) -> Handle[tuple[Tensor, ...]]:
+        """Start gathering every member's tensor, all of one length, in the group's order.
+
+        Each is charged as so many bytes.
+        """
         ...
 
-    def all_to_all(self, parts: Sequence[Tensor], group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
+    def all_to_all(
+        self, parts: Sequence[Tensor], group: str = WORLD, charged: float | None = None
+    ) -> Handle[tuple[Tensor, ...]]:
         """Start sending the k-th part to the k-th member, for every k; all parts are of one length.
+
+        Each is charged as so many bytes.
 
         Returns
         -------
@@ -244,10 +307,10 @@ class Worker(Protocol):
         """
         ...
 
-    def send(self, x: Tensor, to: int, channel: str = MESSAGE) -> Handle[None]:
+    def send(self, x: Tensor, to: int, channel: str = MESSAGE, charged: float | None = None) -> Handle[None]:
         """Start sending ``x`` over a declared channel; the handle ends when all of it has arrived.
 
-        An empty tensor is a message too.
+        An empty tensor is a message too. It is charged as so many bytes.
         """
         ...
 
@@ -255,8 +318,10 @@ class Worker(Protocol):
         """Start receiving the next message of a declared channel."""
         ...
 
-    def exchange(self, x: Tensor) -> Handle[Mapping[int, Tensor]]:
+    def exchange(self, x: Tensor, charged: float | None = None) -> Handle[Mapping[int, Tensor]]:
         """Start sending ``x`` to every out-neighbour and receiving from every in-neighbour.
+
+        To each it is charged as so many bytes.
 
         Returns
         -------

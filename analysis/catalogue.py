@@ -10,14 +10,16 @@ import functools
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import topologies
-from algorithms import ALGORITHMS, REQUIREMENTS
+from algorithms import ALGORITHMS, REQUIREMENTS, Algorithm
 from algorithms.algorithm import BOUNDS, Setting
-from algorithms.codecs import CODECS, Message
+from algorithms.codecs import CODECS, Codec, Message
+from algorithms.registry import Entry
 from simulator.devices import DEVICES, device
 from simulator.parts import BadInput, nearest
 from simulator.scenario import Scenario
@@ -240,7 +242,7 @@ def algorithms() -> list[dict[str, Any]]:
             "name": name,
             "summary": entry.summary,
             "paper": entry.paper,
-            "traffic": entry.traffic,
+            **_traffic(entry),
             "staleness": entry.staleness,
             "theory": entry.theory,
             "needs": entry.needs,
@@ -249,8 +251,24 @@ def algorithms() -> list[dict[str, Any]]:
     ]
 
 
+def _traffic(entry: Entry) -> dict[str, Any]:
+    """Return the formulas of what a worker sends, and the defaults of the parameters in them."""
+    named = {"k": "period"}
+    cls = entry.load()
+    defaults = {
+        symbol: {"parameter": name, "default": getattr(cls, name)}
+        for symbol, name in named.items()
+        if re.search(rf"\b{symbol}\b", entry.traffic)
+    }
+    return {"traffic": entry.traffic, "epoch_traffic": entry.epoch_traffic, "traffic_defaults": defaults}
+
+
 def algorithm_traffic(model: str, workers: int, degree: float = 2.0) -> list[dict[str, Any]]:
-    """Return the bytes that a worker of each algorithm sends per iteration, with its default parameters.
+    """Return the bytes that a worker of each algorithm sends, with its default parameters.
+
+    ``bytes_per_iteration`` of an iteration, and ``bytes_per_epoch`` at the beginning of an epoch beside them,
+    0 where there are no epochs. A compositional algorithm's is that of a mean-variance portfolio, whose inner
+    values have one element more than the model, in an epoch that sums up its Jacobian.
 
     Parameters
     ----------
@@ -267,9 +285,14 @@ def algorithm_traffic(model: str, workers: int, degree: float = 2.0) -> list[dic
         There is no such model.
     """
     setting = Setting(workers, model_facts(model)["parameters"], degree=degree)
+    made = {name: entry.load()() for name, entry in ALGORITHMS.items()}
     return [
-        {"name": name, "bytes_per_iteration": entry.load()().traffic(setting)}
-        for name, entry in ALGORITHMS.items()
+        {
+            "name": name,
+            "bytes_per_iteration": algorithm.traffic(setting),
+            "bytes_per_epoch": algorithm.epoch_traffic(setting),
+        }
+        for name, algorithm in made.items()
     ]
 
 
@@ -285,21 +308,12 @@ def algorithm_facts(name: str) -> dict[str, Any]:
         raise BadInput("", f"unknown algorithm '{name}'; the nearest is '{nearest(name, ALGORITHMS)}'")
     entry = ALGORITHMS[name]
     cls = entry.load()
-    parameters = [
-        {
-            "name": field.name.replace("_", "-"),
-            "default": field.default,
-            "meaning": str(field.metadata.get("doc", "")),
-            **{bound: field.metadata[bound] for bound in BOUNDS if bound in field.metadata},
-        }
-        for field in dataclasses.fields(cls)
-    ]
     return {
         "name": name,
         "summary": entry.summary,
         "description": inspect.getdoc(inspect.getmodule(cls)) or "",
         "paper": entry.paper,
-        "traffic": entry.traffic,
+        **_traffic(entry),
         "staleness": entry.staleness,
         "theory": entry.theory,
         "needs": {need: REQUIREMENTS[need] for need in sorted(cls.requires)},
@@ -308,8 +322,33 @@ def algorithm_facts(name: str) -> dict[str, Any]:
         "compresses": cls.compresses,
         **({} if cls.compresses else {"exact_because": cls.exact_because}),
         "same_bits_on_both_clocks": cls().deterministic,
-        "parameters": parameters,
+        "parameters": parameters(cls),
     }
+
+
+TYPES = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+"""What the values of a parameter are, in words."""
+
+
+def parameters(cls: type[Algorithm] | type[Codec]) -> list[dict[str, Any]]:
+    """Return the parameters of an algorithm or a codec: type, unit, default, meaning, choices and bounds."""
+    hints = get_type_hints(cls)
+    found = []
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        choices = {"choices": list(get_args(hint))} if get_origin(hint) is Literal else {}
+        found.append(
+            {
+                "name": field.name.replace("_", "-"),
+                "type": "choice" if choices else TYPES.get(hint, "list of numbers"),
+                "unit": str(field.metadata.get("unit", "")),
+                "default": field.default,
+                "meaning": str(field.metadata.get("doc", "")),
+                **choices,
+                **{bound: field.metadata[bound] for bound in BOUNDS if bound in field.metadata},
+            }
+        )
+    return found
 
 
 # Codecs.
@@ -356,6 +395,27 @@ def codecs(model: str | None = None) -> list[dict[str, Any]]:
             }
         )
     return listed
+
+
+def codec_facts(name: str, model: str | None = None) -> dict[str, Any]:
+    """Return a codec with its sizes, its description and its parameters, their meaning and defaults.
+
+    Raises
+    ------
+    BadInput
+        There is no such codec, or no such model.
+    """
+    if name not in CODECS:
+        hint = f"; for the sizes of a model give --model {name}" if name in MODEL_NAMES else ""
+        raise BadInput("", f"unknown codec '{name}'; the nearest is '{nearest(name, CODECS)}'{hint}")
+    cls = CODECS[name].load()
+    (row,) = [row for row in codecs(model) if row["name"] == name]
+    return {
+        **row,
+        "description": inspect.getdoc(inspect.getmodule(cls)) or "",
+        "parameters": parameters(cls),
+        "for_gradients_only": cls.gradients_only,
+    }
 
 
 # Models.

@@ -623,23 +623,17 @@ def algorithms(
     as_json: Json = False,
 ) -> None:
     """List the algorithms, or describe one: parameters, traffic, staleness, theory, source."""
-    from algorithms.algorithm import BOUNDS
     from analysis import catalogue
-    from simulator.units import format_quantity
 
-    sent = {}
+    sent: dict[str, dict[str, Any]] = {}
     if model is not None:
-        found = catalogue.algorithm_traffic(model, workers)
-        sent = {row["name"]: row["bytes_per_iteration"] for row in found}
+        sent = {row["name"]: row for row in catalogue.algorithm_traffic(model, workers)}
     if name is None:
-        rows = catalogue.algorithms()
-        for row in rows:
-            if sent:
-                row["bytes_per_iteration"] = sent[row["name"]]
+        rows = [{**row, **sent.get(row["name"], {})} for row in catalogue.algorithms()]
         cells = [
             [
                 row["name"],
-                format_quantity(sent[row["name"]], "B") if sent else row["traffic"],
+                _traffic_text(row),
                 row["staleness"],
                 row["summary"],
                 row["needs"] or "-",
@@ -651,45 +645,95 @@ def algorithms(
         _print_table(heads, cells, (0, 1, 2, 3, 4, 5), rows, as_json)
         if not as_json:
             given = (
-                f"of {model} on {workers} workers, default parameters, 2 neighbours"
+                f"of {model} on {workers} workers, default parameters, 2 neighbours, P = N + 1"
                 if sent
-                else ("M is the model, n the workers, k the period")
+                else f"{SYMBOLS}; a default stands beside its symbol"
             )
             typer.echo(f"Bytes that a worker sends per iteration, on average: {given}.")
+            typer.echo(EPOCHS)
         return
-    facts = catalogue.algorithm_facts(name)
-    if sent:
-        facts["bytes_per_iteration"] = sent[name]
+    facts = {**catalogue.algorithm_facts(name), **sent.get(name, {})}
     if as_json:
         _print_json(facts)
         return
     typer.echo(f"{facts['name']}: {facts['summary']}\n\n{facts['description']}\n")
-    typer.echo(f"bytes sent per iteration: {facts['traffic']} (M: model, n: workers, k: period)")
+    formulas = {key: value for key, value in facts.items() if not key.startswith("bytes_per")}
+    typer.echo(f"bytes sent per iteration: {_traffic_text(formulas)} ({SYMBOLS})")
     if sent:
-        typer.echo(f"  {format_quantity(sent[name], 'B')} for {model} on {workers} workers")
+        typer.echo(f"  {_traffic_text(facts)} for {model} on {workers} workers, default parameters")
+    if facts["epoch_traffic"]:
+        typer.echo(f"  {EPOCHS}")
     typer.echo(f"staleness: {facts['staleness']}")
     typer.echo(f"theory: {facts['theory']}")
     typer.echo(f"needs: {'; '.join(facts['needs'].values()) or 'nothing beside a network'}")
-    for parameter in facts["parameters"]:
-        bounds = ((words, parameter[key]) for key, (words, _) in BOUNDS.items() if key in parameter)
-        limits = "".join(f", {words} {limit}" for words, limit in bounds)
-        default = json.dumps(parameter["default"])
-        typer.echo(f"parameter {parameter['name']} (default {default}{limits}): {parameter['meaning']}")
+    _echo_parameters(facts["parameters"])
     reason = f"none, as {facts['exact_because']}" if "exact_because" in facts else ""
     typer.echo(f"compression: {reason or 'of its ' + facts['compresses']}")
 
 
+SYMBOLS = "M: the model, n: workers, k: period"
+EPOCHS = (
+    "An epoch's bytes come in addition, once in m iterations (svrg, katyusha-x) or K updates (asyvrsc); N: "
+    "elements of the model, P: of an inner value, PN: of its Jacobian, which is summed up in the first epoch "
+    "and then only where it depends on the model."
+)
+
+
+def _traffic_text(row: Mapping[str, Any]) -> str:
+    """Return what a worker sends per iteration, and an epoch: figures where there are any, else formulas."""
+    from simulator.units import format_quantity
+
+    defaults = ", ".join(f"{symbol} = {at['default']}" for symbol, at in row["traffic_defaults"].items())
+    if "bytes_per_iteration" not in row:
+        text = f"{row['traffic']}, {defaults}" if defaults else str(row["traffic"])
+        return f"{text}; an epoch {row['epoch_traffic']}" if row["epoch_traffic"] else text
+    text = format_quantity(row["bytes_per_iteration"], "B") + (f" ({defaults})" if defaults else "")
+    epoch = format_quantity(row["bytes_per_epoch"], "B")
+    return f"{text}; an epoch {epoch}" if row["epoch_traffic"] else text
+
+
+def _echo_parameters(parameters: Sequence[Mapping[str, Any]]) -> None:
+    """Print parameters: type, unit, default, choices, bounds and meaning."""
+    from algorithms.algorithm import BOUNDS
+
+    for parameter in parameters:
+        kind = parameter["type"]
+        if "choices" in parameter:
+            kind = "one of " + ", ".join(json.dumps(choice) for choice in parameter["choices"])
+        unit = f" in {parameter['unit']}" if parameter["unit"] else ""
+        bounds = ((words, parameter[key]) for key, (words, _) in BOUNDS.items() if key in parameter)
+        limits = "".join(f", {words} {limit}" for words, limit in bounds)
+        default = json.dumps(parameter["default"])
+        about = f"{kind}{unit}, default {default}{limits}"
+        typer.echo(f"parameter {parameter['name']} ({about}): {parameter['meaning']}")
+
+
 @app.command()
 def codecs(
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Whose gradient to take the sizes of.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The one to describe.")] = None,
+    model: Annotated[str | None, typer.Option(help="Whose gradient to take the sizes of.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the codecs with the size of a compressed gradient: what is sent, and what theory says."""
+    """List the codecs with the size of a compressed gradient, or describe one: parameters, format, source."""
     from analysis import catalogue
     from simulator.units import format_quantity
 
+    whose = "a layer of 1000 x 1000" if model is None else model
+    if name is not None:
+        facts = catalogue.codec_facts(name, model)
+        if as_json:
+            _print_json(facts)
+            return
+        sizes = [
+            format_quantity(facts[k], "B") for k in ("wire_bytes", "theoretical_bytes", "gradient_bytes")
+        ]
+        through = "all-reduces" if facts["summable"] else "an all-gather where a mean is taken"
+        typer.echo(f"{facts['name']}: {facts['summary']}\n\n{facts['description']}\n")
+        typer.echo(f"bytes of a message: {facts['wire']} (d: its elements, of fp32), through {through}")
+        typer.echo(f"  {sizes[0]} ({sizes[1]} in theory) for the {sizes[2]} of {whose}, default parameters")
+        typer.echo(f"for: {'gradients' if facts['for_gradients_only'] else 'gradients and models'}")
+        _echo_parameters(facts["parameters"])
+        return
     found = catalogue.codecs(model)
     rows = [
         [
@@ -705,7 +749,6 @@ def codecs(
     headings = ["codec", "sent", "in theory", "ratio", "through", "what it does", "source"]
     _print_table(headings, rows, (0, 4, 5, 6), found, as_json)
     if not as_json:
-        whose = "a layer of 1000 x 1000" if model is None else model
         size = format_quantity(found[0]["gradient_bytes"], "B")
         typer.echo(f"Each with its defaults, for the gradient of {whose}: {size} in fp32, as one message.")
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NOT_REACHED = "not reached"
 NO_TARGET = "no target"
+ONE_NOT_REACHED = "not reached by 1 worker"
 
 
 def parameters(part: Part) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class Row:
             return NO_TARGET
         if self.iterations is None:
             return NOT_REACHED
-        return "1 worker: not" if self.reference_iterations is None else None
+        return ONE_NOT_REACHED if self.reference_iterations is None else None
 
 
 def measure(run: Run, reference: Run, grid: Sequence[float] = ()) -> Row:

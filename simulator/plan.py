@@ -13,9 +13,11 @@ import numpy as np
 from algorithms import WORLD, Plan
 from algorithms.algorithm import EXCHANGE
 from algorithms.codecs import compressing
+from algorithms.worker import Outline
 from simulator import faults
 from simulator.parts import BadInput
 from simulator.stragglers import Draw, Straggler
+from simulator.workload.cutting import cut
 
 if TYPE_CHECKING:
     from algorithms.worker import Worker
@@ -38,6 +40,17 @@ def seen_by_algorithm(scenario: Scenario, worker: Worker) -> Worker:
     if scenario.codec is None:
         return worker
     return compressing(worker, scenario.codec, scenario.algorithm)
+
+
+def outline(scenario: Scenario) -> Outline | None:
+    """Return the cost model that the objective stands for; None where it is as long, or there is none."""
+    cost = scenario.cost
+    if not scenario.stands_for_cost:
+        return None
+    assert scenario.objective is not None
+    buckets = cost.buckets()
+    cuts = cut(buckets, cost.parameters, scenario.objective.parameters)
+    return Outline(cost.parameters, cost.parameter_bytes, tuple(cost.shapes), buckets, cuts)
 
 
 def group_share(shares: Sequence[float] | None, members: Sequence[int], rank: int) -> float | None:

@@ -46,6 +46,7 @@ from simulator.transports import Fixed, Transport
 from simulator.update import Rule
 from simulator.variation import assign, home, hyphenated, keep_workers
 from simulator.workload import Cost, GivenCost, ModelCost
+from simulator.workload.script import TrainingScript
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -335,6 +336,17 @@ class Scenario:
     def layers(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the model's parameters: of what is really optimised, else of the cost model."""
         return self.cost.shapes if self.objective is None else self.objective.shapes
+
+    @property
+    def stands_for_cost(self) -> bool:
+        """Whether what is optimised stands for a cost model of another length, whose messages are charged.
+
+        A training script's own model is what is sent.
+        """
+        section = self.sections.workload.objective
+        if section is None or isinstance(section.build(), TrainingScript):
+            return False
+        return self.objective is not None and self.objective.parameters != self.cost.parameters
 
     @property
     def model_copies(self) -> int:
@@ -658,6 +670,12 @@ class Scenario:
                     f"{chosen.name} sends {sent} one by one",
                 )
         codec.check(self.layers)
+        if self.stands_for_cost:
+            try:
+                codec.check(self.cost.shapes)
+            except ValueError as error:
+                whose = "the model of workload.cost is meant, as its messages are charged"
+                raise BadInput("", f"{error} ({whose})") from None
 
     def _lacks(self, need: str) -> str:
         """Return what this scenario lacks of a requirement, in words; nothing if it has it."""

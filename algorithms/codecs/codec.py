@@ -13,6 +13,10 @@ and goes through all-reduces.
 Two sizes stand side by side. The wire size counts what is sent by a format that is simple to pack; the
 theoretical bits are what an ideal entropy coder would need, which is what papers quote for fp32 values.
 
+Where the model in hand stands for a cost model of another length, what is charged is not the tensor that is
+sent but the wire size of the cost model's own message, as a timing-only run sends it: most wire sizes are not
+in proportion to the number of elements.
+
 The cost of encoding and decoding is bound by memory bandwidth: it is counted in bytes touched, of the
 message and of the wire. What depends on a message's values is a pure function of tensors, so that it may run
 on a computation stream; random numbers are drawn before it.
@@ -24,8 +28,9 @@ distributed machine learning", ICDCS 2021.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+
+    from algorithms.worker import Cost, Outline
 
     Drawn: TypeAlias = NDArray[np.float64] | NDArray[np.int64] | None
 
@@ -58,6 +65,8 @@ class Message:
         Workers whose messages are averaged.
     number
         How many messages of the same part of the model there were before.
+    stands_for
+        The message of the cost model that is charged for this one, where that model is of another length.
     """
 
     elements: int
@@ -65,11 +74,26 @@ class Message:
     layers: tuple[Shape, ...] = ()
     members: int = 1
     number: int = 0
+    stands_for: Message | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the message as it is."""
         return self.elements * self.itemsize
+
+    @property
+    def sized(self) -> Message:
+        """The message whose size is charged: the one that this one stands for, else this one."""
+        return self.stands_for or self
+
+    def charged(self, size: Callable[[Message], float]) -> float | None:
+        """Return the size that is charged; None where it is that of the tensor itself."""
+        return None if self.stands_for is None else size(self.stands_for)
+
+    def cost(self, size: Callable[[Message], float]) -> Cost:
+        """Return what a computation on this message is charged, by the bytes that it touches of one."""
+        nbytes = size(self.sized)
+        return {"nbytes": nbytes, "charged": None if self.stands_for is None else nbytes}
 
     @property
     def spans(self) -> tuple[tuple[int, int, Shape], ...]:
@@ -96,6 +120,17 @@ def within(layers: Sequence[Shape], low: int, high: int) -> tuple[Shape, ...]:
             found += [shape] if last - first == end - start else _cut(shape, first - start, last - start)
         start = end
     return tuple(found)
+
+
+def stood_for(message: Message, outline: Outline | None, place: tuple[int, int] | None) -> Message:
+    """Return a message with the one that it stands for, which is a slice of the cost model."""
+    if outline is None or place is None:
+        return message
+    low, high = place
+    larger = dataclasses.replace(
+        message, elements=high - low, itemsize=outline.itemsize, layers=within(outline.layers, low, high)
+    )
+    return dataclasses.replace(message, stands_for=larger)
 
 
 def _cut(shape: Shape, low: int, high: int) -> list[Shape]:

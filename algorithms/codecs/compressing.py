@@ -23,16 +23,21 @@ waits for the messages and decodes, and is the handle that the algorithm awaits.
 computations that were started before it: where all buckets of a gradient are under way, the first is encoded
 when the last has been computed.
 
+Where the model in hand stands for a cost model of another length, each message is charged as the one of the
+cost model that it stands for: bucket for bucket, and for other slices at the same fractions. A bucket that
+has no element in hand is a message all the same then, without values.
+
 The state of an update rule is no model and goes uncompressed, as do sums and maxima.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
-from algorithms.codecs.codec import Codec, Message, as_tensor, within
+from algorithms.codecs.codec import Codec, Message, as_tensor, stood_for, within
 from algorithms.codecs.gossiping import Gossiping
 from algorithms.codecs.pushing import PURPOSE, Pushing
 from algorithms.phantom import Phantom
@@ -45,6 +50,9 @@ if TYPE_CHECKING:
 
 Sends = Literal["gradients", "models"]
 """What the means of an algorithm carry."""
+
+Slice = tuple[int, int]
+"""[low, high) of a flat vector."""
 
 
 def compressing(worker: Worker, codec: Codec, algorithm: Algorithm) -> Worker:
@@ -104,8 +112,10 @@ class Compressing:
         self._worker = worker
         self._codec = codec
         self._sends = sends
-        self._parts: dict[tuple[int, int], Part] = {}
+        self._outline = worker.outline
+        self._parts: dict[tuple[Slice, Slice | None], Part] = {}
         self._unsent = 0
+        self._buckets: deque[tuple[Slice, Slice]] = deque()
         self._anchor: Tensor | None = None
         self._rule_state: Tensor | None = None
         self._turn: Handle[Any] | None = None
@@ -117,19 +127,21 @@ class Compressing:
 
     def gradient(self, x: Tensor) -> Handle[Tensor]:
         """Start a gradient, all of which the next mean carries."""
-        self._unsent = len(x)
+        self._begin(x)
         return self._worker.gradient(x)
 
     def gradient_buckets(self, x: Tensor) -> Sequence[Handle[Tensor]]:
         """Start a gradient in slices, which the next means carry one by one, the last parameters first."""
-        self._unsent = len(x)
+        self._begin(x)
+        if self._outline is not None:
+            self._buckets.extend(zip(self._outline.cuts, self._outline.buckets, strict=True))
         return self._worker.gradient_buckets(x)
 
     def evaluate(
         self, function: Callable[..., Any], *tensors: Tensor, gradients: float = 1.0, iterations: int = 1
     ) -> Handle[Any]:
         """Start an evaluation at the first tensor, whose result the next mean carries."""
-        self._unsent = len(tensors[0])
+        self._begin(tensors[0])
         return self._worker.evaluate(function, *tensors, gradients=gradients, iterations=iterations)
 
     @property
@@ -138,7 +150,23 @@ class Compressing:
         self._rule_state = self._worker.rule_state
         return self._rule_state
 
-    def _place(self, x: Tensor) -> tuple[int, int]:
+    def _begin(self, x: Tensor) -> None:
+        """Note that the next means carry a gradient at ``x``."""
+        self._unsent = len(x)
+        self._buckets.clear()
+
+    def _place(self, x: Tensor) -> tuple[Slice, Slice | None]:
+        """Return the slice of the model that a message is, and the slice of the cost model it stands for."""
+        place = self._own_place(x)
+        if self._outline is None:
+            return place, None
+        while self._buckets:
+            own, bucket = self._buckets.popleft()
+            if own == place:
+                return place, bucket
+        return place, self._outline.stood_for(*place)
+
+    def _own_place(self, x: Tensor) -> Slice:
         """Return the slice of the model that a message is."""
         if self._sends == "models":
             return 0, len(x)
@@ -154,7 +182,7 @@ class Compressing:
 
     def all_reduce(self, x: Tensor, op: Reduction = "mean", group: str = WORLD) -> Handle[Tensor]:
         """Start an all-reduce; a mean over all workers is compressed."""
-        if op != "mean" or x is self._rule_state or not len(x):
+        if op != "mean" or x is self._rule_state or not (len(x) or self._outline):
             return self._exactly(group, lambda copy: self._worker.all_reduce(copy, op, group), x)
         if group != WORLD:
             raise ValueError(
@@ -162,9 +190,10 @@ class Compressing:
             )
         place = self._place(x)
         if place not in self._parts:
-            self._parts[place] = Part(within(self._worker.layers, *place))
+            self._parts[place] = Part(within(self._worker.layers, *place[0]))
         part = self._parts[place]
-        message = Message(len(x), x.itemsize, part.layers, self._worker.world_size, part.number)
+        alone = Message(len(x), x.itemsize, part.layers, self._worker.world_size, part.number)
+        message = stood_for(alone, self._outline, place[1])
         part.number += 1
         compressed = self._summed if self._codec.summable else self._gathered
         return compressed(x.clone(), message, part)
@@ -220,21 +249,26 @@ class Compressing:
         agreed: Tensor | None = None
         if codec.agrees:
             x, scales = await worker.compute(
-                lambda y: _agreeing(codec, y, message), x, nbytes=codec.agree_bytes(message)
+                lambda y: _agreeing(codec, y, message),
+                x,
+                **message.cost(codec.agree_bytes),
             )
-            agreed = await worker.all_reduce(scales, "max")
+            charged = message.charged(lambda sized: codec.agreed_elements(sized) * sized.itemsize)
+            agreed = await worker.all_reduce(scales, "max", charged=charged)
         known = () if agreed is None else (agreed,)
 
         def compressed(y: Any, *others: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
             if isinstance(y, Phantom):
                 return Phantom((codec.wire_bytes(message),), 1), ()
+            if not len(y):
+                return y, ()
             scales, memory = (others[0], others[1:]) if codec.agrees else (None, others)
             return codec.compress(y, memory, message, drawn, scales)
 
         wire, part.memory = await worker.compute(
-            compressed, x, *known, *part.memory, nbytes=codec.encode_bytes(message)
+            compressed, x, *known, *part.memory, **message.cost(codec.encode_bytes)
         )
-        return worker.all_gather(wire), agreed
+        return worker.all_gather(wire, charged=message.charged(codec.wire_bytes)), agreed
 
     async def _decode(
         self,
@@ -251,6 +285,9 @@ class Compressing:
         def mean(*arrived: Any) -> Tensor:
             if isinstance(arrived[0], Phantom):
                 return Phantom((message.elements,), message.itemsize)
+            if not message.elements:
+                nothing: Tensor = arrived[0]
+                return nothing
             # Each worker's own draws are not known to the others; decoding uses only those drawn alike.
             total = codec.decode(arrived[0], message, dtype, drawn, cast(Any, agreed))
             for wire in arrived[1:]:
@@ -258,12 +295,12 @@ class Compressing:
             return total / len(arrived)
 
         return await self._anchored(
-            await self._worker.compute(mean, *wires, nbytes=codec.decode_bytes(message))
+            await self._worker.compute(mean, *wires, **message.cost(codec.decode_bytes))
         )
 
     def _drawn(self, x: Tensor, message: Message) -> Drawn:
         """Return a message's random numbers, drawn when it is called, so that the order is the calls'."""
-        if isinstance(x, Phantom):
+        if isinstance(x, Phantom) or not len(x):
             return None
         return self._codec.draw(message, self._worker.random(PURPOSE, self._codec.draws_alike))
 
@@ -297,6 +334,8 @@ class Compressing:
         codec = cast("PowerSGD", self._codec)
         if isinstance(x, Phantom):
             part.start = Phantom((codec.second_elements(message),), message.itemsize)
+        elif not len(x):
+            part.start = x
         elif part.start is None or not codec.warm_start:
             drawn = codec.draw(message, self._worker.random(PURPOSE, shared=True))
             part.start = as_tensor(drawn).to(x.device, x.dtype)
@@ -325,20 +364,28 @@ class Compressing:
         def first(y: Any, factor: Any, *memory: Any) -> tuple[Tensor, Tensor]:
             if isinstance(y, Phantom):
                 return y, Phantom((codec.first_elements(message),), message.itemsize)
+            if not len(y):
+                return y, y
             corrected = codec.corrected(y, memory)
             return corrected, codec.first(corrected, factor, message)
 
         def second(y: Any, mean: Any) -> tuple[Tensor, Tensor]:
             if isinstance(y, Phantom):
                 return mean, Phantom((codec.second_elements(message),), message.itemsize)
+            if not len(y):
+                return mean, y
             return codec.second(y, mean, message)
 
-        half = codec.encode_bytes(message) / 2
-        corrected, given = await worker.compute(first, x, q, *part.memory, nbytes=half)
-        mean_first = await worker.all_reduce(given)
-        p, given = await worker.compute(second, corrected, mean_first, nbytes=half)
+        def half(sized: Message) -> float:
+            return codec.encode_bytes(sized) / 2
+
+        cost = message.cost(half)
+        corrected, given = await worker.compute(first, x, q, *part.memory, **cost)
+        mean_first = await worker.all_reduce(given, charged=message.charged(codec.first_bytes))
+        p, given = await worker.compute(second, corrected, mean_first, **cost)
         # Where there is no matrix, there is no second factor.
-        reducing = worker.all_reduce(given) if len(given) else None
+        second_bytes = message.charged(codec.second_bytes)
+        reducing = worker.all_reduce(given, charged=second_bytes) if len(given) or second_bytes else None
         return Projection(corrected, mean_first, p, given, reducing)
 
     async def _rebuild(
@@ -349,13 +396,13 @@ class Compressing:
         mean_second = given if reducing is None else await reducing
 
         def rebuilt(y: Any, first: Any, left: Any, right: Any, fresh: Any) -> tuple[Tensor, Tensor, Tensor]:
-            if isinstance(y, Phantom):
+            if isinstance(y, Phantom) or not len(y):
                 return y, y, right
             output, error = codec.rebuilt(y, first, left, right, message)
             return output, error, codec.renewed(right, fresh, message)
 
         output, error, part.factor = await self._worker.compute(
-            rebuilt, corrected, mean_first, p, mean_second, begun, nbytes=codec.decode_bytes(message)
+            rebuilt, corrected, mean_first, p, mean_second, begun, **message.cost(codec.decode_bytes)
         )
         part.memory = (error,)
         return await self._anchored(output)
@@ -381,4 +428,6 @@ def _agreeing(codec: Codec, x: Any, message: Message) -> tuple[Tensor, Tensor]:
     """Let a codec say what it encodes and what all shall agree on, or the outlines of both."""
     if isinstance(x, Phantom):
         return x, Phantom((codec.agreed_elements(message),), message.itemsize)
+    if not len(x):
+        return x, x
     return codec.agree(x, message)

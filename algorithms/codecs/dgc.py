@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from algorithms.algorithm import parameter
 from algorithms.codecs.codec import Codec, Message
-from algorithms.codecs.topk import check_density, dense, kept, largest, sparse, sparse_bits, sparse_bytes
+from algorithms.codecs.topk import dense, kept, largest, sparse, sparse_bits, sparse_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -44,18 +44,26 @@ class DGC(Codec):
 
     gradients_only: ClassVar[bool] = True
 
-    density: float = parameter(0.001, "part of a message that is sent after the warm-up")
+    density: float = parameter(
+        0.001, "part of a message that is sent after the warm-up", above=0.0, maximum=1.0
+    )
     momentum: float = parameter(0.9, "momentum before the selection (m)", minimum=0.0)
-    clip: float = parameter(0.0, "largest norm of the mean gradient (C); 0: no clipping", minimum=0.0)
+    clip: float = parameter(
+        0.0, "largest norm of the mean gradient (C); 0: no clipping", unit="the gradient's unit", minimum=0.0
+    )
     masking: bool = parameter(True, "forget the momentum of coordinates that are sent")
-    warm_up: tuple[float, ...] = parameter((0.25, 0.063, 0.015, 0.004), "densities of the warm-up's stages")
-    stage: int = parameter(0, "iterations of each stage of the warm-up; 0: no warm-up", minimum=0)
+    warm_up: tuple[float, ...] = parameter(
+        (0.25, 0.063, 0.015, 0.004), "densities of the warm-up's stages, each above 0 and at most 1"
+    )
+    stage: int = parameter(
+        0, "length of each stage of the warm-up; 0: no warm-up", unit="iterations", minimum=0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_density("DGC", "density", self.density)
         for density in self.warm_up:
-            check_density("DGC", "a warm-up density", density)
+            if not 0 < density <= 1:
+                raise ValueError(f"DGC: a warm-up density must be above 0 and at most 1, got {density!r}")
 
     @property
     def feeds_back(self) -> bool:

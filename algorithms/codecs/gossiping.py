@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from algorithms.codecs import single
-from algorithms.codecs.codec import Codec, Message
+from algorithms.codecs.codec import Codec, Message, stood_for
 from algorithms.codecs.pushing import PURPOSE
 from algorithms.phantom import Phantom
 from algorithms.worker import Handle, Tensor, Worker
@@ -49,7 +49,11 @@ class Gossiping:
     def exchange(self, x: Tensor) -> Handle[Mapping[int, Tensor]]:
         """Start sending ``x`` to the neighbours; the mapping that comes holds this worker's own rank too."""
         worker, codec = self._worker, self._codec
-        message = Message(len(x), x.itemsize, tuple(worker.layers), number=self._number)
+        alone, outline = (
+            Message(len(x), x.itemsize, tuple(worker.layers), number=self._number),
+            worker.outline,
+        )
+        message = stood_for(alone, outline, None if outline is None else (0, outline.elements))
         self._number += 1
         drawn = None
         if not isinstance(x, Phantom):
@@ -68,9 +72,10 @@ class Gossiping:
         def compressed(y: Any) -> Tensor:
             return single.encoded(codec, y, message, drawn, None)[0]
 
-        nbytes = single.encode_bytes(codec, message, feedback=False)
-        wire = await self._worker.compute(compressed, x, nbytes=nbytes)
-        return wire, self._worker.exchange(wire)
+        cost = message.cost(lambda m: single.encode_bytes(codec, m, feedback=False))
+        wire = await self._worker.compute(compressed, x, **cost)
+        charged = message.charged(lambda sized: single.wire_bytes(codec, sized))
+        return wire, self._worker.exchange(wire, charged=charged)
 
     async def _decode(
         self,
@@ -88,6 +93,6 @@ class Gossiping:
         def differences(*arrived: Any) -> tuple[Tensor, ...]:
             return tuple(factor * single.decoded(codec, one, message, dtype, drawn) for one in arrived)
 
-        nbytes = len(ranks) * single.decode_bytes(codec, message)
-        found = await worker.compute(differences, *(wires[rank] for rank in ranks), nbytes=nbytes)
+        cost = message.cost(lambda m: len(ranks) * single.decode_bytes(codec, m))
+        found = await worker.compute(differences, *(wires[rank] for rank in ranks), **cost)
         return dict(zip(ranks, found, strict=True))

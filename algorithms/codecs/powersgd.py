@@ -15,10 +15,6 @@ averaged as it is. ``matrices: square`` takes the whole message as one near-squa
 with zeros, as torch's ``batched_powerSGD_hook`` does: it needs no layers, sends less and loses more. Every
 matrix is compressed, also where that does not pay.
 
-Where the objective stands for a larger cost model, the factors are charged in proportion to the numbers of
-parameters, as all messages are, although those of the larger model would be relatively smaller. A
-timing-only run takes the cost model's own matrices and has no such error.
-
 A column of P that vanishes stays zero, and its column of Q starts afresh from the first draw. Below full
 column rank, rounding noise fills the missing columns; it hardly touches P Q^T.
 
@@ -190,9 +186,17 @@ class PowerSGD(Codec):
         """Return the elements of the second all-reduce."""
         return sum(m.columns * m.rank for m in self.found(message))
 
+    def first_bytes(self, message: Message) -> int:
+        """Return the bytes of the first all-reduce."""
+        return self.first_elements(message) * message.itemsize
+
+    def second_bytes(self, message: Message) -> int:
+        """Return the bytes of the second all-reduce."""
+        return self.second_elements(message) * message.itemsize
+
     def wire_bytes(self, message: Message) -> int:
         """Return the bytes that a worker hands over to both all-reduces."""
-        return (self.first_elements(message) + self.second_elements(message)) * message.itemsize
+        return self.first_bytes(message) + self.second_bytes(message)
 
     def theoretical_bits(self, message: Message) -> float:
         """Return the bits of both factors and the rest in fp32; nothing is coded."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from algorithms.codecs import single
-from algorithms.codecs.codec import Codec, Message, within
+from algorithms.codecs.codec import Codec, Message, stood_for, within
 from algorithms.phantom import Phantom
 from algorithms.worker import MESSAGE, Handle, Tensor, Worker
 
@@ -45,6 +45,8 @@ class End:
     ----------
     low, high
         The slice.
+    stands_for
+        The slice of the cost model that is charged for it, where that model is of another length.
     number
         Messages so far, empty ones too.
     memory
@@ -55,6 +57,7 @@ class End:
 
     low: int
     high: int
+    stands_for: tuple[int, int] | None = None
     number: int = 0
     memory: tuple[Tensor, ...] = ()
     turn: Handle[Any] | None = None
@@ -89,8 +92,9 @@ class Pushing:
         """Return this worker's end of a channel; None where it carries no gradients."""
         key = sends, channel
         if key not in self._ends:
-            place = self._pushed(channel, self._elements)
-            self._ends[key] = None if place is None else End(*place)
+            place, outline = self._pushed(channel, self._elements), self._worker.outline
+            larger = None if outline is None else self._pushed(channel, outline.elements)
+            self._ends[key] = None if place is None else End(*place, larger)
         return self._ends[key]
 
     def _message(self, end: End) -> Message:
@@ -98,7 +102,8 @@ class Pushing:
         worker, number = self._worker, end.number
         end.number += 1
         layers = within(worker.layers, end.low, end.high)
-        return Message(end.high - end.low, self._nothing.itemsize, layers, worker.world_size, number)
+        alone = Message(end.high - end.low, self._nothing.itemsize, layers, worker.world_size, number)
+        return stood_for(alone, worker.outline, end.stands_for)
 
     # To a server.
 
@@ -138,9 +143,11 @@ class Pushing:
         def compressed(y: Any, *memory: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
             return single.encoded(codec, y, message, drawn, memory)
 
-        nbytes = single.encode_bytes(codec, message)
-        wire, end.memory = await worker.compute(compressed, x, *end.memory, nbytes=nbytes)
-        return (worker.send(wire, to, channel),)
+        wire, end.memory = await worker.compute(
+            compressed, x, *end.memory, **message.cost(lambda m: single.encode_bytes(codec, m))
+        )
+        charged = message.charged(lambda sized: single.wire_bytes(codec, sized))
+        return (worker.send(wire, to, channel, charged=charged),)
 
     # At a server.
 
@@ -163,8 +170,8 @@ class Pushing:
         def gradient(wire: Any) -> Tensor:
             return single.decoded(codec, wire, message, dtype, drawn)
 
-        nbytes = single.decode_bytes(codec, message)
-        decoded: Tensor = await self._worker.compute(gradient, wire, nbytes=nbytes)
+        cost = message.cost(lambda m: single.decode_bytes(codec, m))
+        decoded: Tensor = await self._worker.compute(gradient, wire, **cost)
         return decoded
 
     # Random numbers.

@@ -44,7 +44,9 @@ class QSGD(Codec):
     """Random rounding to levels of a bucket's scale."""
 
     levels: int = parameter(7, "levels above zero (s); 7 take 4 bits with the sign", minimum=1)
-    bucket: int = parameter(512, "coordinates that share a scale; 0 is the whole message", minimum=0)
+    bucket: int = parameter(
+        512, "coordinates that share a scale; 0 is the whole message", unit="coordinates", minimum=0
+    )
     scaling: Literal["norm", "max"] = parameter("norm", "scale of a bucket: its 2-norm or largest magnitude")
 
     @property
@@ -80,7 +82,7 @@ class QSGD(Codec):
         chance[: len(x)] = as_tensor(drawn).to(x.device)
         # The norm of one coordinate may round to less than its magnitude.
         level = (level + (chance.view(count, length) < fraction)).clamp_(max=self.levels)
-        codes = (level * torch.sign(rows)).view(-1)[: len(x)].to(torch.int64) + self.levels
+        codes = torch.copysign(level, rows).view(-1)[: len(x)].to(torch.int64) + self.levels
         return vectors(scale.view(-1), pack(codes, self.width))
 
     def decode(

@@ -39,7 +39,9 @@ class TernGrad(Codec):
 
     agrees: ClassVar[bool] = True
 
-    clip: float = parameter(2.5, "standard deviations at which a layer is clipped (c); 0: not", minimum=0.0)
+    clip: float = parameter(
+        2.5, "where a layer is clipped (c); 0: nowhere", unit="standard deviations", minimum=0.0
+    )
 
     def draw(self, message: Message, random: np.random.Generator) -> Drawn:
         """Return one uniform number per coordinate."""
@@ -65,7 +67,7 @@ class TernGrad(Codec):
 
         scale = self._per_element(message, agreed)
         kept = as_tensor(drawn).to(x.device) * scale < x.abs()
-        return pack((torch.sign(x) * kept).to(torch.int64) + 1, WIDTH)
+        return pack(torch.where(kept, torch.sign(x), 0.0).to(torch.int64) + 1, WIDTH)
 
     def decode(
         self,

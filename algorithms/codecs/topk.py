@@ -32,18 +32,6 @@ INDEX_BYTES = 4
 """Bytes of an index."""
 
 
-def check_density(owner: str, name: str, density: float) -> None:
-    """Refuse a density that is no part of a message.
-
-    Raises
-    ------
-    ValueError
-        One sentence.
-    """
-    if not 0 < density <= 1:
-        raise ValueError(f"{owner}: {name} must be above 0 and at most 1, got {density!r}")
-
-
 def kept(elements: int, density: float) -> int:
     """Return how many of so many coordinates a density keeps."""
     return math.ceil(density * elements)
@@ -90,12 +78,8 @@ def sparse_bits(count: int, elements: int) -> float:
 class TopK(Codec):
     """The largest coordinates, with error feedback."""
 
-    density: float = parameter(0.01, "part of a message that is sent")
+    density: float = parameter(0.01, "part of a message that is sent", above=0.0, maximum=1.0)
     error_feedback: bool = parameter(True, "add what was not sent to the next message")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_density("TopK", "density", self.density)
 
     @property
     def feeds_back(self) -> bool:
@@ -136,13 +120,9 @@ class TopK(Codec):
 class RandomK(Codec):
     """Random coordinates, with error feedback."""
 
-    density: float = parameter(0.01, "part of a message that is sent")
+    density: float = parameter(0.01, "part of a message that is sent", above=0.0, maximum=1.0)
     alike: bool = parameter(True, "all workers draw the same coordinates, so that no indices are sent")
     error_feedback: bool = parameter(True, "add what was not sent to the next message")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_density("RandomK", "density", self.density)
 
     @property
     def feeds_back(self) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from algorithms.algorithm import Plan, parameter
+from algorithms.algorithm import Plan, Setting, parameter
 from algorithms.compositional.asyvrsc import AsyVRSC, inner_part, jacobian_part, outer_part
 from algorithms.compositional.estimators import Draw, Snapshot, estimate
 from algorithms.worker import Tensor, Worker
@@ -44,6 +44,20 @@ class AsyVRSCDistributed(AsyVRSC):
     snapshot: Literal["last", "average", "random"] = parameter(
         "last", "which of an epoch's models is the next x~"
     )
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of an estimate up and of a model down, between the master and another worker."""
+        return setting.reduced(setting.model)
+
+    def epoch_traffic(self, setting: Setting) -> float:
+        """Return the bytes of an epoch's beginning: parts of G~, J~ and the mean of dF up, G~, J~, h~ down.
+
+        J~ goes down for the second estimator only. The epoch's x~, which goes down too, is made up for by
+        its last answer, which is empty.
+        """
+        ways = 2 if self.estimator == "second" else 1
+        sums = 3 * setting.inner_value + setting.model + ways * setting.jacobian_sum
+        return (setting.workers - 1) / setting.workers * sums
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to the master and back."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 WRITER = 0
 """The rank that puts an average into memory."""
+COUNT_BYTES = 4
+"""Bytes of a number that all workers sum up."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,18 @@ class AsyVRSCShared(AsyVRSC):
     )
 
     def traffic(self, setting: Setting) -> float:
-        """Return nothing: the model is in shared memory, and the sums of an epoch's beginning stay inside."""
+        """Return nothing: the model is in shared memory."""
         return 0.0
+
+    def epoch_traffic(self, setting: Setting) -> float:
+        """Return the bytes of an epoch's sums: of G~, J~ and the mean of dF, and whether all go on.
+
+        For an average also the number of reads, their sum, and a number that makes all wait.
+        """
+        counts, sums = 1, 2 * setting.inner_value + setting.jacobian_sum
+        if self.snapshot == "average":
+            counts, sums = 3, sums + setting.model
+        return setting.reduced(sums + counts * COUNT_BYTES)
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""

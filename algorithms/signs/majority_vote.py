@@ -19,14 +19,14 @@ communication efficient and fault tolerant", ICLR 2019, algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from algorithms.algorithm import Algorithm, Plan, Setting, parameter
 from algorithms.phantom import Phantom
 from algorithms.signs.bits import Tie, draw, pack, shard_elements, signs, unpack, wire_bytes
-from algorithms.worker import Tensor, Worker
+from algorithms.worker import Cost, Tensor, Worker
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -113,31 +113,43 @@ class SignSGD(Algorithm):
             taken = signs(x, self.tie, draws)
             return pack(taken if honest else -taken, self.tie, shards)
 
-        touched = x.nbytes + wire_bytes(len(x), self.tie, shards)
-        ballot: Tensor = await worker.compute(packed, x, nbytes=touched)
+        def touched(elements: int, nbytes: float) -> float:
+            return nbytes + wire_bytes(elements, self.tie, shards)
+
+        ballot: Tensor = await worker.compute(packed, x, **cost(worker, x, touched))
         return ballot
 
     async def _vote(self, worker: Worker, ballot: Tensor, x: Tensor) -> Tensor:
         """Return the vote of all workers as a vector of signs."""
-        shards = 1
+        shards = worker.world_size if self.meet == "sharded" else 1
+        each = self._charged(worker)
         if self.meet == "server":
-            sending = worker.send(ballot, SERVER, BALLOT)
+            sending = worker.send(ballot, SERVER, BALLOT, charged=each)
             wire = await worker.recv(SERVER, VOTE)
             await sending
         elif self.meet == "gather":
-            wire = await self._counted(worker, await worker.all_gather(ballot), x)
+            wire = await self._counted(worker, await worker.all_gather(ballot, charged=each), x)
         else:
-            shards = worker.world_size
             length = len(ballot) // shards
             parts = [ballot[shard * length : (shard + 1) * length] for shard in range(shards)]
-            own = await self._counted(worker, await worker.all_to_all(parts), x, worker.rank)
-            wire = joined(await worker.all_gather(own))
+            own = await self._counted(worker, await worker.all_to_all(parts, charged=each), x, worker.rank)
+            wire = joined(await worker.all_gather(own, charged=each))
 
         def unpacked(wire: Any, x: Any) -> Any:
             return unpack(wire, len(x), self.tie, x, shards)
 
-        vote: Tensor = await worker.compute(unpacked, wire, x, nbytes=x.nbytes + wire.nbytes)
+        def touched(elements: int, nbytes: float) -> float:
+            return nbytes + wire_bytes(elements, self.tie, shards)
+
+        vote: Tensor = await worker.compute(unpacked, wire, x, **cost(worker, x, touched))
         return vote
+
+    def _charged(self, worker: Worker) -> float | None:
+        """Return the bytes of a message as the cost model's; None where the model is as long."""
+        if worker.outline is None:
+            return None
+        shards = worker.world_size if self.meet == "sharded" else 1
+        return wire_bytes(worker.outline.elements, self.tie, shards) / shards
 
     async def _counted(
         self, worker: Worker, ballots: Sequence[Tensor], x: Tensor, shard: int | None = None
@@ -156,9 +168,12 @@ class SignSGD(Algorithm):
                 total += unpack(ballot, elements, self.tie, x)
             return pack(signs(total, self.tie, draws), self.tie)
 
-        # Every ballot is read, and added to a sum of whole numbers of the model's type.
-        touched = sum(ballot.nbytes for ballot in ballots) + elements * x.nbytes / len(x)
-        vote: Tensor = await worker.compute(counted, *ballots, nbytes=touched)
+        def touched(whole: int, nbytes: float) -> float:
+            """Every ballot is read, and added to a sum of whole numbers of the model's type."""
+            part = whole if shard is None else shard_elements(whole, worker.world_size)
+            return len(ballots) * wire_bytes(part, self.tie) + part * nbytes / whole
+
+        vote: Tensor = await worker.compute(counted, *ballots, **cost(worker, x, touched))
         return vote
 
     async def _serve(self, worker: Worker, x: Tensor) -> None:
@@ -170,7 +185,8 @@ class SignSGD(Algorithm):
             if not len(ballots[0]):
                 return
             vote = await self._counted(worker, ballots, x)
-            answers = [worker.send(vote, rank, VOTE) for rank in ranks]
+            charged = self._charged(worker)
+            answers = [worker.send(vote, rank, VOTE, charged=charged) for rank in ranks]
             for answer in answers:
                 await answer
 
@@ -180,6 +196,13 @@ class Signum(SignSGD):
     """signSGD with momentum before the sign."""
 
     beta: float = parameter(0.9, "momentum before the sign", minimum=0.0, below=1.0)
+
+
+def cost(worker: Worker, x: Tensor, touched: Callable[[int, float], float]) -> Cost:
+    """Return the bytes that a computation touches for a model like ``x``, by its elements and its bytes."""
+    outline = worker.outline
+    charged = None if outline is None else touched(outline.elements, outline.elements * outline.itemsize)
+    return {"nbytes": touched(len(x), x.nbytes), "charged": charged}
 
 
 def joined(parts: Sequence[Any]) -> Tensor:

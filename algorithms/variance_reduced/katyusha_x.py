@@ -12,6 +12,9 @@ between epochs: y_k+1 is the end of an epoch from
     convex:           x_k+1 = ((3k+1) y_k + (k+1) x_k - (2k-2) y_k-1) / (2k + 4)
     SVRG:             x_k+1 = y_k,   which is the first with tau = 1/2
 
+The convex form is the default, as its momentum follows from no constant of F; the strongly convex one wants
+mu, or tau itself.
+
 The theory takes m = n/b and a step size eta of min(1, b/sqrt(n)) / (2 L): larger mini-batches cut the
 sequential steps in proportion up to b = sqrt(n). Worker w holds n_w parts and draws its share of b from them
 with replacement; its sums count n_w / n. K is the same on all workers. The full gradient is no iteration; it
@@ -28,7 +31,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
-from algorithms.algorithm import Algorithm, parameter
+from algorithms.algorithm import Algorithm, Setting, parameter
 from algorithms.worker import Tensor, Worker
 
 if TYPE_CHECKING:
@@ -38,26 +41,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class KatyushaX(Algorithm):
-    """Epochs of SVRG with momentum between them."""
+class SVRG(Algorithm):
+    """Epochs of variance-reduced steps without momentum."""
 
     requires: ClassVar[frozenset[str]] = frozenset({"finite-sum"})
     model_copies: ClassVar[int] = 5
     exact_because: ClassVar[str] = (
         "its corrections are small differences of gradients, which the error of a codec would drown"
     )
-    momentum: ClassVar[Literal["refused"]] = "refused"  # it has its own, between epochs
+    momentum: ClassVar[Literal["refused"]] = "refused"  # Katyusha X has its own, between epochs
 
-    form: Literal["strongly-convex", "convex", "svrg"] = parameter(
-        "strongly-convex", "what F is, which decides the momentum; 'svrg' has none"
-    )
-    convexity: float = parameter(0.0, "mu of a strongly convex F, from which tau follows", minimum=0.0)
-    tau: float = parameter(
-        0.5, "momentum of the strongly convex form where mu is not given; 0.5 is SVRG", above=0.0, maximum=0.5
-    )
     inner: int = parameter(0, "mean steps of an epoch (m); 0 for n/b", minimum=0)
     lengths: Literal["geometric", "fixed"] = parameter("geometric", "how the steps of an epoch are drawn")
     l1: float = parameter(0.0, "weight of |x|_1, which is psi", minimum=0.0)
+
+    def epoch_traffic(self, setting: Setting) -> float:
+        """Return the bytes of the full gradient's all-reduce, once in m iterations."""
+        return setting.reduced(setting.model)
 
     async def run(self, worker: Worker) -> None:
         """Train on one worker."""
@@ -77,18 +77,7 @@ class KatyushaX(Algorithm):
         self, worker: Worker, epoch: int, start: Tensor, end: Tensor, last_end: Tensor, mean_steps: int
     ) -> Tensor:
         """Return where the next epoch starts: x_k+1 from x_k, y_k and y_k-1."""
-        k = epoch
-        if self.form == "svrg":
-            return end
-        if self.form == "convex":
-            total = 2 * k + 4
-            coefficients = ((3 * k + 1) / total, (k + 1) / total, -(2 * k - 2) / total)
-        else:
-            tau = self.tau
-            if self.convexity:
-                tau = min(0.5, math.sqrt(mean_steps * worker.step_size * self.convexity) / 2)
-            coefficients = (1.5 / (1 + tau), 0.5 / (1 + tau), -(1 - tau) / (1 + tau))
-        return await worker.combine(*zip(coefficients, (end, start, last_end), strict=True))
+        return end
 
     async def _epoch(self, worker: Worker, problem: FiniteSum, start: Tensor, steps: int) -> Tensor:
         """Return the end of an epoch of SVRG; it ends early where the budget does."""
@@ -130,10 +119,46 @@ class KatyushaX(Algorithm):
 
 
 @dataclass(frozen=True)
-class SVRG(KatyushaX):
-    """Epochs of variance-reduced steps without momentum."""
+class KatyushaX(SVRG):
+    """Epochs of SVRG with momentum between them."""
 
-    form: Literal["strongly-convex", "convex", "svrg"] = parameter("svrg", "no momentum between epochs")
+    form: Literal["strongly-convex", "convex"] = parameter(
+        "convex", "what F is, which decides the momentum; the convex one needs no constant of F"
+    )
+    convexity: float = parameter(0.0, "mu of a strongly convex F, from which tau follows", minimum=0.0)
+    tau: float = parameter(
+        0.0,
+        "momentum of the strongly convex form where mu is not given; 0.5 is SVRG, 0 is not given",
+        minimum=0.0,
+        maximum=0.5,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = bool(self.convexity or self.tau)
+        if self.form == "strongly-convex" and not given:
+            raise ValueError(
+                "KatyushaX: the momentum of the strongly-convex form follows from convexity (mu) or tau, and "
+                "neither is given"
+            )
+        if self.form == "convex" and given:
+            key = "convexity" if self.convexity else "tau"
+            raise ValueError(f"KatyushaX: {key} is for form: strongly-convex; the convex form takes none")
+
+    async def extrapolated(
+        self, worker: Worker, epoch: int, start: Tensor, end: Tensor, last_end: Tensor, mean_steps: int
+    ) -> Tensor:
+        """Return where the next epoch starts: x_k+1 from x_k, y_k and y_k-1."""
+        k = epoch
+        if self.form == "convex":
+            total = 2 * k + 4
+            coefficients = ((3 * k + 1) / total, (k + 1) / total, -(2 * k - 2) / total)
+        else:
+            tau = self.tau
+            if self.convexity:
+                tau = min(0.5, math.sqrt(mean_steps * worker.step_size * self.convexity) / 2)
+            coefficients = (1.5 / (1 + tau), 0.5 / (1 + tau), -(1 - tau) / (1 + tau))
+        return await worker.combine(*zip(coefficients, (end, start, last_end), strict=True))
 
 
 def drawn(worker: Worker, problem: FiniteSum) -> torch.Tensor:

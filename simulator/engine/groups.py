@@ -87,8 +87,18 @@ class Group:
     def __len__(self) -> int:
         return len(self._ranks)
 
-    def join(self, worker: VirtualWorker, operation: Operation, what: What, given: Sequence[Tensor]) -> None:
-        """Let a member call the group's next collective with the tensor, or the parts, that it gives."""
+    def join(
+        self,
+        worker: VirtualWorker,
+        operation: Operation,
+        what: What,
+        given: Sequence[Tensor],
+        charged: float | None = None,
+    ) -> None:
+        """Let a member call the group's next collective with the tensor, or the parts, that it gives.
+
+        Each is charged as so many bytes, or as what it stands for in the cost model.
+        """
         position = self._position.get(worker.rank)
         if position is None:
             raise faults.not_a_member(worker.rank, self.name, self._ranks)
@@ -104,7 +114,8 @@ class Group:
         meeting = self._open.get(index)
         if meeting is None:
             meeting = self._open[index] = Meeting(what, signature, worker.rank, self._ranks)
-            nbytes = worker.charged_bytes(given[0]) * (1 if what in ALL_REDUCE else len(self._ranks))
+            each = worker.charged_bytes(given[0]) if charged is None else float(charged)
+            nbytes = each * (1 if what in ALL_REDUCE else len(self._ranks))
             meeting.pending = Pending(nbytes, functools.partial(self._deliver, meeting), self._latest)
             self._latest = meeting.pending
         elif meeting.signature != signature:
@@ -263,12 +274,14 @@ class Mailbox:
         self._advance()
 
 
-def send(worker: VirtualWorker, operation: Operation, x: Tensor, mailbox: Mailbox) -> None:
-    """Hand in a message whose arrival ends the sender's operation."""
-    to, nbytes = (
-        mailbox.destination,
-        worker.charged_bytes(x) if mailbox.destination != mailbox.source else 0.0,
-    )
+def send(
+    worker: VirtualWorker, operation: Operation, x: Tensor, mailbox: Mailbox, charged: float | None = None
+) -> None:
+    """Hand in a message whose arrival ends the sender's operation; to itself it is free."""
+    to = mailbox.destination
+    nbytes = 0.0
+    if to != mailbox.source:
+        nbytes = worker.charged_bytes(x) if charged is None else float(charged)
 
     def arrived() -> None:
         worker.bytes_sent += nbytes
@@ -308,6 +321,8 @@ class Exchange:
         What goes to every out-neighbour.
     mailboxes
         The channels out and in, by rank of the neighbour, ascending.
+    charged
+        The bytes that it counts to each; None for what it stands for in the cost model.
     """
 
     def __init__(
@@ -316,6 +331,7 @@ class Exchange:
         operation: Operation,
         x: Tensor,
         mailboxes: tuple[dict[int, Mailbox], dict[int, Mailbox]],
+        charged: float | None = None,
     ) -> None:
         outgoing, incoming = mailboxes
         self._worker = worker
@@ -328,7 +344,7 @@ class Exchange:
         self._to_send = len(outgoing)
         self._last_call = operation.since
         self._last_rank = -1
-        nbytes = worker.charged_bytes(x)
+        nbytes = worker.charged_bytes(x) if charged is None else float(charged)
         self._sent = nbytes * len(outgoing)
         self._elements = x.numel()
         operation.missing = lambda: [rank for rank in self._sources if rank not in self._received]

@@ -30,7 +30,7 @@ from simulator.engine.worker import Operation, Task, VirtualWorker
 from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
 from simulator.patterns import Kind
-from simulator.plan import group_share, jitter, neighbours, oracle, planned, seen_by_algorithm
+from simulator.plan import group_share, jitter, neighbours, oracle, outline, planned, seen_by_algorithm
 from simulator.run import Progress, Run
 from simulator.scenario import Scenario
 from simulator.tuning import best_of, single_steps
@@ -133,6 +133,7 @@ class Simulation:
         self._objective = scenario.objective
         self.elements = self._objective.parameters if self._objective else scenario.cost.parameters
         self.bounds = cut(scenario.cost.buckets(), scenario.cost.parameters, self.elements)
+        self.outline = outline(scenario)
         self.step_time = functools.cache(scenario.cost.gradient_seconds)
         self.pool = self._evaluation()
         stop_early = scenario.sections.budget.stop == "target"

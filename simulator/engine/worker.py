@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from simpy.events import NORMAL, PENDING
 
 from algorithms.phantom import Phantom
-from algorithms.worker import MESSAGE, WORLD, Reduction, Tensor
+from algorithms.worker import MESSAGE, WORLD, Outline, Reduction, Tensor
 from simulator import faults
 from simulator.engine.evaluation import DeferredPart
 from simulator.engine.groups import Exchange, What, receive, send
@@ -322,6 +322,11 @@ class VirtualWorker:
         return self._simulation.scenario.layers
 
     @property
+    def outline(self) -> Outline | None:
+        """The cost model that the objective stands for."""
+        return self._simulation.outline
+
+    @property
     def problem(self) -> Any:
         """What is optimised."""
         return None if self._oracle is None else self._oracle.problem
@@ -412,9 +417,12 @@ class VirtualWorker:
             value = combination(terms)
         return self._compute("combine", self._pass_seconds(len(terms) + 1, value), value)
 
-    def compute(self, function: Callable[..., Any], *tensors: Tensor, nbytes: float) -> Operation:
+    def compute(
+        self, function: Callable[..., Any], *tensors: Tensor, nbytes: float, charged: float | None = None
+    ) -> Operation:
         """Start a computation that moves so many bytes."""
-        seconds = self._cost.pass_seconds(self._device, nbytes * self._byte_factor) * self._slowdown
+        moved = nbytes * self._byte_factor if charged is None else charged
+        seconds = self._cost.pass_seconds(self._device, moved) * self._slowdown
         return self._compute("compute", seconds, function(*tensors))
 
     def access(self, name: str, x: Tensor, vectors: int, access: Reading | Writing) -> Operation:
@@ -429,8 +437,9 @@ class VirtualWorker:
     def charged_bytes(self, x: Tensor) -> float:
         """Return the bytes that a tensor stands for in the cost model.
 
-        Elements of the objective's own type are charged as parameters of the cost model, any others (an
-        encoded message) by their own size, in proportion to the numbers of parameters.
+        Elements of the objective's own type are charged as parameters of the cost model, any others by their
+        own size, in proportion to the numbers of parameters. Messages of packed bits say themselves what
+        they are charged as.
         """
         if isinstance(x, Phantom):
             return float(x.nbytes)
@@ -506,29 +515,35 @@ class VirtualWorker:
 
     # Communication.
 
-    def all_reduce(self, x: Tensor, op: Reduction = "mean", group: str = WORLD) -> Operation:
+    def all_reduce(
+        self, x: Tensor, op: Reduction = "mean", group: str = WORLD, charged: float | None = None
+    ) -> Operation:
         """Start an all-reduce over a declared group."""
-        return self._collective("all_reduce", group, op, (x,))
+        return self._collective("all_reduce", group, op, (x,), charged)
 
-    def all_gather(self, x: Tensor, group: str = WORLD) -> Operation:
+    def all_gather(self, x: Tensor, group: str = WORLD, charged: float | None = None) -> Operation:
         """Start gathering every member's tensor."""
-        return self._collective("all_gather", group, "all_gather", (x,))
+        return self._collective("all_gather", group, "all_gather", (x,), charged)
 
-    def all_to_all(self, parts: Sequence[Tensor], group: str = WORLD) -> Operation:
+    def all_to_all(
+        self, parts: Sequence[Tensor], group: str = WORLD, charged: float | None = None
+    ) -> Operation:
         """Start sending a part to every member."""
-        return self._collective("all_to_all", group, "all_to_all", parts)
+        return self._collective("all_to_all", group, "all_to_all", parts, charged)
 
-    def _collective(self, name: str, group: str, what: What, given: Sequence[Tensor]) -> Operation:
+    def _collective(
+        self, name: str, group: str, what: What, given: Sequence[Tensor], charged: float | None = None
+    ) -> Operation:
         found = self._simulation.group(group, self.rank)
         operation = Operation(self, name, found.title)
-        found.join(self, operation, what, given)
+        found.join(self, operation, what, given, charged)
         return operation
 
-    def send(self, x: Tensor, to: int, channel: str = MESSAGE) -> Operation:
+    def send(self, x: Tensor, to: int, channel: str = MESSAGE, charged: float | None = None) -> Operation:
         """Start sending a message."""
         mailbox = self._simulation.mailbox(self.rank, self.rank, to, channel)
         operation = Operation(self, "send", f"channel '{channel}'")
-        send(self, operation, x, mailbox)
+        send(self, operation, x, mailbox, charged)
         return operation
 
     def recv(self, source: int, channel: str = MESSAGE) -> Operation:
@@ -538,10 +553,10 @@ class VirtualWorker:
         receive(self, operation, mailbox)
         return operation
 
-    def exchange(self, x: Tensor) -> Operation:
+    def exchange(self, x: Tensor, charged: float | None = None) -> Operation:
         """Start sending to every out-neighbour and receiving from every in-neighbour."""
         operation = Operation(self, "exchange")
-        Exchange(self, operation, x, self._simulation.mailboxes(self.rank))
+        Exchange(self, operation, x, self._simulation.mailboxes(self.rank), charged)
         return operation
 
     def record(

@@ -111,9 +111,10 @@ class Pacer:
         charged = nbytes / x.nbytes * self._charge(x) if x.nbytes else 0.0
         return self._course(self._cost.pass_seconds(self._device, charged), self._slowdown)
 
-    def charged(self, nbytes: float) -> Course:
-        """Return the course of a computation that moves so many bytes of the objective."""
-        seconds = self._cost.pass_seconds(self._device, nbytes * self._charge.byte_factor)
+    def charged(self, nbytes: float, charged: float | None = None) -> Course:
+        """Return the course of a computation that moves so many bytes of the objective, or of the cost."""
+        moved = nbytes * self._charge.byte_factor if charged is None else charged
+        seconds = self._cost.pass_seconds(self._device, moved)
         return self._course(seconds, self._slowdown)
 
     def _course(self, seconds: float, factor: float) -> Course:
@@ -201,8 +202,9 @@ class Course:
 class Charge:
     """The bytes of the cost model that a tensor of the objective stands for, as on the virtual clock.
 
-    Elements of the objective's own type are charged as parameters of the cost model, any others (an encoded
-    message) by their own size, in proportion to the numbers of parameters.
+    Elements of the objective's own type are charged as parameters of the cost model, any others by their own
+    size, in proportion to the numbers of parameters. Messages of packed bits say themselves what they are
+    charged as.
     """
 
     def __init__(self, scenario: Scenario) -> None:

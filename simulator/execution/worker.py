@@ -25,7 +25,7 @@ import torch
 
 from algorithms import WORLD, Algorithm, Reduction
 from algorithms.algorithm import EXCHANGE
-from algorithms.worker import MESSAGE, Handle, SharedTensor, Tensor
+from algorithms.worker import MESSAGE, Handle, Outline, SharedTensor, Tensor
 from simulator import faults, numerics, plan
 from simulator.execution.communicator import Communicator
 from simulator.execution.device import Cpu, Side
@@ -139,11 +139,7 @@ class WallWorker:
         execution = scenario.execution
         paced = execution.compute == "emulated" or execution.stragglers == "injected"
         self._pacer = Pacer(scenario, rank) if paced else None
-        self._charge: Callable[[torch.Tensor], float] = _own_bytes
-        if execution.payload == "cost":
-            self._charge = Charge(scenario)
-            if communicator is not None:
-                self._communicator = PaddedCommunicator(communicator, self._charge)
+        self._charge = Charge(scenario) if execution.payload == "cost" else None
         self._one_order = communicator is not None and communicator.one_order
         self._computing: dict[int, tuple[float, str]] = {}
         self._computations: list[Span] = []
@@ -178,6 +174,13 @@ class WallWorker:
     def layers(self) -> Sequence[tuple[int, ...]]:
         """Shapes of the model's parameters."""
         return self._scenario.layers
+
+    @functools.cached_property
+    def outline(self) -> Outline | None:
+        """The cost model that the objective stands for; None where nothing is charged as the cost model's."""
+        execution = self._scenario.execution
+        charges = execution.payload == "cost" or execution.compute == "emulated"
+        return plan.outline(self._scenario) if charges else None
 
     @property
     def graph(self) -> nx.Graph[int] | None:
@@ -309,9 +312,11 @@ class WallWorker:
         copies = [(coefficient, _values(tensor).clone()) for coefficient, tensor in terms]
         return self._compute("combine", lambda: numerics.combination(copies), course)
 
-    def compute(self, function: Callable[..., Any], *tensors: Tensor, nbytes: float) -> Handle[Any]:
-        """Start ``function(*tensors)``; ``nbytes`` counts only where compute is emulated."""
-        course = None if self._pacer is None else self._pacer.charged(nbytes)
+    def compute(
+        self, function: Callable[..., Any], *tensors: Tensor, nbytes: float, charged: float | None = None
+    ) -> Handle[Any]:
+        """Start ``function(*tensors)``; bytes count only where compute is emulated."""
+        course = None if self._pacer is None else self._pacer.charged(nbytes, charged)
         copies = [_values(tensor).clone() for tensor in tensors]
         return self._compute("compute", lambda: function(*copies), course)
 
@@ -379,7 +384,9 @@ class WallWorker:
 
     # Its messages.
 
-    def all_reduce(self, x: Tensor, op: Reduction = "mean", group: str = WORLD) -> Handle[Tensor]:
+    def all_reduce(
+        self, x: Tensor, op: Reduction = "mean", group: str = WORLD, charged: float | None = None
+    ) -> Handle[Tensor]:
         """Start an all-reduce of ``x`` over a declared group."""
         members = self._members(group)
         share = plan.group_share(self._scenario.shares, members, self._rank) if op == "mean" else None
@@ -389,24 +396,30 @@ class WallWorker:
 
         def work() -> torch.Tensor:
             if count > 1:
-                self._communicating().all_reduce(part, op, group)
+                self._communicating(charged).all_reduce(part, op, group)
             return numerics.finished_mean(part, count, share) if op == "mean" else part
 
-        nbytes = 2 * (count - 1) / count * self._charge(part)
+        nbytes = 2 * (count - 1) / count * self._counted(part, charged)
         return self._collective("all_reduce", group, work, nbytes, _signature(op, part))
 
-    def all_gather(self, x: Tensor, group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
+    def all_gather(
+        self, x: Tensor, group: str = WORLD, charged: float | None = None
+    ) -> Handle[tuple[Tensor, ...]]:
         """Start gathering every member's tensor, all of one length, in the group's order."""
         others = len(self._members(group)) - 1
         part = _values(x).clone()
 
         def work() -> tuple[Tensor, ...]:
-            return self._communicating().all_gather(part, group, others + 1) if others else (part,)
+            if not others:
+                return (part,)
+            return self._communicating(charged).all_gather(part, group, others + 1)
 
-        nbytes = others * self._charge(part)
+        nbytes = others * self._counted(part, charged)
         return self._collective("all_gather", group, work, nbytes, _signature("all_gather", part))
 
-    def all_to_all(self, parts: Sequence[Tensor], group: str = WORLD) -> Handle[tuple[Tensor, ...]]:
+    def all_to_all(
+        self, parts: Sequence[Tensor], group: str = WORLD, charged: float | None = None
+    ) -> Handle[tuple[Tensor, ...]]:
         """Start sending the k-th part to the k-th member, for every k; all parts are of one length."""
         members = self._members(group)
         lengths = [_values(part).numel() for part in parts]
@@ -416,9 +429,11 @@ class WallWorker:
         rows = torch.stack([_values(part) for part in parts])
 
         def work() -> tuple[Tensor, ...]:
-            return (self._communicating().all_to_all(rows, group) if len(members) > 1 else rows).unbind()
+            if len(members) == 1:
+                return rows.unbind()
+            return self._communicating(charged).all_to_all(rows, group).unbind()
 
-        nbytes = (len(members) - 1) * self._charge(rows[0])
+        nbytes = (len(members) - 1) * self._counted(rows[0], charged)
         return self._collective("all_to_all", group, work, nbytes, _signature("all_to_all", rows[0]))
 
     def _collective(
@@ -428,7 +443,7 @@ class WallWorker:
         about = f"group '{group}'"
         return self._communicate(operation, about, group, work, peers, nbytes, signature)
 
-    def send(self, x: Tensor, to: int, channel: str = MESSAGE) -> Handle[None]:
+    def send(self, x: Tensor, to: int, channel: str = MESSAGE, charged: float | None = None) -> Handle[None]:
         """Start sending ``x`` over a declared channel."""
         number = plan.channel(self._plan, self._rank, self._rank, to, channel)
         payload = _values(x).clone()
@@ -436,9 +451,8 @@ class WallWorker:
         if to == self._rank:
             # Nothing goes over the network, and nothing waits for the receiver.
             return self._message(end, lambda: self._mailbox(channel).put(payload), to, 0.0)
-        return self._message(
-            end, lambda: self._communicating().send(payload, to, number), to, self._charge(payload)
-        )
+        nbytes = self._counted(payload, charged)
+        return self._message(end, lambda: self._communicating(charged).send(payload, to, number), to, nbytes)
 
     def recv(self, source: int, channel: str = MESSAGE) -> Handle[Tensor]:
         """Start receiving the next message of a declared channel."""
@@ -455,7 +469,7 @@ class WallWorker:
     def _message(self, end: End, work: Callable[[], T], peer: int, nbytes: float) -> WallHandle[T]:
         return self._communicate(end.side, f"channel '{end.name}'", end, work, (peer,), nbytes)
 
-    def exchange(self, x: Tensor) -> Handle[Mapping[int, Tensor]]:
+    def exchange(self, x: Tensor, charged: float | None = None) -> Handle[Mapping[int, Tensor]]:
         """Start sending ``x`` to every out-neighbour and receiving from every in-neighbour."""
         sources, destinations = self._neighbours
         payload = _values(x).clone()
@@ -463,10 +477,10 @@ class WallWorker:
         def work() -> Mapping[int, Tensor]:
             if not sources and not destinations:
                 return {}
-            return self._communicating().exchange(payload, sources, destinations)
+            return self._communicating(charged).exchange(payload, sources, destinations)
 
         peers = tuple(sorted({*sources, *destinations}))
-        nbytes = len(destinations) * self._charge(payload)
+        nbytes = len(destinations) * self._counted(payload, charged)
         return self._communicate("exchange", "", EXCHANGE, work, peers, nbytes)
 
     def _members(self, group: str) -> tuple[int, ...]:
@@ -482,9 +496,18 @@ class WallWorker:
         """The in-neighbours and the out-neighbours, ascending, all of them on declared channels."""
         return plan.neighbours(self._scenario, self._plan, self._rank)
 
-    def _communicating(self) -> Communicator:
+    def _communicating(self, charged: float | None = None) -> Communicator:
+        """Return what sends a message, which is padded where it has to be as long as it is charged."""
         assert self._communicator is not None
-        return self._communicator
+        if self._charge is None:
+            return self._communicator
+        return PaddedCommunicator(self._communicator, lambda x: self._counted(x, charged))
+
+    def _counted(self, x: torch.Tensor, charged: float | None = None) -> float:
+        """Return the bytes that a message counts: its own, or where it is padded those it is charged."""
+        if self._charge is None:
+            return float(x.nbytes)
+        return self._charge(x) if charged is None else charged
 
     def _communicate(
         self,
@@ -693,10 +716,6 @@ def _values(x: Tensor) -> torch.Tensor:
 
 def _signature(what: str, x: torch.Tensor) -> faults.Signature:
     return what, x.numel(), str(x.dtype).removeprefix("torch.")
-
-
-def _own_bytes(x: torch.Tensor) -> float:
-    return float(x.nbytes)
 
 
 def _held(work: Callable[[], T], course: Course) -> T:

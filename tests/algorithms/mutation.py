@@ -27,7 +27,8 @@ How to use it: in a test file of your own, list for every module what must hold 
 must: the agreement with the recursion, and whatever else is cheap (bytes, refusals, observations). It must
 look the algorithm up when it is called, by its name: a scenario with `{"name": "local-sgd"}`, or
 `algorithm("local-sgd")`, or an import inside the function. What was imported before is the original. Modules
-of the families that import the mutant (`rounds`, `shards`, …) are imported anew and see it.
+of the families that import the mutant (`rounds`, `shards`, …) are imported anew and see it. The codecs are no
+family: their functions are changed where they are, so that a check may import them as it likes.
 
 `equivalent` lists the mutants that change nothing that could be seen, by their key, each with the reason;
 a key that no mutant has fails the tests. `python -m tests.algorithms.mutation algorithms.local.local_sgd`
@@ -214,8 +215,13 @@ def _change(node: Any) -> None:
 def applied(mutant: Mutant | None) -> Iterator[None]:
     """Let every import of the families' modules find the mutant and what is built on it.
 
-    ``None`` imports the families anew as they are.
+    ``None`` imports the families anew as they are. A module that is in no family stays the one it is, and its
+    functions do what the mutant's do.
     """
+    if mutant is not None and not _of_a_family(mutant.module):
+        with _swapped(mutant):
+            yield
+        return
     before = {name: module for name, module in sys.modules.items() if _of_a_family(name)}
     for name in before:
         del sys.modules[name]
@@ -235,7 +241,7 @@ def applied(mutant: Mutant | None) -> Iterator[None]:
 def _of_a_family(name: str) -> bool:
     """Whether a module is in a family of algorithms: a sub-package of `algorithms` other than the codecs.
 
-    Codecs are built on no algorithm, and scenarios know them by their classes.
+    Codecs are built on no algorithm, and others know them by their classes, which must stay the same.
     """
     return name.startswith("algorithms.") and name.count(".") >= 2 and name.split(".")[1] != "codecs"
 
@@ -244,13 +250,68 @@ def _install(mutant: Mutant) -> None:
     """Run a mutant's module under the original's name."""
     parent, _, last = mutant.module.rpartition(".")
     package = importlib.import_module(parent)
-    module = types.ModuleType(mutant.module)
-    file = source_of(mutant.module)[0]
-    module.__file__ = file
-    module.__package__ = parent
+    module = _outlined(mutant)
     sys.modules[mutant.module] = module
     setattr(package, last, module)
-    exec(compile(mutant.tree, file, "exec"), module.__dict__)
+    _execute(mutant, module)
+
+
+def _execute(mutant: Mutant, module: types.ModuleType) -> None:
+    exec(compile(mutant.tree, str(module.__file__), "exec"), module.__dict__)
+
+
+def _outlined(mutant: Mutant) -> types.ModuleType:
+    """Return an empty module with the original's name and file."""
+    module = types.ModuleType(mutant.module)
+    module.__file__ = source_of(mutant.module)[0]
+    module.__package__ = mutant.module.rpartition(".")[0]
+    return module
+
+
+@contextlib.contextmanager
+def _swapped(mutant: Mutant) -> Iterator[None]:
+    """Let a module's functions and constants be a mutant's, for all who have imported them."""
+    original = importlib.import_module(mutant.module)
+    changed = _outlined(mutant)
+    _execute(mutant, changed)
+    constants = {
+        name: value
+        for name, value in vars(original).items()
+        if type(value) in (int, float) and vars(changed)[name] != value
+    }
+    functions = _functions(original)
+    before = {name: _behaviour(function) for name, function in functions.items()}
+    try:
+        for name, function in _functions(changed).items():
+            _behave(functions[name], *_behaviour(function))
+        for name in constants:
+            setattr(original, name, vars(changed)[name])
+        yield
+    finally:
+        for name, function in functions.items():
+            _behave(function, *before[name])
+        for name, value in constants.items():
+            setattr(original, name, value)
+
+
+def _behaviour(function: types.FunctionType) -> tuple[Any, Any, Any]:
+    return function.__code__, function.__defaults__, function.__kwdefaults__
+
+
+def _behave(function: types.FunctionType, code: Any, defaults: Any, named: Any) -> None:
+    function.__code__, function.__defaults__, function.__kwdefaults__ = code, defaults, named
+
+
+def _functions(module: types.ModuleType) -> dict[str, types.FunctionType]:
+    """Return the functions and methods that a module's text defines, by qualified name."""
+    owners = [value for value in vars(module).values() if isinstance(value, type)]
+    members = [value for owner in (module, *owners) for value in vars(owner).values()]
+    found = [value.fget if isinstance(value, property) else value for value in members]
+    return {
+        value.__qualname__: value
+        for value in found
+        if isinstance(value, types.FunctionType) and value.__code__.co_filename == module.__file__
+    }
 
 
 class Endless(Exception):

@@ -7,6 +7,7 @@ same models.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from algorithms import Algorithm, algorithm
+from algorithms.algorithm import Setting
 from simulator.engine.simulate import simulate
 from simulator.parts import BadInput
 from simulator.run import Run
@@ -453,6 +455,19 @@ def test_bytes_of_the_distributed_form(problem: str, estimator: str, workers: in
     # An epoch's last answer to every worker is empty; the last x~ goes to all.
     down = len(others) * (epochs * (D + inner + D) + sent + D) + D * (sum(others) - epochs * len(others))
     assert list(run.bytes_sent) == pytest.approx([4.0 * down, *up])
+    # What the list of algorithms says: of every estimate, of every epoch, and at the end the last x~.
+    said = run.scenario.algorithm.traffic(Setting(workers, D)) * workers * sum(others) / max(1, len(others))
+    said += epochs_said(run, inner, epochs, kind.constant)
+    ends = 4.0 * (len(others) * D + sum(own >= 11 for own in others))
+    assert sum(run.bytes_sent) == pytest.approx(said + ends)
+
+
+def epochs_said(run: Run, inner: int, epochs: int, constant: bool) -> float:
+    """Return the bytes that all workers send at the beginnings of epochs, as the algorithm says."""
+    said = run.scenario.algorithm
+    first = Setting(run.workers, D, inner=inner)
+    later = dataclasses.replace(first, jacobian=not constant)
+    return run.workers * (said.epoch_traffic(first) + (epochs - 1) * said.epoch_traffic(later))
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -468,6 +483,8 @@ def test_bytes_of_the_shared_form_are_those_of_its_sums(problem: str, snapshot: 
     # G~, the mean of dF, J~, and whether all go on; for an average the reads' number and sum, and a zero.
     elements = epochs * (2 * inner + 1 + (D + 2 if snapshot == "average" else 0)) + jacobians
     assert sum(run.bytes_sent) == pytest.approx(4 * elements * 2 * (workers - 1))
+    assert run.scenario.algorithm.traffic(Setting(workers, D)) == 0
+    assert sum(run.bytes_sent) == pytest.approx(epochs_said(run, inner, epochs, kind.constant))
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -626,7 +643,8 @@ def check_shared_form() -> None:
     check_shared("second", "portfolio", 3)
     test_evaluations_are_those_of_the_card("asyvrsc-shared", "curved", "second")
     test_time_of_one_worker_is_in_closed_form("asyvrsc-shared", "average", "curved")
-    test_bytes_of_the_shared_form_are_those_of_its_sums("curved", "average")
+    for snapshot in ("last", "average"):
+        test_bytes_of_the_shared_form_are_those_of_its_sums("curved", snapshot)
 
 
 TRIALS: Sequence[Trial] = [

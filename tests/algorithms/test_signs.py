@@ -14,6 +14,7 @@ from algorithms.phantom import Phantom
 from simulator.engine.simulate import simulate
 from simulator.parts import BadInput
 from simulator.run import Run
+from tests.algorithms.codecs import test_charged as charged
 from tests.algorithms.given import Gradients, assert_equal, models, scenario, stream
 from tests.algorithms.mutation import Mutant, Trial, cases
 from tests.algorithms.recursions import signs
@@ -402,6 +403,7 @@ def check_votes() -> None:
         simulate(scenario({"name": "signsgd", "meet": meet, "tie": tie}, None, 1, 1, parameters=9))
         test_time_is_in_closed_form_with_and_without_numerics(meet, tie)
         test_bytes_are_those_of_the_card(meet, "zero", 3, 100)
+        charged.test_signs_are_those_of_the_cost_model(meet, tie)
 
 
 TRIALS: Sequence[Trial] = [

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from algorithms import algorithm
+from algorithms.algorithm import Setting
 from simulator.engine.simulate import simulate
 from simulator.parts import BadInput
 from simulator.run import Run
@@ -23,12 +25,13 @@ UPDATE, COLLECTIVE = 0.06, 0.3
 SIZES: Mapping[int, tuple[int, ...]] = {
     1: (12,), 2: (5, 9), 3: (6, 6, 6), 4: (7, 3, 5, 5), 8: (2, 3, 4, 5, 2, 3, 4, 5),
 }  # fmt: skip
+STRONGLY = {"name": "katyusha-x", "form": "strongly-convex"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "svrg": {"name": "svrg"},
-    "strongly convex": {"name": "katyusha-x", "tau": 0.3},
-    "by mu": {"name": "katyusha-x", "convexity": 0.4, "lengths": "fixed"},
-    "convex": {"name": "katyusha-x", "form": "convex", "inner": 3},
-    "l1": {"name": "katyusha-x", "tau": 0.4, "l1": 0.3, "inner": 4},
+    "strongly convex": {**STRONGLY, "tau": 0.3},
+    "by mu": {**STRONGLY, "convexity": 0.4, "lengths": "fixed"},
+    "convex": {"name": "katyusha-x", "inner": 3},
+    "l1": {**STRONGLY, "tau": 0.4, "l1": 0.3, "inner": 4},
 }
 
 
@@ -84,9 +87,9 @@ def recursion(settings: Mapping[str, Any], workers: int, iterations: int) -> kat
     prox = katyusha.prox_l1(settings["l1"]) if "l1" in settings else katyusha.no_prox
     if settings["name"] == "svrg":
         return katyusha.svrg(f, kind.x0, STEP, lengths, samples, prox)
-    if settings.get("form") == "convex":
+    if settings.get("form", "convex") == "convex":
         return katyusha.katyusha_xw(f, kind.x0, STEP, lengths, samples, prox)
-    tau = settings.get("tau", 0.5)
+    tau = settings.get("tau")
     if "convexity" in settings:
         tau = min(0.5, np.sqrt(mean_length(settings, workers) * STEP * settings["convexity"]) / 2)
     return katyusha.katyusha_xs(f, kind.x0, STEP, tau, lengths, samples, prox)
@@ -130,8 +133,11 @@ def test_unequal_batches_weigh_by_parts_all_the_same() -> None:
 
 
 def test_tau_of_one_half_is_svrg() -> None:
-    halved = models(simulate(held({"name": "katyusha-x", "tau": 0.5}, 2, 12)))
-    np.testing.assert_allclose(halved, models(simulate(held({"name": "svrg"}, 2, 12))), rtol=0, atol=1e-14)
+    halved = models(simulate(held({**STRONGLY, "tau": 0.5}, 2, 12)))
+    svrg = models(simulate(held({"name": "svrg"}, 2, 12)))
+    np.testing.assert_allclose(halved, svrg, rtol=0, atol=1e-14)
+    # Katyusha X by its defaults is not.
+    assert np.abs(models(simulate(held({"name": "katyusha-x"}, 2, 12))) - svrg).max() > 1e-3
 
 
 def test_a_batch_beyond_the_sum_takes_one_step_an_epoch() -> None:
@@ -140,8 +146,8 @@ def test_a_batch_beyond_the_sum_takes_one_step_an_epoch() -> None:
 
 
 def test_a_large_mu_leaves_tau_at_one_half() -> None:
-    large = simulate(held({"name": "katyusha-x", "convexity": 1e6}, 2, 12))
-    assert_equal(models(large), recursion({"name": "katyusha-x", "tau": 0.5}, 2, 12).models)
+    large = simulate(held({**STRONGLY, "convexity": 1e6}, 2, 12))
+    assert_equal(models(large), recursion({**STRONGLY, "tau": 0.5}, 2, 12).models)
 
 
 # What is evaluated and sent, and when
@@ -159,6 +165,10 @@ def test_evaluations_and_bytes_are_those_of_the_card(workers: int) -> None:
         assert single.sum() == pytest.approx(len(lengths) * sum(SIZES[workers]) + 2 * BATCH * workers * 11)
         ring = 2 * (workers - 1) / workers * 4 * D
         assert sum(run.bytes_sent) == pytest.approx((len(lengths) + 11) * ring * workers)
+        # What the list of algorithms says: so much in every iteration, and at the beginning of every epoch.
+        said, setting = run.scenario.algorithm, Setting(workers, D)
+        each = 11 * said.traffic(setting) + len(lengths) * said.epoch_traffic(setting)
+        assert sum(run.bytes_sent) == pytest.approx(workers * each)
         # A ring sends chunks of whole elements.
         assert max(run.bytes_sent) - min(run.bytes_sent) <= (len(lengths) + 11) * 2 * 4 * (workers - 1)
 
@@ -181,17 +191,18 @@ def test_time_is_in_closed_form(name: str) -> None:
 SUMMANDS, MU, SMOOTHNESS = 400, 0.032, 3.52
 
 
-def epochs_on_the_sum(batch: int, seed: int, epochs: int, form: str) -> tuple[Run, list[Array], list[Array]]:
+def epochs_on_the_sum(batch: int, seed: int, epochs: int, name: str) -> tuple[Run, list[Array], list[Array]]:
     """Run whole epochs on a sum half of whose parts are not convex; return the x_k and y_k too."""
     import torch
 
-    from algorithms.variance_reduced.katyusha_x import KatyushaX
     from algorithms.worker import Tensor, Worker
 
     starts: list[Array] = []
     ends: list[Array] = []
 
-    class Recorded(KatyushaX):
+    base: Any = algorithm(name)
+
+    class Recorded(base):  # type: ignore[misc]  # the class to extend is found by its name
         async def extrapolated(
             self, worker: Worker, epoch: int, start: Tensor, end: Tensor, last_end: Tensor, mean_steps: int
         ) -> Tensor:
@@ -208,9 +219,16 @@ def epochs_on_the_sum(batch: int, seed: int, epochs: int, form: str) -> tuple[Ru
         "L": SMOOTHNESS - 2, "mu": MU, "shift": 2.0, "sigma2": 1.0,
     }  # fmt: skip
     iterations = sum(stream(0, "inner lengths", True, seed).geometric(batch / SUMMANDS, size=epochs).tolist())
-    algorithm = Recorded(form=form, convexity=MU)  # type: ignore[arg-type]
+    settings = {"form": "strongly-convex", "convexity": MU} if name == "katyusha-x" else {}
     made = scenario(
-        algorithm, objective, 1, iterations, parameters=20, batch=batch, step=constants.eta, seed=seed
+        Recorded(**settings),
+        objective,
+        1,
+        iterations,
+        parameters=20,
+        batch=batch,
+        step=constants.eta,
+        seed=seed,
     )
     return simulate(made), starts, ends
 
@@ -225,7 +243,7 @@ def test_contraction_and_the_knee_at_the_root_of_n() -> None:
         assert 1 / (1 + c.tau) == pytest.approx(0.930 if batch == 80 else 0.869, abs=5e-4)
         phi = []
         for seed in (0, 1):
-            run, starts, ends = epochs_on_the_sum(batch, seed, epochs, "strongly-convex")
+            run, starts, ends = epochs_on_the_sum(batch, seed, epochs, "katyusha-x")
             objective: Any = run.scenario.objective
             assert objective.smoothness == pytest.approx(SMOOTHNESS)
             optimum, eigenvalues = objective.minimiser.numpy(), objective.eigenvalues.numpy()
@@ -249,11 +267,14 @@ def test_contraction_and_the_knee_at_the_root_of_n() -> None:
     assert epochs_on_the_sum(20, 1, epochs, "svrg")[0].samples.loss[-1] > 10 * gaps[20]
 
 
-@pytest.mark.parametrize("form", ["strongly-convex", "convex", "svrg"])
-def test_it_converges_to_the_optimum_on_several_workers(form: str) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"name": "svrg"}, {"name": "katyusha-x"}, {**STRONGLY, "convexity": 0.5}],
+    ids=["svrg", "convex", "strongly convex"],
+)
+def test_it_converges_to_the_optimum_on_several_workers(settings: Mapping[str, Any]) -> None:
     objective = {"kind": "quadratic-sum", "summands": 40, "dimension": 4, "L": 1.0, "mu": 0.5, "shift": 0.6}
-    algorithm = {"name": "katyusha-x", "form": form, "convexity": 0.5}
-    run = simulate(scenario(algorithm, objective, 4, 600, parameters=4, batch=1, step=0.1, slow={2: 2.0}))
+    run = simulate(scenario(settings, objective, 4, 600, parameters=4, batch=1, step=0.1, slow={2: 2.0}))
     assert run.samples.loss[-1] < 1e-6 * run.samples.loss[0]
     assert max(run.samples.consensus) == 0.0
 
@@ -292,8 +313,20 @@ def test_it_needs_a_finite_sum_with_numerics() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
-        ({"name": "katyusha-x", "tau": 0.6}, "algorithm: KatyushaX: tau must be at most 0.5, got 0.6"),
-        ({"name": "katyusha-x", "tau": 0.0}, "algorithm: KatyushaX: tau must be above 0.0, got 0.0"),
+        ({**STRONGLY, "tau": 0.6}, "algorithm: KatyushaX: tau must be at most 0.5, got 0.6"),
+        (
+            STRONGLY,
+            "algorithm: KatyushaX: the momentum of the strongly-convex form follows from convexity (mu) or "
+            "tau, and neither is given",
+        ),
+        (
+            {"name": "katyusha-x", "tau": 0.3},
+            "algorithm: KatyushaX: tau is for form: strongly-convex; the convex form takes none",
+        ),
+        (
+            {"name": "katyusha-x", "convexity": 0.3},
+            "algorithm: KatyushaX: convexity is for form: strongly-convex; the convex form takes none",
+        ),
         ({"name": "svrg", "l1": -0.1}, "algorithm: SVRG: l1 must be at least 0.0, got -0.1"),
     ],
 )
@@ -301,6 +334,11 @@ def test_bad_parameters_are_refused(algorithm: Mapping[str, Any], message: str) 
     with pytest.raises(BadInput) as caught:
         scenario(algorithm, None, 2, 1, parameters=4)
     assert str(caught.value) == message
+
+
+def test_svrg_takes_no_momentum() -> None:
+    with pytest.raises(BadInput, match="algorithm: unknown key 'tau'"):
+        scenario({"name": "svrg", "tau": 0.5}, None, 2, 1, parameters=4)
 
 
 # Mutants

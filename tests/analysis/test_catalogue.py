@@ -103,6 +103,61 @@ def test_parameters_of_an_algorithm() -> None:
     assert (period["name"], period["default"], period["minimum"]) == ("period", 4, 1)
 
 
+def test_choices_of_a_parameter() -> None:
+    found = {row["name"]: row for row in catalogue.algorithm_facts("signsgd")["parameters"]}
+    assert (found["meet"]["type"], found["meet"]["choices"]) == ("choice", ["sharded", "server", "gather"])
+    assert (found["tie"]["default"], found["tie"]["choices"]) == ("plus", ["zero", "plus", "random"])
+    assert (found["beta"]["type"], found["warm-up"]["type"]) == ("number", "whole number")
+    assert "choices" not in found["beta"]
+
+
+@pytest.mark.parametrize("name", [*ALGORITHMS, *CODECS])
+def test_every_parameter_says_its_type_and_its_choices(name: str) -> None:
+    facts = catalogue.algorithm_facts(name) if name in ALGORITHMS else catalogue.codec_facts(name)
+    for parameter in facts["parameters"]:
+        default = parameter["default"]
+        if parameter["type"] == "choice":
+            assert default in parameter["choices"]
+        else:
+            types = {"whole number": int, "number": float, "true or false": bool, "list of numbers": tuple}
+            assert type(default) is types[parameter["type"]], parameter
+        assert parameter["meaning"]
+
+
+def test_the_defaults_that_enter_what_is_sent_stand_beside_it() -> None:
+    listed = {row["name"]: row for row in catalogue.algorithms()}
+    assert listed["diloco"]["traffic_defaults"] == {"k": {"parameter": "period", "default": 500}}
+    for row in listed.values():
+        assert ("M/k" in row["traffic"]) == bool(row["traffic_defaults"])
+
+
+def test_bytes_of_epochs() -> None:
+    found = {row["name"]: row for row in catalogue.algorithm_traffic("mlp-digits", 4)}
+    n, d = 4, 2410
+    assert {name for name, row in found.items() if row["bytes_per_epoch"]} == {
+        name for name, entry in ALGORITHMS.items() if entry.epoch_traffic
+    }
+    ring = 2 * (n - 1) / n
+    assert found["svrg"]["bytes_per_epoch"] == found["katyusha-x"]["bytes_per_epoch"] == ring * 4 * d
+    p = d + 1
+    assert found["asyvrsc-shared"]["bytes_per_iteration"] == 0
+    assert found["asyvrsc-shared"]["bytes_per_epoch"] == ring * (4 * (2 * p + p * d) + 4)
+    assert found["asyvrsc-distributed"]["bytes_per_iteration"] == ring * 4 * d
+    assert found["asyvrsc-distributed"]["bytes_per_epoch"] == (n - 1) / n * 4 * (d + 3 * p + 2 * p * d)
+
+
+def test_facts_of_a_codec() -> None:
+    facts = catalogue.codec_facts("powersgd", "mlp-digits")
+    assert facts["wire_bytes"] == 4 * (2 * (32 + 64) + 32 + 2 * (10 + 32) + 10)
+    assert facts["description"].startswith("PowerSGD:")
+    rank, matrices, _ = facts["parameters"]
+    assert (rank["minimum"], rank["default"], rank["type"]) == (1, 2, "whole number")
+    assert matrices["choices"] == ["layers", "square"]
+    with pytest.raises(BadInput) as error:
+        catalogue.codec_facts("qsdg")
+    assert str(error.value) == "unknown codec 'qsdg'; the nearest is 'qsgd'"
+
+
 def test_listing_algorithms_imports_no_torch() -> None:
     code = "import sys; from analysis import catalogue; catalogue.algorithms(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

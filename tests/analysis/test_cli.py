@@ -370,12 +370,49 @@ def test_compare_two_saved_runs(paceline: Invoke, scenario_file: Path) -> None:
         (("topology",), ["two-level", "gpus-per-host", "required"]),
         (("topology", "ring", "nodes=4"), ["4 (4 gpu)", "bisection  2.5 GB/s"]),
         (("topology", "cocod-1080ti"), ["7 GB/s × 0.35 = 2.45 GB/s", "at most 7.35 GB/s"]),
-        (("algorithms",), ["cocod-sgd", "2(n-1)/n M/k"]),
-        (("algorithms", "cocod-sgd"), ["parameter period (default 4, at least 1):", "IJCAI 2019"]),
+        (("algorithms",), ["cocod-sgd", "2(n-1)/n M/k, k = 4", "an epoch 2(n-1)/n M", "k = 500"]),
+        (("algorithms", "--model", "mlp-digits"), ["18.07 kB; an epoch 18.07 kB", "36.15 B (k = 500)"]),
+        (
+            ("algorithms", "cocod-sgd", "--model", "mlp-digits"),
+            [
+                "parameter period (whole number, default 4, at least 1):",
+                "IJCAI 2019",
+                "bytes sent per iteration: 2(n-1)/n M/k, k = 4 (M: the model, n: workers, k: period)",
+                "  4.519 kB (k = 4) for mlp-digits on 16 workers",
+            ],
+        ),
+        (
+            ("algorithms", "katyusha-x"),
+            ['parameter form (one of "strongly-convex", "convex", default "convex"):', "tau = 0.5 is svrg"],
+        ),
+        (
+            ("algorithms", "asyvrsc-shared"),
+            ["0; an epoch 2(n-1)/n (4(2P + PN) + 4) B", "PN: of its Jacobian"],
+        ),
         (("models",), ["resnet18-cifar", "11,173,962"]),
         (("models", "mlp-digits"), ["total", "2,410"]),
         (("codecs",), ["powersgd", "all-reduce", "a layer of 1000 x 1000: 4 MB in fp32"]),
-        (("codecs", "mlp-digits"), ["of mlp-digits: 9.64 kB in fp32"]),
+        (("codecs", "--model", "mlp-digits"), ["of mlp-digits: 9.64 kB in fp32"]),
+        (
+            ("codecs", "qsgd", "--model", "mlp-digits"),
+            [
+                "parameter levels (whole number, default 7, at least 1): levels above zero (s)",
+                "parameter bucket (whole number in coordinates, default 512, at least 0):",
+                'parameter scaling (one of "norm", "max", default "norm"):',
+                "bytes of a message: d b/8 + 4 d/bucket",
+                "  1.225 kB (882.4 B in theory) for the 9.64 kB of mlp-digits",
+            ],
+        ),
+        (
+            ("codecs", "dgc"),
+            [
+                "parameter density (number, default 0.001, above 0.0, at most 1.0):",
+                "parameter masking (true or false, default true):",
+                "parameter warm-up (list of numbers, default [0.25, 0.063, 0.015, 0.004]):",
+                "parameter stage (whole number in iterations, default 0, at least 0):",
+                "for: gradients\n",
+            ],
+        ),
         (("algorithms", "local-sgd"), ["compression: of its models"]),
         (("algorithms", "hogwild"), ["compression: none, as it sends nothing"]),
         (("devices",), ["gtx-1080-ti", "11.34 TFLOP/s"]),
@@ -400,6 +437,11 @@ def test_topology_writes_a_file(paceline: Invoke) -> None:
 
 def test_unknown_names(paceline: Invoke) -> None:
     refused(paceline("algorithms", "cocod"), "unknown algorithm 'cocod'; the nearest is 'cocod-sgd'")
+    refused(paceline("codecs", "topk"), "unknown codec 'topk'; the nearest is 'top-k'")
+    refused(
+        paceline("codecs", "resnet50"),
+        "unknown codec 'resnet50'; the nearest is 'sign'; for the sizes of a model give --model resnet50",
+    )
     refused(
         paceline("topology", "rnig"),
         "rnig: no such topology builder, file or scenario; the nearest is 'ring'",

@@ -75,7 +75,7 @@ def test_a_reference_that_did_not_reach_it_is_named(loss_scenario: Scene, make_r
     cells = dict(zip(table.headings(), table.cells()[1], strict=True))
     assert cells["iterations to target"] == "4"
     assert cells["time to target"] == "6 s"
-    assert cells["time speedup"] == "1 worker: not"
+    assert cells["time speedup"] == "not reached by 1 worker"
     assert table.rows[1].time_speedup is None
 
 

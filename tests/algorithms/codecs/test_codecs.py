@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from algorithms.codecs import CODECS, Codec, Message, codec
 from algorithms.codecs.codec import pack, packed_bytes, unpack, within
 from algorithms.codecs.dgc import DGC
-from algorithms.codecs.powersgd import PowerSGD
+from algorithms.codecs.powersgd import PowerSGD, orthonormal
 from algorithms.codecs.qsgd import QSGD
 from algorithms.codecs.sign import ScaledSign
+from algorithms.codecs.single import decode_bytes, encode_bytes
 from algorithms.codecs.terngrad import TernGrad
 from algorithms.codecs.topk import RandomK, TopK
 from tests.algorithms.recursions import codecs, signs
@@ -125,8 +126,10 @@ def test_theoretical_bits_stand_below_what_is_sent() -> None:
         assert 0 < made.theoretical_bits(message) <= 8 * made.wire_bytes(message) + 32, made
     assert TernGrad().theoretical_bits(message) == math.log2(3) * 100_000 + 32
     assert ScaledSign().theoretical_bits(message) == 100_032
-    few = QSGD(levels=1, bucket=10_000)
-    assert few.theoretical_bits(Message(10_000)) == codecs.qsgd_elias_bound(10_000, 1)
+    assert TernGrad().theoretical_bits(Message(30, layers=((4, 5), (10,)))) == math.log2(3) * 30 + 64
+    for levels in (1, 5):
+        few = QSGD(levels=levels, bucket=10_000)
+        assert few.theoretical_bits(Message(10_000)) == codecs.qsgd_elias_bound(10_000, levels)
     choice = math.log2(math.comb(1000, 10))
     assert TopK(density=0.01).theoretical_bits(Message(1000)) == pytest.approx(320 + choice)
     assert RandomK(density=0.01).theoretical_bits(Message(1000)) == 320
@@ -144,6 +147,107 @@ def test_a_slice_of_the_model_keeps_whole_rows() -> None:
             assert sum(math.prod(shape) for shape in within(layers, low, high)) == high - low
 
 
+D, ITEM, MEMBERS = 1000, 4, 5
+COSTS: list[tuple[Codec, int, int, int]] = [
+    # passes over the message, vectors kept, elements that a decoded message changes
+    (QSGD(), 2, 0, D),
+    (TernGrad(), 1, 0, D),
+    (TopK(density=0.1), 2, 1, 100),
+    (TopK(density=0.1, error_feedback=False), 2, 0, 100),
+    (RandomK(density=0.2), 1, 1, 200),
+    (RandomK(density=0.2, alike=False), 1, 1, 200),
+    (DGC(density=0.05), 3, 2, 50),
+    (DGC(density=0.05, clip=0.5), 4, 2, 50),
+    (ScaledSign(), 2, 1, D),
+]
+
+
+@pytest.mark.parametrize(("made", "passes", "kept", "changed"), COSTS, ids=repr)
+def test_bytes_touched_in_closed_form(made: Codec, passes: int, kept: int, changed: int) -> None:
+    """A memory is read and written; each message that is decoded changes the mean, which is written last."""
+    message = Message(D, ITEM, members=MEMBERS)
+    wire = made.wire_bytes(message)
+    assert made.buffers == kept
+    assert made.encode_bytes(message) == (passes + 2 * kept) * ITEM * D + wire
+    assert made.decode_bytes(message) == MEMBERS * (wire + 2 * ITEM * changed) + ITEM * D
+    assert made.agree_bytes(message) == (3 * ITEM * D if made.agrees else 0)
+    assert made.agreed_elements(message) == int(made.agrees)
+    assert (made.summable, made.gradients_only) == (False, isinstance(made, DGC))
+    alone = encode_bytes(made, message, feedback=False)
+    assert alone == made.agree_bytes(message) + passes * ITEM * D + wire
+    assert encode_bytes(made, message) == alone + 2 * kept * ITEM * D
+    assert decode_bytes(made, message) == wire + 2 * ITEM * changed + ITEM * D
+
+
+def test_bytes_touched_by_powersgd() -> None:
+    """Three products read or write the message and the factors; correction and residual take five passes."""
+    made, message = PowerSGD(rank=3), Message(D + 7, ITEM, ((20, 50), (7,)))
+    factors = 3 * (20 + 50) + 7
+    assert (made.first_elements(message), made.second_elements(message)) == (3 * 20 + 7, 3 * 50)
+    assert (made.first_bytes(message), made.second_bytes(message)) == (4 * (3 * 20 + 7), 4 * 3 * 50)
+    assert made.wire_bytes(message) == ITEM * factors
+    assert made.theoretical_bits(message) == 32 * factors
+    product = ITEM * (D + 7 + factors)
+    assert made.product_bytes(message) == product
+    assert made.encode_bytes(message) == 3 * ITEM * (D + 7) + 2 * product
+    assert made.decode_bytes(message) == product + 2 * ITEM * (D + 7)
+    assert made.buffers == 1
+    assert made.draws_alike
+
+
+def test_the_matrices_of_a_message() -> None:
+    message = Message(54, 8, SHAPES)
+    assert PowerSGD(rank=9).found(message) == ((0, 24, 6, 4, 4), (27, 47, 2, 10, 2))
+    assert PowerSGD(rank=3).found(message) == ((0, 24, 6, 4, 3), (27, 47, 2, 10, 2))
+    assert PowerSGD().rest(message) == ((24, 27), (47, 54))
+    # One row, or one column, is no matrix.
+    flat = Message(12, 8, ((1, 4), (4, 1), (2, 2)))
+    assert PowerSGD().found(flat) == ((8, 12, 2, 2, 2),)
+    # Few columns bound the rank wherever the matrix lies; a kernel is a matrix also where it is 3 x 1.
+    assert PowerSGD(rank=9).found(Message(51, 8, ((6, 4), (9, 3)))) == ((0, 24, 6, 4, 4), (24, 51, 9, 3, 3))
+    assert PowerSGD().found(Message(13, 8, ((), (4, 3, 1)))) == ((1, 13, 4, 3, 2),)
+    square = PowerSGD(rank=9, matrices="square")
+    assert square.found(Message(54)) == ((0, 54, 8, 7, 7),)
+    assert square.found(Message(64)) == ((0, 64, 8, 8, 8),)
+    assert square.found(Message(65)) == ((0, 65, 9, 8, 8),)
+    assert PowerSGD(matrices="square").found(Message(1)) == ((0, 1, 1, 1, 1),)
+    assert square.rest(Message(54)) == ()
+
+
+def test_a_model_without_a_matrix_is_refused() -> None:
+    PowerSGD(matrices="square").check([(7,)])
+    PowerSGD().check([(7,), (2, 9)])
+    with pytest.raises(ValueError) as caught:
+        PowerSGD().check([(7,), (1, 9)])
+    assert str(caught.value) == (
+        "PowerSGD: the model's layers hold no matrix; with matrices: square each message is one"
+    )
+
+
+def test_columns_are_orthonormal_to_the_last_bits() -> None:
+    random = np.random.default_rng(14)
+    # Nearly parallel columns need the second pass.
+    p = torch.from_numpy(random.normal(size=(30, 1)) + 1e-9 * random.normal(size=(30, 3)))
+    q = orthonormal(p)
+    np.testing.assert_allclose((q.t() @ q).numpy(), np.eye(3), rtol=0, atol=1e-14)
+    residual = p - q @ (q.t() @ p)
+    assert float(residual.abs().max()) < 1e-14
+    assert float((q.t() @ p).diagonal().min()) > 0
+    gone = orthonormal(torch.cat([p[:, :1], torch.zeros(30, 1, dtype=p.dtype)], dim=1))
+    assert float(gone[:, 1].abs().max()) == 0.0
+
+
+def test_contractions() -> None:
+    """1 / (1 + w): QSGD's w is min(d / s^2, sqrt(d) / s) of a bucket, TernGrad's the root of a layer."""
+    assert QSGD(levels=4, bucket=10).contraction(Message(100)) == 1 / (1 + min(10 / 16, math.sqrt(10) / 4))
+    assert QSGD(levels=1, bucket=0).contraction(Message(100)) == 1 / (1 + 10)
+    assert QSGD(levels=2, bucket=0).contraction(Message(100)) == 1 / (1 + 5)
+    assert QSGD(levels=50, bucket=0).contraction(Message(100)) == 1 / (1 + 100 / 2500)
+    assert QSGD(levels=1, bucket=512).contraction(Message(100)) == 1 / (1 + 10)
+    assert TernGrad().contraction(Message(25, layers=((16,), (9,)))) == 1 / (1 + 4)
+    assert TopK().contraction(Message(25)) == ScaledSign().contraction(Message(25)) == 1
+
+
 @pytest.mark.parametrize("name", CODECS)
 def test_every_entry_loads_and_documents_its_parameters(name: str) -> None:
     made = codec(name)()
@@ -159,23 +263,25 @@ def test_every_entry_loads_and_documents_its_parameters(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: codec("quantise"), "unknown codec 'quantise'; the nearest is 'qsgd'"),
         (lambda: QSGD(levels=0), "QSGD: levels must be at least 1, got 0"),
         (lambda: QSGD(scaling="rms"), "QSGD: scaling must be one of 'norm', 'max', got 'rms'"),  # type: ignore[arg-type]
-        (lambda: TopK(density=0.0), "TopK: density must be above 0 and at most 1, got 0.0"),
-        (lambda: RandomK(density=1.5), "RandomK: density must be above 0 and at most 1, got 1.5"),
+        (lambda: TopK(density=0.0), "TopK: density must be above 0.0, got 0.0"),
+        (lambda: RandomK(density=1.5), "RandomK: density must be at most 1.0, got 1.5"),
         (lambda: DGC(warm_up=(0.5, 2.0)), "DGC: a warm-up density must be above 0 and at most 1, got 2.0"),
         (lambda: PowerSGD(rank=0), "PowerSGD: rank must be at least 1, got 0"),
-        (
-            lambda: PowerSGD().check([(7,), (1, 9)]),
-            "PowerSGD: the model's layers hold no matrix; with matrices: square each message is one",
-        ),
     ],
 )
 def test_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError) as caught:
         make()
     assert str(caught.value) == message
+
+
+def test_an_unknown_codec_is_named_with_the_nearest() -> None:
+    for name, near in (("quantise", "qsgd"), ("topk", "top-k")):
+        with pytest.raises(ValueError) as caught:
+            codec(name)
+        assert str(caught.value) == f"unknown codec '{name}'; the nearest is '{near}'"
 
 
 # --- QSGD ---------------------------------------------------------------------------------------------------
@@ -276,17 +382,16 @@ def test_signs_are_packed_as_the_recursion_packs_them() -> None:
         np.testing.assert_allclose(decoded, codecs.scaled_sign(x, 0, 0), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize(
-    "made",
-    [
-        TopK(density=0.1),
-        RandomK(density=0.1),
-        RandomK(density=0.1, alike=False),
-        ScaledSign(),
-        DGC(density=0.1, momentum=0.0, masking=False),
-    ],
-    ids=repr,
-)
+LOSSY: list[Codec] = [
+    TopK(density=0.1),
+    RandomK(density=0.1),
+    RandomK(density=0.1, alike=False),
+    ScaledSign(),
+    DGC(density=0.1, momentum=0.0, masking=False),
+]
+
+
+@pytest.mark.parametrize("made", LOSSY, ids=repr)
 def test_what_is_sent_and_what_is_kept_are_all_there_was(made: Codec) -> None:
     random = np.random.default_rng(9)
     memory: tuple[torch.Tensor, ...] = ()
@@ -309,6 +414,13 @@ def test_the_density_of_deep_gradient_compression_falls_in_its_warm_up() -> None
     assert counts == [250] * 3 + [63] * 3 + [15] * 3 + [4] * 3 + [1] * 3
     assert tuple(codecs.kept(1000, density) for density in codecs.WARM_UP_DENSITIES) == (250, 63, 15, 4, 1)
     assert DGC(density=0.001).wire_bytes(Message(1000)) == 8
+
+
+def test_a_gradient_of_zero_is_not_clipped() -> None:
+    wire, (u, v) = DGC(density=0.5, clip=1.0).compress(torch.zeros(4), (), Message(4))
+    assert not DGC(density=0.5).decode(wire, Message(4), torch.float32).any()
+    assert not u.any()
+    assert not v.any()
 
 
 @pytest.mark.parametrize("masking", [True, False])

@@ -85,6 +85,7 @@ def scenario(
             "step-size": ETA,
             "budget": {"iterations": iterations},
             "seed": 3,
+            **({"update": more.pop("update_rule")} if "update_rule" in more else {}),
             **more,
         }
     )
@@ -304,6 +305,20 @@ def test_a_codec_that_loses_nothing_changes_nothing(algorithm: object, batches: 
     np.testing.assert_allclose(run.models, exact.models, rtol=0, atol=1e-11)
 
 
+def test_the_state_of_an_update_rule_is_averaged_as_it_is() -> None:
+    algorithm = {"name": "local-sgd", "period": 3, "state": "averaged"}
+    momentum = {"rule": "momentum"}
+    codec = {"codec": "top-k", "density": 1.0}
+    made = scenario(algorithm, codec, update_rule=momentum, objective=Layered("float32"))
+    run, exact = simulate(made), simulate(made.vary(compression=None))
+    assert run.models is not None
+    assert exact.models is not None
+    np.testing.assert_allclose(run.models, exact.models, rtol=0, atol=1e-5)
+    rounds = STEPS // 3
+    state = all_reduced(3, 4 * D)
+    assert sum(run.bytes_sent) == pytest.approx(rounds * (all_gathered(3, codecs.sparse_bytes(D)) + state))
+
+
 @pytest.mark.parametrize("algorithm", ["local-sgd", "cocod-sgd", "slowmo", {"name": "diloco", "period": 5}])
 @pytest.mark.parametrize("case", ["qsgd", "top-k", "sign", "powersgd"])
 def test_compressed_models_still_reach_the_optimum(algorithm: object, case: str) -> None:
@@ -400,6 +415,24 @@ def test_encoding_and_decoding_take_time() -> None:
     assert len(spans) == 2 * 6
 
 
+def test_a_message_of_equal_shares_is_encoded_as_it_is() -> None:
+    many = timing("allreduce-sgd", "sign", update="3 s").vary(
+        {"cluster.topology": {"builder": "switch", "gpus": 49}, "budget": {"iterations": 1}}
+    )
+    assert 1 / 49 * 49 != 1
+    assert not [s for s in simulate(many).timeline.spans if s.operation == "combine"]
+
+
+def test_factors_take_time() -> None:
+    """Half of the encoding before the first all-reduce, half before the second, the decoding behind it."""
+    run = simulate(timing("allreduce-sgd", {"codec": "powersgd", "matrices": "square"}, update="3 s"))
+    spans = [s for s in run.timeline.spans if s.worker == 0 and s.operation == "compute"]
+    product = 4000 + 4 * 2 * (32 + 32)
+    half, decode = (3 * 4000 + 2 * product) / 2, product + 2 * 4000
+    assert [s.end - s.start for s in spans[:3]] == pytest.approx([half / 4000, half / 4000, decode / 4000])
+    assert len(spans) == 3 * 6
+
+
 def test_what_a_codec_keeps_counts_in_the_peak_memory() -> None:
     def extra(algorithm: str, codec: object) -> float:
         made = timing(algorithm, codec)
@@ -444,7 +477,7 @@ def test_what_a_codec_keeps_counts_in_the_peak_memory() -> None:
         (
             "local-sgd",
             {"codec": "top-k", "density": 2.0},
-            "compression: TopK: density must be above 0 and at most 1, got 2.0",
+            "compression: TopK: density must be at most 1.0, got 2.0",
         ),
     ],
 )
@@ -498,6 +531,8 @@ class Careless(Algorithm):
     async def run(self, worker: Worker) -> None:
         x = worker.initial_model()
         while worker.running:
+            if self.fault == "early":
+                await worker.all_reduce(x[:1])
             gradient = await worker.gradient(x)
             mean = worker.all_reduce(gradient)
             if self.fault == "twice":
@@ -506,8 +541,10 @@ class Careless(Algorithm):
                 # Called after a mean that is still being encoded; both must come in one order.
                 largest = worker.all_reduce(gradient, "max")
                 gathered = worker.all_gather(gradient)
-                await largest
-                assert len(await gathered) == worker.world_size
+                all_of_them: Any = await gathered
+                assert len(all_of_them) == worker.world_size
+                for part in all_of_them:
+                    assert bool((await largest >= part).all())
             if self.fault != "forgotten":
                 gradient = await mean
             gradient = gradient.mul_(1.0) if self.fault == "in place" else gradient
@@ -524,6 +561,10 @@ def test_faults_of_an_algorithm_are_named() -> None:
         Exception, match=r"worker [0-2] sent 36 elements, but only 0 of its gradient were left"
     ):
         simulate(scenario(Careless(fault="twice"), "top-k"))
+    with pytest.raises(
+        Exception, match=r"worker [0-2] sent 1 elements, but only 0 of its gradient were left"
+    ):
+        simulate(scenario(Careless(fault="early"), "top-k", iterations=1))
 
 
 def test_collectives_come_in_one_order() -> None:
@@ -535,6 +576,40 @@ def test_collectives_come_in_one_order() -> None:
         assert run.models is not None
         assert plain.models is not None
         assert run.models.tobytes() == plain.models.tobytes()
+
+
+def test_an_exact_collective_waits_for_the_means_before_it() -> None:
+    run = simulate(scenario(Careless(fault="between"), CASES["top-k"], update="1 s"))
+    spans = [s for s in run.timeline.spans if s.worker == 0 and s.kind == "transfer"]
+    sent = [(s.operation, s.nbytes) for s in sorted(spans, key=lambda s: s.start)]
+    wire, gradient = 2 * K * (8 + 4), 2 * 4 * D
+    assert sent == STEPS * [
+        ("all_gather", pytest.approx(wire)),
+        ("all_reduce", pytest.approx(2 * gradient / 3)),
+        ("all_gather", pytest.approx(gradient)),
+    ]
+
+
+@dataclass(frozen=True)
+class Evaluated(Algorithm):
+    """Evaluates the problem in its own way, at its first tensor."""
+
+    compresses: ClassVar[Literal["gradients"]] = "gradients"
+
+    async def run(self, worker: Worker) -> None:
+        x = worker.initial_model()
+        while worker.running:
+            gradient = await worker.evaluate(lambda x, other: x - 1.0, x, x[:1])
+            x = await worker.update(x, await worker.all_reduce(gradient))
+            worker.report(x)
+
+
+def test_what_is_evaluated_is_compressed_too() -> None:
+    run = simulate(scenario(Evaluated(), {"codec": "top-k", "density": 1.0}))
+    assert run.models is not None
+    np.testing.assert_allclose(run.models, 1 - (1 - ETA) ** STEPS, rtol=0, atol=1e-12)
+    assert run.iterations == (STEPS,) * 3
+    assert run.evaluations == (STEPS,) * 3
 
 
 @pytest.mark.parametrize("case", ["terngrad", "powersgd", "top-k"])

@@ -18,6 +18,7 @@ from algorithms.codecs import CODECS, Codec, Message
 from algorithms.codecs.qsgd import QSGD
 from algorithms.codecs.single import decoded, encoded, wire_bytes
 from algorithms.codecs.terngrad import TernGrad
+from algorithms.codecs.topk import TopK
 from algorithms.worker import Worker
 from simulator.engine.simulate import simulate
 from simulator.parts import BadInput
@@ -349,6 +350,26 @@ def test_other_codecs_are_contractions_as_they_are(name: str) -> None:
     made = CODECS[name].load()()
     assert made.contraction(Message(512)) == 1.0
     assert lost(made, 512, 1.0) < 1
+
+
+@dataclass(frozen=True)
+class Numbered(TopK):
+    """Notes the numbers of the messages that it encodes."""
+
+    numbers: ClassVar[list[int]] = []
+
+    def encode(self, x: Any, message: Message, drawn: Any = None, agreed: Any = None) -> Any:
+        self.numbers.append(message.number)
+        return super().encode(x, message, drawn, agreed)
+
+
+@pytest.mark.parametrize("algorithm", ["parameter-server", "choco-sgd", "allreduce-sgd", "local-sgd"])
+def test_messages_are_numbered(algorithm: str) -> None:
+    Numbered.numbers.clear()
+    gossip = {"gossip": {"graph": "ring"}} if algorithm == "choco-sgd" else {}
+    simulate(scenario(algorithm, Numbered(), **gossip))
+    messages = STEPS // 4 if algorithm == "local-sgd" else STEPS
+    assert sorted(Numbered.numbers) == sorted([*range(messages)] * 3)
 
 
 # --- Bytes, time and memory ---------------------------------------------------------------------------------
