@@ -33,6 +33,8 @@ class Entry:
         What is known of its convergence, and where.
     needs
         What a run must offer beside a network.
+    servers
+        With which settings it has servers, which may be dedicated; empty where it never has any.
     """
 
     module: str
@@ -43,6 +45,7 @@ class Entry:
     staleness: str
     theory: str
     needs: str = ""
+    servers: str = ""
 
     def load(self) -> type[Algorithm]:
         """Import the algorithm's class."""
@@ -122,6 +125,7 @@ ALGORITHMS: dict[str, Entry] = {
         "2(n-1)/n M/k",
         "visits of others",
         "quadratics (Zhang et al. 2015)",
+        servers="rounds: asynchronous",
     ),
     "diloco": Entry(
         "algorithms.local.diloco",
@@ -207,6 +211,7 @@ ALGORITHMS: dict[str, Entry] = {
         "2(n-1)/n M",
         "0",
         "as allreduce-sgd",
+        servers="any",
     ),
     "a-psgd": Entry(
         "algorithms.servers.a_psgd",
@@ -216,6 +221,7 @@ ALGORITHMS: dict[str, Entry] = {
         "2(n-1)/n M",
         "updates of others, about n-1",
         "non-convex, bounded staleness (Lian et al. 2015)",
+        servers="any",
     ),
     "hogwild": Entry(
         "algorithms.servers.hogwild",
@@ -235,6 +241,7 @@ ALGORITHMS: dict[str, Entry] = {
         "2(n-1)/n M/32",
         "0",
         "non-convex, symmetric noise (Bernstein et al. 2018, 2019)",
+        servers="meet: server",
     ),
     "signum": Entry(
         "algorithms.signs.majority_vote",
@@ -244,6 +251,7 @@ ALGORITHMS: dict[str, Entry] = {
         "2(n-1)/n M/32",
         "0",
         "non-convex, after a warm-up (Bernstein et al. 2018, theorem 3)",
+        servers="meet: server",
     ),
     "dp-sgd": Entry(
         "algorithms.private.private_sgd",
@@ -324,6 +332,7 @@ ALGORITHMS: dict[str, Entry] = {
         "updates of others",
         "strongly convex, linear; constants unknown (Shen et al. 2018)",
         needs="compositional",
+        servers="any",
     ),
 }
 

@@ -33,8 +33,9 @@ PURPOSE = "codec"
 SEEDS = 2**63
 """How many seeds there are for what all draw alike."""
 
-Pushed = Callable[["Channel", int], tuple[int, int] | None]
-"""The slice [low, high) of a gradient of so many elements that a channel carries; None where it is exact."""
+Pushed = Callable[["Channel", int, int], tuple[int, int] | None]
+"""The slice [low, high) of a gradient of so many elements that a channel carries, with so many workers; None
+where it is exact."""
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ class Pushing:
         """Return this worker's end of a channel; None where it carries no gradients."""
         key = sends, channel
         if key not in self._ends:
-            place = self._pushed(channel, self._elements)
+            place = self._pushed(channel, self._elements, self._worker.world_size)
             self._ends[key] = None if place is None else End(*place)
         return self._ends[key]
 
