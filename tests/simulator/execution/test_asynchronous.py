@@ -145,8 +145,8 @@ def test_the_final_loss_agrees_within_the_spread_over_seeds(
       averaging stands still for some gradients, all that pull its model meanwhile are drawn back with it. In
       simulations that end while the loss still falls (mu = 0.5, 120 iterations), such pauses alone raised it
       sevenfold on average, beyond this window in seven of ten.
-    - AsyVRSC has no floor. It is compared by its convergence per update, as its epochs end when some worker is
-      done, and so make fewer updates where workers differ.
+    - AsyVRSC has no floor. It is compared by its convergence per update, as its epochs end when some worker
+      is done, and so make fewer updates where workers differ.
     - Seeds draw samples and times, and not the problem, whose own spread would hide everything.
     - Two hundred dimensions make the floor a mean over many, which varies by a tenth between seeds.
 
@@ -279,8 +279,8 @@ def test_a_pulled_model_is_one_that_its_owner_had(
 ) -> None:
     """With the gradients of one worker for all, models lie on a line: x = -step * a * g, with one a for all.
 
-    A model that was read while it changed would have several. In every iteration a <- (a + a of a peer) / 2 + 1
-    so that a is at most the number of iterations, of which none counts twice, and at least 2 - 2^(1 - T).
+    A model that was read while it changed would have several. In every iteration a is halfway to that of a
+    peer, plus 1, so that it ends at 2 - 2^(1 - T) or above, unless an own step was lost.
     """
     chosen = constant("pair-averaging", tmp_path, alike=True)
     for run in (simulate(chosen), *(executed(chosen, ranks_left) for _ in range(REPEATS))):
@@ -288,7 +288,6 @@ def test_a_pulled_model_is_one_that_its_owner_had(
         steps = run.models[:, 1:] / (-STEP * np.arange(1, 6))
         np.testing.assert_allclose(steps, np.broadcast_to(steps[:, :1], steps.shape), rtol=1e-13)
         assert (run.models[:, 0] == 0).all()
-        assert (steps <= ITERATIONS).all()
         assert (steps >= 2 - 2.0 ** (1 - ITERATIONS)).all()
 
 
