@@ -222,11 +222,23 @@ class Algorithm:
         """Whether workers talk to their neighbours on a communication graph."""
         return bool(self.requires & {"graph", "symmetric", "bipartite"})
 
+    @property
+    def dedicated_servers(self) -> int:
+        """Ranks behind the workers', each on a machine of its own, that have no data and only serve."""
+        return 0
+
+    def served_updates(self, world_size: int) -> int:
+        """Return the updates that a server makes while every worker does one iteration.
+
+        A dedicated server, which has no iterations of its own, follows a schedule of step sizes by it.
+        """
+        return world_size
+
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the groups and channels of a run; by default the group of all workers."""
         return Plan(groups={WORLD: tuple(range(world_size))})
 
-    def pushed(self, channel: Channel, elements: int) -> tuple[int, int] | None:
+    def pushed(self, channel: Channel, elements: int, world_size: int) -> tuple[int, int] | None:
         """Return which slice [low, high) of a gradient of so many elements a channel's messages carry.
 
         None where they carry anything else. Asked where an algorithm compresses ``pushed gradients``.
@@ -240,7 +252,7 @@ class Algorithm:
     def traffic(self, setting: Setting) -> float:
         """Return the bytes that a worker sends per iteration, on average over workers and iterations.
 
-        By default those of an all-reduce of the model.
+        By default those of an all-reduce of the model. What dedicated servers send is not among them.
         """
         return setting.reduced(setting.model)
 

@@ -36,6 +36,8 @@ class Entry:
     epoch_traffic
         Bytes that a worker sends in addition at the beginning of every epoch, on average; B is bytes, N the
         elements of the model, P those of an inner value. :meth:`Algorithm.epoch_traffic` computes them.
+    servers
+        With which settings it has servers, which may be dedicated; empty where it never has any.
     """
 
     module: str
@@ -47,6 +49,7 @@ class Entry:
     theory: str
     needs: str = ""
     epoch_traffic: str = ""
+    servers: str = ""
 
     def load(self) -> type[Algorithm]:
         """Import the algorithm's class."""
@@ -126,6 +129,7 @@ ALGORITHMS: dict[str, Entry] = {
         "2(n-1)/n M/k",
         "visits of others",
         "quadratics (Zhang et al. 2015)",
+        servers="rounds: asynchronous",
     ),
     "diloco": Entry(
         "algorithms.local.diloco",
@@ -211,6 +215,7 @@ ALGORITHMS: dict[str, Entry] = {
         "2(n-1)/n M",
         "0",
         "as allreduce-sgd",
+        servers="any",
     ),
     "a-psgd": Entry(
         "algorithms.servers.a_psgd",
@@ -220,6 +225,7 @@ ALGORITHMS: dict[str, Entry] = {
         "2(n-1)/n M",
         "updates of others, about n-1",
         "non-convex, bounded staleness (Lian et al. 2015)",
+        servers="any",
     ),
     "hogwild": Entry(
         "algorithms.servers.hogwild",
@@ -239,6 +245,7 @@ ALGORITHMS: dict[str, Entry] = {
         "2(n-1)/n M/32",
         "0",
         "non-convex, symmetric noise (Bernstein et al. 2018, 2019)",
+        servers="meet: server",
     ),
     "signum": Entry(
         "algorithms.signs.majority_vote",
@@ -248,6 +255,7 @@ ALGORITHMS: dict[str, Entry] = {
         "2(n-1)/n M/32",
         "0",
         "non-convex, after a warm-up (Bernstein et al. 2018, theorem 3)",
+        servers="meet: server",
     ),
     "dp-sgd": Entry(
         "algorithms.private.private_sgd",
@@ -332,6 +340,7 @@ ALGORITHMS: dict[str, Entry] = {
         "strongly convex, linear; constants unknown (Shen et al. 2018)",
         needs="compositional",
         epoch_traffic="(n-1)/n 4(N + 3P + 2PN) B",
+        servers="any",
     ),
 }
 

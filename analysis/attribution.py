@@ -31,7 +31,7 @@ _RANK = {kind: rank for rank, kind in enumerate(KINDS)}
 def attribution(run: Run) -> list[dict[Phase, float]]:
     """Return the seconds of each (kind, operation), by worker; each worker's add up to the duration."""
     spans: list[list[Span]] = [[] for _ in range(run.workers)]
-    for span in run.timeline:
+    for span in run.worker_spans:
         if span.end > span.start:
             spans[span.worker].append(span)
     return [_exclusive(own, run.duration) for own in spans]

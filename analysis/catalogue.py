@@ -246,6 +246,7 @@ def algorithms() -> list[dict[str, Any]]:
             "staleness": entry.staleness,
             "theory": entry.theory,
             "needs": entry.needs,
+            "servers": entry.servers,
         }
         for name, entry in ALGORITHMS.items()
     ]
@@ -317,6 +318,7 @@ def algorithm_facts(name: str) -> dict[str, Any]:
         "staleness": entry.staleness,
         "theory": entry.theory,
         "needs": {need: REQUIREMENTS[need] for need in sorted(cls.requires)},
+        "servers": entry.servers,
         "model_copies": cls.model_copies,
         "momentum": cls.momentum,
         "compresses": cls.compresses,

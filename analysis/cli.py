@@ -275,18 +275,20 @@ def _execute(
     own = None if emulated else place()
     if own is not None:
         quiet = quiet or own.rank > 0
-        workers = workers or own.world_size
+        workers = workers or max(1, own.world_size - scenario.servers)
     single, settled = _executable(scenario, workers, step_size)
     how = "emulated" if emulated else "executed"
     folder = out or Path("runs") / f"{file_name(single.name)}-{single.digest()}-{how}"
     check_replaceable(folder)
     taken = taken_from_the_machine(single, emulated)
     if not quiet:
-        count = single.workers
+        count = single.ranks
         name = single.sections.algorithm.name
         of = f"{count} local process{'es' if count > 1 else ''}"
         if own is not None:
             of = f"{count} of {own.starter}'s rank{'s' if count > 1 else ''}"
+        if single.servers:
+            of += f", of which {single.servers} only serve{'' if single.servers > 1 else 's'}"
         where = " in an emulated network" if emulated else ""
         typer.echo(f"{single.name}: {name} on {of}{where}")
         for text in settled:
@@ -651,6 +653,12 @@ def algorithms(
             )
             typer.echo(f"Bytes that a worker sends per iteration, on average: {given}.")
             typer.echo(EPOCHS)
+            servers = (
+                row["name"] if row["servers"] == "any" else f"{row['name']} ({row['servers']})"
+                for row in rows
+                if row["servers"]
+            )
+            typer.echo(f"Servers are tasks of workers, or 'dedicated: true', of {', '.join(servers)}.")
         return
     facts = {**catalogue.algorithm_facts(name), **sent.get(name, {})}
     if as_json:
@@ -666,6 +674,9 @@ def algorithms(
     typer.echo(f"staleness: {facts['staleness']}")
     typer.echo(f"theory: {facts['theory']}")
     typer.echo(f"needs: {'; '.join(facts['needs'].values()) or 'nothing beside a network'}")
+    if facts["servers"]:
+        where = "" if facts["servers"] == "any" else f" (with {facts['servers']})"
+        typer.echo(f"servers{where}: tasks of workers, or with 'dedicated: true' machines of their own")
     _echo_parameters(facts["parameters"])
     reason = f"none, as {facts['exact_because']}" if "exact_because" in facts else ""
     typer.echo(f"compression: {reason or 'of its ' + facts['compresses']}")

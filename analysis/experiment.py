@@ -151,7 +151,11 @@ class Experiment:
             write_report(self, draft / "report.html")
             first = self.entries[0].run
             write_trace(
-                draft / "trace.json", first.timeline, first.links, f"{first.scenario.name}: {first.algorithm}"
+                draft / "trace.json",
+                first.timeline,
+                first.links,
+                f"{first.scenario.name}: {first.algorithm}",
+                workers=first.workers,
             )
             for entry in self.entries:
                 entry.run.save(draft / entry.folder)

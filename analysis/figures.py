@@ -260,7 +260,7 @@ def window(run: Run) -> tuple[float, int]:
     """
     ends: dict[int, float] = {}
     counts: dict[int, int] = {}
-    for span in run.timeline:
+    for span in run.worker_spans:
         if span.end > span.start and span.iteration <= MOST_ITERATIONS:
             ends[span.iteration] = max(ends.get(span.iteration, 0.0), span.end)
             counts[span.iteration] = counts.get(span.iteration, 0) + 1
@@ -272,13 +272,13 @@ def window(run: Run) -> tuple[float, int]:
         shown, end = iteration, max(end, ends[iteration])
     if shown:
         return end, shown
-    starts = sorted(span.start for span in run.timeline if span.end > span.start)
+    starts = sorted(span.start for span in run.worker_spans if span.end > span.start)
     return (starts[MOST_BARS] if len(starts) > MOST_BARS else run.duration), 0
 
 
 def _shown(run: Run, end: float) -> list[Span]:
     """Return the spans that begin before ``end``, the earliest MOST_BARS of them."""
-    spans = [span for span in run.timeline if span.start < end and span.end > span.start]
+    spans = [span for span in run.worker_spans if span.start < end and span.end > span.start]
     return sorted(spans, key=lambda span: span.start)[:MOST_BARS]
 
 
@@ -319,7 +319,7 @@ def worker_timeline(run: Run) -> go.Figure:
             width=0.38,
             name=KIND_NAMES[kind],
             marker={"color": KIND_COLOURS[kind], "line": {"width": 0.5, "color": "white"}},
-            text=[_span_text(span) for span in own],
+            text=[_span_text(span, run.workers) for span in own],
             textposition="none",
             hovertemplate="%{text}<extra></extra>",
             legendrank=1 + KINDS.index(kind),
@@ -337,7 +337,7 @@ def _clock(run: Run) -> str:
     return "simulated" if run.clock == "virtual" else "measured"
 
 
-def _span_text(span: Span) -> str:
+def _span_text(span: Span, workers: int) -> str:
     """Return what hovering over a span shows."""
     duration = format_quantity(span.end - span.start, "s")
     lines = [
@@ -346,7 +346,8 @@ def _span_text(span: Span) -> str:
         f"{duration} from {format_quantity(span.start, 's', 6)}",
     ]
     if span.peer >= 0:
-        lines.append(f"{'for' if span.kind == WAIT else 'with'} worker {span.peer}")
+        peer = f"worker {span.peer}" if span.peer < workers else f"server {span.peer - workers}"
+        lines.append(f"{'for' if span.kind == WAIT else 'with'} {peer}")
     if span.nbytes:
         lines.append(format_quantity(span.nbytes, "B"))
     return "<br>".join(lines)
@@ -597,12 +598,13 @@ def straggler_text(scenario: Scenario, rank: int) -> str | None:
 
 
 def _add_nodes(figure: go.Figure, scenario: Scenario, place: Place) -> None:
-    """Draw the nodes: GPUs with their workers, unused GPUs, and what forwards."""
+    """Draw the nodes: GPUs with their workers, dedicated servers, unused GPUs, and what forwards."""
     graph = scenario.graph
     few = len(graph) <= 80
     ranks: dict[Hashable, list[int]] = {}
     for rank, node in enumerate(scenario.cluster.nodes):
         ranks.setdefault(node, []).append(rank)
+    serving = set(scenario.cluster.nodes[scenario.workers :])
     slowed = {
         node: [text for rank in own if (text := straggler_text(scenario, rank))]
         for node, own in ranks.items()
@@ -615,8 +617,9 @@ def _add_nodes(figure: go.Figure, scenario: Scenario, place: Place) -> None:
             17,
             KIND_COLOURS[COMPUTE],
             "white",
-            [g for g in gpus if g in ranks and not slowed[g]],
+            [g for g in gpus if g in ranks and not slowed[g] and g not in serving],
         ),
+        ("server", "diamond", 18, KIND_COLOURS[TRANSFER], "white", [n for n in graph if n in serving]),
         ("straggler", "square", 17, ACCENT, "white", [g for g in gpus if g in ranks and slowed[g]]),
         ("unused GPU", "square", 15, "white", FAINT, [g for g in gpus if g not in ranks]),
     ]
@@ -626,14 +629,20 @@ def _add_nodes(figure: go.Figure, scenario: Scenario, place: Place) -> None:
     for kind in kinds:
         symbol, size = {"host": ("circle", 13), "switch": ("diamond", 20)}.get(kind, ("circle", 9))
         colour = INK if kind == "switch" else FAINT
-        members: list[Hashable] = [node for node in graph if str(graph.nodes[node]["kind"]) == kind]
+        members: list[Hashable] = [
+            node for node in graph if str(graph.nodes[node]["kind"]) == kind and node not in serving
+        ]
         groups.append((kind, symbol, size, colour, INK, members))
+
+    def numbers(own: Sequence[int]) -> list[str]:
+        return [str(rank) if rank < scenario.workers else f"S{rank - scenario.workers}" for rank in own]
+
     for name, symbol, size, colour, ink, nodes in groups:
         if not nodes:
             continue
-        inside = name in ("worker", "straggler")
+        inside = name in ("worker", "straggler", "server")
         texts = [
-            ",".join(map(str, ranks[node])) if inside else ("" if name == "unused GPU" else str(node))
+            ",".join(numbers(ranks[node])) if inside else ("" if name == "unused GPU" else str(node))
             for node in nodes
         ]
         figure.add_scatter(
@@ -654,6 +663,9 @@ def _node_text(scenario: Scenario, node: Hashable, ranks: Sequence[int], slowed:
     lines = [f"<b>{node}</b>", str(scenario.graph.nodes[node]["kind"])]
     for rank in ranks:
         device = scenario.cluster.devices[rank]
+        if rank >= scenario.workers:
+            lines.append(f"server {rank - scenario.workers} on {device.name}")
+            continue
         lines.append(f"worker {rank} on {device.name}, {scenario.speeds[rank]:,.4g} samples/s")
     return "<br>".join([*lines, *slowed])
 

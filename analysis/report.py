@@ -183,14 +183,16 @@ def _update_text(scenario: Scenario) -> str:
 
 
 def _workers_text(scenario: Scenario) -> str:
-    devices = dict.fromkeys(device.name for device in scenario.cluster.devices)
-    named = ", ".join(
-        f"{sum(device.name == name for device in scenario.cluster.devices)} × {name}" for name in devices
-    )
+    devices = scenario.cluster.devices[: scenario.workers]
+    names = [device.name for device in devices]
+    named = ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
     gpus = len(topologies.gpus(scenario.graph))
     unused = gpus - len(set(scenario.cluster.nodes))
     rest = f"; {unused} of the {gpus} GPUs unused" if unused else ""
-    efficiencies = sorted({device.efficiency for device in scenario.cluster.devices})
+    if scenario.servers:
+        served = f"{scenario.servers} dedicated server{'s' if scenario.servers > 1 else ''}"
+        rest = f"; {served} ({scenario.cluster.devices[-1].name}){rest}"
+    efficiencies = sorted({device.efficiency for device in devices})
     share = " and ".join(f"{100 * value:g} %" for value in efficiencies)
     return f"{scenario.workers} ({named}, {share} of the peak rate){rest}"
 
@@ -322,7 +324,7 @@ def memory_warnings(run: Run) -> list[str]:
     """Return a sentence for each device whose memory is less than a worker's peak."""
     scenario = run.scenario
     found = {}
-    for rank, device in enumerate(scenario.cluster.devices):
+    for rank, device in enumerate(scenario.cluster.devices[: scenario.workers]):
         need = scenario.cost.peak_memory(scenario.batches[rank], scenario.model_copies)
         if need > device.memory:
             found[device.name] = (

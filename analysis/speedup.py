@@ -104,6 +104,9 @@ class Row:
         Gradient evaluations / n until the target, or in all, for a sum of n; None where there is no such n.
     gradients_per_iteration
         Gradients evaluated in an iteration, on average.
+    server_bytes_per_iteration
+        Bytes that a dedicated server sends per iteration of the workers, mean over the servers; None where
+        there is none.
     """
 
     algorithm: str
@@ -128,6 +131,7 @@ class Row:
     epsilon: float | None = None
     passes: float | None = None
     gradients_per_iteration: float = 1.0
+    server_bytes_per_iteration: float | None = None
 
     @property
     def missing(self) -> str | None:
@@ -184,6 +188,7 @@ def measure(run: Run, reference: Run, grid: Sequence[float] = ()) -> Row:
         epsilon=spent_to_target(run),
         passes=_passes(run, reached),
         gradients_per_iteration=sum(run.evaluations) / sum(run.iterations) if run.evaluations else 1.0,
+        server_bytes_per_iteration=_server_bytes_per_iteration(run),
         **run.time_shares(),
     )
 
@@ -214,6 +219,12 @@ def _ratio(one: Reached | None, many: Reached | None, of: Callable[[Reached], fl
 def _bytes_per_iteration(run: Run) -> float:
     pairs = zip(run.bytes_sent, run.iterations, strict=True)
     return sum(sent / max(iterations, 1) for sent, iterations in pairs) / run.workers
+
+
+def _server_bytes_per_iteration(run: Run) -> float | None:
+    if not run.server_bytes:
+        return None
+    return statistics.fmean(run.server_bytes) / max(statistics.fmean(run.iterations), 1)
 
 
 def speedups(runs: Iterable[Run]) -> Table:
@@ -312,11 +323,22 @@ _EPSILON = _Column("epsilon", lambda row: "-" if row.epsilon is None else f"{row
 _PASSES = _Column("passes", lambda row: "-" if row.passes is None else f"{row.passes:.4g}")
 """Shown where an algorithm evaluates more than a gradient in an iteration."""
 
+_SERVED = _Column(
+    "bytes of a server",
+    lambda row: (
+        "-"
+        if row.server_bytes_per_iteration is None
+        else format_quantity(row.server_bytes_per_iteration, "B")
+    ),
+)
+"""Shown where an algorithm has dedicated servers."""
+
 _UNITS = {
     "time": "time_s",
     "reference_time": "reference_time_s",
     "time_per_iteration": "time_per_iteration_s",
     "bytes_per_iteration": "sent_per_iteration_bytes",
+    "server_bytes_per_iteration": "server_sent_per_iteration_bytes",
 }
 """Keys of plain data that carry a unit, by the field of a row."""
 
@@ -339,7 +361,8 @@ class Table:
         extra += (
             [_PASSES] if any(row.passes and row.gradients_per_iteration > 1.5 for row in self.rows) else []
         )
-        return (*_COLUMNS[:5], *extra, *_COLUMNS[5:])
+        served = [_SERVED] if any(row.server_bytes_per_iteration is not None for row in self.rows) else []
+        return (*_COLUMNS[:5], *extra, *_COLUMNS[5:], *served)
 
     def headings(self) -> list[str]:
         """Return the columns' headings."""
@@ -363,6 +386,8 @@ class Table:
         if ideals and targets:
             notes.append(f"Efficiency is the time speedup over the ideal of {' and '.join(ideals)}.")
         notes.append("Compute, transfer and waiting are shares of the workers' time.")
+        if _SERVED in self._columns:
+            notes.append("Dedicated servers are no workers: theirs are the bytes of a server alone.")
         if _PASSES in self._columns:
             notes.append(
                 "Passes are gradient evaluations / n until the target, or in all, for a sum of n; "

@@ -1,13 +1,14 @@
 """The machines of a run: which GPU each worker sits on, how fast it is, how they are connected.
 
-Worker i sits on the i-th GPU of the topology (in the graph's order), permuted by the placement. A
+Worker i sits on the i-th GPU of the topology (in the graph's order), permuted by the placement. Dedicated
+servers, whose ranks are behind the workers', sit on the first machines without workers, one on each. A
 cluster is what a scenario's ``cluster`` section describes, built and checked; both clocks and the
 reports read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -33,20 +34,23 @@ class Cluster:
     router
         Routes between its nodes.
     nodes
-        The node of each worker, by rank.
+        The node of each worker, by rank, and behind them of each dedicated server.
     devices
-        The device of each worker, by rank.
+        The device of each worker and server, by rank.
+    servers
+        How many of them are dedicated servers.
     """
 
     graph: nx.Graph[Hashable]
     router: Router
     nodes: tuple[Hashable, ...]
     devices: tuple[Device, ...]
+    servers: int = 0
 
     @property
     def workers(self) -> int:
         """The number of workers."""
-        return len(self.nodes)
+        return len(self.nodes) - self.servers
 
     def node(self, name: Hashable) -> Hashable:
         """Return the node of the topology that a scenario names; numbers may be written as text.
@@ -59,7 +63,7 @@ class Cluster:
         return find_node(self.graph, name)
 
     def host(self, rank: int) -> Hashable:
-        """Return the host that a worker's GPU sits in; the GPU itself where hosts are not modelled."""
+        """Return the host that a rank's GPU sits in; the GPU itself where hosts are not modelled."""
         node = self.nodes[rank]
         host: Hashable = self.graph.nodes[node].get("host", node)
         return host
@@ -118,3 +122,37 @@ def place(
         by_host.setdefault(hosts[gpu], []).append(gpu)
     dealt = [gpu for slot in range(workers) for group in by_host.values() for gpu in group[slot : slot + 1]]
     return tuple(dealt)
+
+
+def place_servers(
+    gpus: Sequence[Hashable], hosts: Mapping[Hashable, Hashable], taken: Sequence[Hashable], servers: int
+) -> tuple[Hashable, ...]:
+    """Return the node of each dedicated server: the first GPUs of the first hosts without workers.
+
+    Parameters
+    ----------
+    gpus, hosts
+        All GPUs in the topology's order, and the host of each.
+    taken
+        The GPUs of the workers.
+    servers
+        How many there are.
+
+    Raises
+    ------
+    BadInput
+        There are too few such hosts.
+    """
+    busy = {hosts[gpu] for gpu in taken}
+    free: dict[Hashable, Hashable] = {}
+    for gpu in gpus:
+        if hosts[gpu] not in busy:
+            free.setdefault(hosts[gpu], gpu)
+    if servers > len(free):
+        need = (
+            "dedicated server needs a machine"
+            if servers == 1
+            else f"dedicated servers need {servers} machines"
+        )
+        raise BadInput("", f"{servers} {need} without workers, but the topology has {len(free) or 'none'}")
+    return tuple(free.values())[:servers]

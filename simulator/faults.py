@@ -122,6 +122,11 @@ def no_gradient(rank: int) -> AlgorithmError:
     return AlgorithmError(f"worker {rank} ended without computing a gradient")
 
 
+def only_serves(rank: int, what: str) -> AlgorithmError:
+    """Return the error of a dedicated server that does what only workers do."""
+    return AlgorithmError(f"rank {rank} is a dedicated server, which has no data, but it {what}")
+
+
 def no_report(rank: int) -> AlgorithmError:
     """Return the error of a worker whose run ended before its first report."""
     return AlgorithmError(f"worker {rank} ended without reporting a model")

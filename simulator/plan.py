@@ -29,7 +29,10 @@ _NO_WEIGHTS: Mapping[int, float] = MappingProxyType({})
 
 
 def planned(scenario: Scenario) -> Plan:
-    """Return the groups and channels that the scenario's algorithm declares; the world is among them."""
+    """Return the groups and channels that the scenario's algorithm declares; the world is among them.
+
+    The world is that of the workers, without dedicated servers.
+    """
     graph = scenario.communication_graph if scenario.algorithm.needs_graph else None
     plan = scenario.algorithm.plan(scenario.workers, graph)
     return Plan({WORLD: tuple(range(scenario.workers)), **plan.groups}, plan.channels)
@@ -67,7 +70,7 @@ def group_share(shares: Sequence[float] | None, members: Sequence[int], rank: in
 
 def weights(scenario: Scenario, rank: int) -> Mapping[int, float]:
     """Return a rank's row of the mixing matrix without zeros; empty where none is needed."""
-    if not scenario.algorithm.mixes:
+    if not scenario.algorithm.mixes or rank >= scenario.workers:
         return _NO_WEIGHTS
     row = scenario.mixing[rank]
     return {other: float(row[other]) for other in np.flatnonzero(row).tolist()}
@@ -116,7 +119,7 @@ def jitter(scenario: Scenario, rank: int) -> Draw:
     """Return the source of a rank's per-gradient factors."""
     draws = []
     for straggler, stream in zip(scenario.stragglers, scenario.streams, strict=True):
-        if isinstance(straggler, Straggler) and straggler.concerns(rank):
+        if isinstance(straggler, Straggler) and rank < scenario.workers and straggler.concerns(rank):
             random = np.random.default_rng([scenario.seed, *stream, rank])
             draw = straggler.step_factor(random)
             if draw is not None:
@@ -131,6 +134,8 @@ def jitter(scenario: Scenario, rank: int) -> Draw:
 def oracle(scenario: Scenario, rank: int) -> Oracle:
     """Return a rank's source of gradients.
 
+    A dedicated server has none. What it is given tells of the problem alone, as all workers know it.
+
     Raises
     ------
     BadInput
@@ -139,6 +144,7 @@ def oracle(scenario: Scenario, rank: int) -> Oracle:
     objective = scenario.objective
     assert objective is not None
     shares = scenario.shares or (1 / scenario.workers,) * scenario.workers
+    rank = rank if rank < scenario.workers else 0
     try:
         return objective.oracle(rank, shares, scenario.objective_batches[rank], scenario.seed)
     except ValueError as error:

@@ -138,7 +138,7 @@ class Profile:
 def _durations(run: Run, operation: str) -> list[list[float]]:
     """Return the seconds of an operation, the first of each worker left out, for workers that have any."""
     times: list[list[float]] = [[] for _ in range(run.workers)]
-    for span in run.timeline:
+    for span in run.worker_spans:
         if span.kind == COMPUTE and span.operation == operation:
             times[span.worker].append(span.end - span.start)
     return [own[1:] for own in times if len(own) > 1]

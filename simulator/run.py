@@ -16,7 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +27,7 @@ from simulator.observation import Observation, Pace, Samples
 from simulator.parts import BadInput
 from simulator.scenario import Scenario
 from simulator.target import Reached, first_stay
-from traces import COMPUTE, TRANSFER, Timeline
+from traces import COMPUTE, TRANSFER, Span, Timeline
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +74,9 @@ class Run:
         Iterations done, by worker.
     bytes_sent
         Bytes that each worker sent.
+    server_bytes
+        Bytes that each dedicated server sent; empty where there is none. Servers have spans in the timeline
+        and may note observations, by their ranks behind the workers', and are counted nowhere else.
     timeline
         What every worker did when.
     samples
@@ -106,6 +109,7 @@ class Run:
     evaluations: tuple[float, ...] = ()
     observations: Sequence[Observation] = ()
     emulation: Mapping[str, Any] | None = None
+    server_bytes: tuple[float, ...] = ()
 
     def __repr__(self) -> str:
         reached = self.reached()
@@ -120,6 +124,11 @@ class Run:
     def workers(self) -> int:
         """The number of workers."""
         return len(self.iterations)
+
+    @property
+    def worker_spans(self) -> Iterator[Span]:
+        """The spans of workers, in the timeline's order."""
+        return (span for span in self.timeline if span.worker < self.workers)
 
     @property
     def algorithm(self) -> str:
@@ -160,8 +169,8 @@ class Run:
         At each instant a worker computes if its device is busy, else it transfers if one of its
         transfers is under way, else it waits.
         """
-        busy = _covered(self.timeline, self.workers, (COMPUTE,))
-        active = _covered(self.timeline, self.workers, (COMPUTE, TRANSFER))
+        busy = _covered(self.worker_spans, self.workers, (COMPUTE,))
+        active = _covered(self.worker_spans, self.workers, (COMPUTE, TRANSFER))
         total = self.duration * self.workers or 1.0
         computing, moving = sum(busy) / total, sum(active) / total
         return {"compute": computing, "transfer": moving - computing, "wait": max(0.0, 1 - moving)}
@@ -184,6 +193,7 @@ class Run:
             "duration_s": self.duration,
             "time_per_iteration_s": self.time_per_iteration,
             "bytes_sent": list(self.bytes_sent),
+            **({"server_bytes_sent": list(self.server_bytes)} if self.server_bytes else {}),
             "time_shares": self.time_shares(),
             "target": target.text() if target else None,
             "iterations_to_target": reached.iterations if reached else None,
@@ -309,6 +319,7 @@ class Run:
                 evaluations=tuple(summary["evaluations"]),
                 observations=observations,
                 emulation=summary.get("emulation"),
+                server_bytes=tuple(summary.get("server_bytes_sent", ())),
             )
         except BadInput:
             raise
@@ -316,10 +327,10 @@ class Run:
             raise BadInput(str(folder), f"is not a complete saved run: {error}") from None
 
 
-def _covered(timeline: Timeline, workers: int, kinds: Sequence[str]) -> list[float]:
+def _covered(spans: Iterable[Span], workers: int, kinds: Sequence[str]) -> list[float]:
     """Return for each worker the length of the union of its spans of some kinds."""
     intervals: list[list[tuple[float, float]]] = [[] for _ in range(workers)]
-    for span in timeline:
+    for span in spans:
         if span.kind in kinds:
             intervals[span.worker].append((span.start, span.end))
     return [_union(sorted(own)) for own in intervals]

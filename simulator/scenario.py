@@ -27,7 +27,7 @@ from pydantic_core import PydanticSerializationError
 import topologies
 from algorithms import REQUIREMENTS, Algorithm
 from algorithms.codecs import Codec
-from simulator.cluster import Cluster, find_node, place
+from simulator.cluster import Cluster, find_node, place, place_servers
 from simulator.networks import Fluid, StoreAndForward
 from simulator.parts import MADE, BadInput, Part, check, nearest
 from simulator.patterns import PATTERNS
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     import networkx as nx
     import numpy as np
 
+    from simulator.devices import Device
     from simulator.workload.objective import Objective
 
 SCENARIOS = Path(__file__).parent / "scenarios"
@@ -172,7 +173,7 @@ class Scenario:
         """Return the one-worker scenario that speedups refer to: the fastest worker, alone.
 
         It keeps the per-worker batch; where batches are proportional, their mean; under strong scaling
-        it takes the global batch.
+        it takes the global batch. It hosts its servers itself.
         """
         fastest = max(range(self.workers), key=lambda rank: (self.speeds[rank], -rank))
         data = copy.copy(self._data)
@@ -183,6 +184,8 @@ class Scenario:
         assign(data, ("cluster", "device"), devices[fastest % len(devices)])
         assign(data, ("workload", "batches"), "equal")
         keep_workers(data, [fastest])
+        if "servers" in data["cluster"]:
+            assign(data, ("cluster", "servers"), None)
         alone = dataclasses.asdict(self.algorithm.alone())
         given = dataclasses.asdict(self.algorithm)
         changed = {key.replace("_", "-"): value for key, value in alone.items() if value != given[key]}
@@ -250,8 +253,11 @@ class Scenario:
     def _with_algorithm(self, entry: Part) -> Scenario:
         data = {key: value for key, value in self._data.items() if key not in ("algorithm", "compare")}
         data["algorithm"] = entry
-        if not entry.build().needs_graph:
+        algorithm: Algorithm = entry.build()
+        if not algorithm.needs_graph:
             data.pop("gossip", None)
+        if not algorithm.dedicated_servers and self.sections.cluster.servers is not None:
+            assign(data, ("cluster", "servers"), None)
         return Scenario(data, self._source, self._folder)
 
     @property
@@ -278,6 +284,16 @@ class Scenario:
         """The number of workers: as given, or every GPU of the topology."""
         return self.sections.cluster.workers or len(topologies.gpus(self.graph))
 
+    @property
+    def servers(self) -> int:
+        """The number of dedicated servers, whose ranks are behind the workers'."""
+        return self.algorithm.dedicated_servers
+
+    @property
+    def ranks(self) -> int:
+        """The number of workers and of dedicated servers."""
+        return self.workers + self.servers
+
     @functools.cached_property
     def cluster(self) -> Cluster:
         """The machines of the run."""
@@ -289,7 +305,43 @@ class Scenario:
         if len(chosen) not in (1, self.workers):
             raise BadInput("device", f"{len(chosen)} devices are given for {self.workers} workers")
         devices = tuple(chosen * self.workers if len(chosen) == 1 else chosen)
-        return Cluster(self.graph, topologies.Router(self.graph, section.routing), nodes, devices)
+        nodes += self._server_nodes(nodes, self.servers)
+        devices += (self._server_device(devices),) * self.servers if self.servers else ()
+        router = topologies.Router(self.graph, section.routing)
+        return Cluster(self.graph, router, nodes, devices, self.servers)
+
+    def _server_nodes(self, taken: tuple[Hashable, ...], servers: int) -> tuple[Hashable, ...]:
+        """Return where so many dedicated servers are, with the workers where they are."""
+        chosen = self.sections.cluster.servers
+        if not servers:
+            return ()
+        with _under("servers"):
+            if chosen is None or chosen.nodes is None:
+                gpus = topologies.gpus(self.graph)
+                hosts = {gpu: self.graph.nodes[gpu].get("host", gpu) for gpu in gpus}
+                return place_servers(gpus, hosts, taken, servers)
+        with _under("servers.nodes"):
+            if len(chosen.nodes) < servers:
+                raise BadInput(
+                    "", f"{servers} dedicated servers need {servers} nodes, not {len(chosen.nodes)}"
+                )
+            nodes = tuple(find_node(self.graph, name) for name in chosen.nodes[:servers])
+            for node in nodes:
+                kind = self.graph.nodes[node]["kind"]
+                if kind not in ("gpu", "host"):
+                    raise BadInput("", f"'{node}' is of kind '{kind}', which computes nothing")
+                if node in taken:
+                    raise BadInput("", f"worker {taken.index(node)} is on '{node}'")
+            return nodes
+
+    def _server_device(self, devices: tuple[Device, ...]) -> Device:
+        """Return what dedicated servers compute with."""
+        chosen = self.sections.cluster.servers
+        if chosen is not None and chosen.device is not None:
+            return chosen.device.device()
+        if len(set(devices)) > 1:
+            raise BadInput("servers.device", "this key is missing, and the workers' devices differ")
+        return devices[0]
 
     @functools.cached_property
     def transport(self) -> Transport | Fixed:
@@ -446,7 +498,9 @@ class Scenario:
         return math.prod(factors)
 
     def worker_stragglers(self, rank: int) -> list[Straggler]:
-        """Return the stragglers that concern a worker, in the scenario's order."""
+        """Return the stragglers that concern a worker, in the scenario's order; none concerns a server."""
+        if rank >= self.workers:
+            return []
         return [s for s in self.stragglers if isinstance(s, Straggler) and s.concerns(rank)]
 
     @functools.cached_property
@@ -456,12 +510,12 @@ class Scenario:
         Workers that share a GPU have their part of its speed.
         """
         batch = self.cost.batch
-        cluster = self.cluster
-        seconds = {device: self.cost.gradient_seconds(device, batch).total for device in cluster.devices}
-        sharing = [cluster.nodes.count(node) for node in cluster.nodes]
+        nodes, devices = self.cluster.nodes[: self.workers], self.cluster.devices[: self.workers]
+        seconds = {device: self.cost.gradient_seconds(device, batch).total for device in devices}
+        sharing = [nodes.count(node) for node in nodes]
         return tuple(
             batch / max(seconds[device] * self.persistent_factor(rank) * sharing[rank], sys.float_info.min)
-            for rank, device in enumerate(cluster.devices)
+            for rank, device in enumerate(devices)
         )
 
     @functools.cached_property
@@ -505,15 +559,15 @@ class Scenario:
         sections = self.sections
         with _under("cluster.topology"):
             _ = self.graph
+        for index, entry in enumerate((sections.algorithm, *sections.compare)):
+            with _under("algorithm" if index == 0 else f"compare.{index - 1}"):
+                entry.build()
         with _under("cluster"):
             _ = self.cluster
         with _under("cluster.transport"):
             _ = self.transport
         with _under("cluster.network"):
             _ = self.network
-        for index, entry in enumerate((sections.algorithm, *sections.compare)):
-            with _under("algorithm" if index == 0 else f"compare.{index - 1}"):
-                entry.build()
         with _under("workload.cost"):
             _ = self.cost
         if sections.workload.objective is not None and sections.workload.objective.instance is None:
@@ -523,6 +577,7 @@ class Scenario:
         self._check_stragglers()
         self._check_background()
         self._check_sharing()
+        self._check_servers()
         self._check_gossip()
         self._check_training()
         if sections.compression is not None:
@@ -624,6 +679,18 @@ class Scenario:
         for key, (present, reason) in refused.items():
             if present:
                 raise BadInput(key, f"does not go with the network 'store-and-forward', which {reason}")
+
+    def _check_servers(self) -> None:
+        """Refuse dedicated servers that there is no place for, or a place for servers that nobody has."""
+        nodes = self.cluster.nodes[: self.workers]
+        counts = [
+            entry.build().dedicated_servers for entry in (self.sections.algorithm, *self.sections.compare)
+        ]
+        if self.sections.cluster.servers is not None and not any(counts):
+            raise BadInput("cluster.servers", "no algorithm of this scenario has dedicated servers")
+        with _under("cluster"):
+            for count in counts:
+                self._server_nodes(nodes, count)
 
     def _check_gossip(self) -> None:
         parts = (self.sections.algorithm, *self.sections.compare)

@@ -165,9 +165,26 @@ def _read_algorithms(value: object, folder: Path | None) -> tuple[Part, ...]:
 _PARTS_WRITER = pydantic.PlainSerializer(lambda parts: [entry.data() for entry in parts])
 
 
-_DEVICES_WRITER = pydantic.PlainSerializer(
-    lambda chosen: [device.model_dump(by_alias=True, mode="json", exclude_none=True) for device in chosen]
-)
+def _device_data(chosen: DeviceChoice) -> dict[str, Any]:
+    return chosen.model_dump(by_alias=True, mode="json", exclude_none=True)
+
+
+_DEVICES_WRITER = pydantic.PlainSerializer(lambda chosen: list(map(_device_data, chosen)))
+
+
+class ServersSection(Section):
+    """The machines of an algorithm's dedicated servers.
+
+    ``nodes`` are those of the topology that they sit on, in their order; by default the first machines
+    without workers. ``device`` is what they compute with, by default what the workers do.
+    """
+
+    nodes: tuple[str | int, ...] | None = None
+    device: Annotated[
+        DeviceChoice | None,
+        reader(lambda value, folder: None if value is None else _read_device(value)),
+        pydantic.PlainSerializer(lambda chosen: chosen and _device_data(chosen)),
+    ] = None
 
 
 class ClusterSection(Section):
@@ -176,6 +193,7 @@ class ClusterSection(Section):
     ``network`` is how links serve messages. ``fairness`` is how flows share a link: equally, or as TCP tends
     to, in proportion to 1 / path latency. ``collectives: max-plus`` computes a stepped all-reduce at once
     while nothing else is on its links; it is much faster and gives the same times up to rounding.
+    ``servers`` says where dedicated servers are, which an algorithm has (``dedicated: true``).
     """
 
     topology: Annotated[Part | TopologyFile, reader(_read_topology), PART_WRITER]
@@ -193,6 +211,7 @@ class ClusterSection(Section):
     )
     stragglers: Annotated[tuple[Part, ...], reader(_read_stragglers), _PARTS_WRITER] = ()
     background: tuple[Background, ...] = ()
+    servers: ServersSection | None = None
 
 
 class WorkloadSection(Section):

@@ -50,7 +50,11 @@ class LinkRates(Protocol):
 
 
 def trace(
-    timeline: Timeline, links: LinkRates | None = None, title: str = "", limit: int = EVENT_LIMIT
+    timeline: Timeline,
+    links: LinkRates | None = None,
+    title: str = "",
+    limit: int = EVENT_LIMIT,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Return a timeline as a trace, ready for JSON.
 
@@ -65,11 +69,13 @@ def trace(
     limit
         How many spans and link changes it holds at most. A longer run is cut at a time, before which it
         is complete; ``otherData`` says so.
+    workers
+        How many ranks are workers; those behind them are servers. None where all are workers.
     """
     starts = sorted([span.start for span in timeline] + (list(links.change_time) if links else []))
     cut = starts[limit] if len(starts) > limit else None
     shown = [span for span in timeline if cut is None or span.start < cut]
-    events = [*_worker_events(shown), *_link_events(links, cut)]
+    events = [*_worker_events(shown, workers), *_link_events(links, cut)]
     about = "the whole run" if cut is None else f"the first {cut:.6g} s, cut after {limit:,} events"
     return {
         "traceEvents": events,
@@ -84,9 +90,10 @@ def write_trace(
     links: LinkRates | None = None,
     title: str = "",
     limit: int = EVENT_LIMIT,
+    workers: int | None = None,
 ) -> None:
     """Write a timeline as a trace file; see :func:`trace`. The same timeline gives the same bytes."""
-    content = trace(timeline, links, title, limit)
+    content = trace(timeline, links, title, limit, workers)
     events = content.pop("traceEvents")
     with path.open("w", encoding="utf-8") as file:
         file.write('{"traceEvents": [\n')
@@ -102,14 +109,16 @@ def _metadata(what: str, pid: int, tid: int, **arguments: object) -> dict[str, A
     return {"name": what, "ph": "M", "pid": pid, "tid": tid, "args": arguments}
 
 
-def _worker_events(spans: Sequence[Span]) -> Iterator[dict[str, Any]]:
-    """Return the events of all workers, by worker and then by thread; process numbers start at 1."""
+def _worker_events(spans: Sequence[Span], workers: int | None) -> Iterator[dict[str, Any]]:
+    """Return the events of all ranks, by rank and then by thread; process numbers start at 1."""
     by_worker: dict[int, list[Span]] = {}
     for span in spans:
         by_worker.setdefault(span.worker, []).append(span)
     for worker in sorted(by_worker):
         pid = worker + 1
-        yield _metadata("process_name", pid, 0, name=f"worker {worker}")
+        number = worker if workers is None or worker < workers else worker - workers
+        kind = "worker" if number == worker else "server"
+        yield _metadata("process_name", pid, 0, name=f"{kind} {number}")
         yield _metadata("process_sort_index", pid, 0, sort_index=pid)
         own = by_worker[worker]
         tid = 0

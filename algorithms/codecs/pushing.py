@@ -33,8 +33,9 @@ PURPOSE = "codec"
 SEEDS = 2**63
 """How many seeds there are for what all draw alike."""
 
-Pushed = Callable[["Channel", int], tuple[int, int] | None]
-"""The slice [low, high) of a gradient of so many elements that a channel carries; None where it is exact."""
+Pushed = Callable[["Channel", int, int], tuple[int, int] | None]
+"""The slice [low, high) of a gradient of so many elements that a channel carries, with so many workers; None
+where it is exact."""
 
 
 @dataclass(slots=True)
@@ -92,8 +93,9 @@ class Pushing:
         """Return this worker's end of a channel; None where it carries no gradients."""
         key = sends, channel
         if key not in self._ends:
-            place, outline = self._pushed(channel, self._elements), self._worker.outline
-            larger = None if outline is None else self._pushed(channel, outline.elements)
+            workers, outline = self._worker.world_size, self._worker.outline
+            place = self._pushed(channel, self._elements, workers)
+            larger = None if outline is None else self._pushed(channel, outline.elements, workers)
             self._ends[key] = None if place is None else End(*place, larger)
         return self._ends[key]
 

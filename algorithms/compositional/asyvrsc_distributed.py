@@ -10,8 +10,8 @@ The two reductions follow each other, because h~ needs the whole G~. J~ goes to 
 second estimator needs it, and only once where it does not depend on x. The next x~ is the last x, their mean,
 or one drawn at random. An empty answer ends a worker's epoch: what is under way at the K-th update is thrown
 away. At the end of the run an empty message and the last x~ go to all workers. Delays are measured: updates
-that the master made between an answer and the arrival of what was made of it. The master is a task of worker
-0.
+that the master made between an answer and the arrival of what was made of it. The master is the algorithm's
+server.
 
 Source: a reconstruction; see :mod:`algorithms.compositional.asyvrsc`.
 """
@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from algorithms.algorithm import Plan, Setting, parameter
 from algorithms.compositional.asyvrsc import AsyVRSC, inner_part, jacobian_part, outer_part
 from algorithms.compositional.estimators import Draw, Snapshot, estimate
+from algorithms.servers.served import Served
+from algorithms.servers.shards import traffic
 from algorithms.worker import Tensor, Worker
 
 if TYPE_CHECKING:
@@ -32,13 +34,11 @@ if TYPE_CHECKING:
 
     from algorithms.problem import Compositional
 
-MASTER = 0
-"""The rank whose task is the master."""
 UP, DOWN = "up", "down"
 
 
 @dataclass(frozen=True)
-class AsyVRSCDistributed(AsyVRSC):
+class AsyVRSCDistributed(Served, AsyVRSC):
     """Updates by a master, with estimates that workers make at models they got before."""
 
     snapshot: Literal["last", "average", "random"] = parameter(
@@ -46,37 +46,43 @@ class AsyVRSCDistributed(AsyVRSC):
     )
 
     def traffic(self, setting: Setting) -> float:
-        """Return the bytes of an estimate up and of a model down, between the master and another worker."""
-        return setting.reduced(setting.model)
+        """Return the bytes of an estimate up and of a model down, as far as they leave a machine."""
+        return traffic(setting, self.dedicated)
 
     def epoch_traffic(self, setting: Setting) -> float:
         """Return the bytes of an epoch's beginning: parts of G~, J~ and the mean of dF up, G~, J~, h~ down.
 
         J~ goes down for the second estimator only. The epoch's x~, which goes down too, is made up for by
-        its last answer, which is empty.
+        its last answer, which is empty. A dedicated master sends what goes down.
         """
+        if self.dedicated:
+            return 2 * setting.inner_value + setting.jacobian_sum
         ways = 2 if self.estimator == "second" else 1
         sums = 3 * setting.inner_value + setting.model + ways * setting.jacobian_sum
         return (setting.workers - 1) / setting.workers * sums
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to the master and back."""
-        ranks = range(world_size)
-        there = [(rank, MASTER, UP) for rank in ranks]
-        return Plan(groups={}, channels=(*there, *((MASTER, rank, DOWN) for rank in ranks)))
+        ranks, (master,) = range(world_size), self.hosts(world_size)
+        there = [(rank, master, UP) for rank in ranks]
+        return Plan(groups={}, channels=(*there, *((master, rank, DOWN) for rank in ranks)))
 
-    async def run(self, worker: Worker) -> None:
+    async def serve(self, worker: Worker, server: int) -> None:
+        """Carry out the master."""
+        await Master(self, worker).serve()
+
+    async def train(self, worker: Worker) -> None:
         """Train on one worker."""
-        master = worker.spawn(Master(self, worker).serve()) if worker.rank == MASTER else None
+        (master,) = self.hosts(worker.world_size)
         problem = cast("Compositional", worker.problem)
         x: Any = worker.initial_model()
         jacobian: torch.Tensor | None = None
         while True:
             # An empty message says that this worker goes on, one of a single element that it does not.
-            await worker.send(x[: 0 if worker.running else 1], MASTER, UP)
-            start: Any = await worker.recv(MASTER, DOWN)
+            await worker.send(x[: 0 if worker.running else 1], master, UP)
+            start: Any = await worker.recv(master, DOWN)
             if not len(start):
-                worker.report(await worker.recv(MASTER, DOWN))
+                worker.report(await worker.recv(master, DOWN))
                 break
             at = await self._pass(worker, start, jacobian)
             jacobian = at.jacobian if problem.constant_jacobian else None
@@ -87,14 +93,12 @@ class AsyVRSCDistributed(AsyVRSC):
                 def estimated(x: torch.Tensor, at: Snapshot = at, drawn: Draw = drawn) -> torch.Tensor:
                     return estimate(problem, self.estimator, at, x, drawn)
 
-                sending = worker.send(await worker.evaluate(estimated, x), MASTER, UP)
-                x = await worker.recv(MASTER, DOWN)
+                sending = worker.send(await worker.evaluate(estimated, x), master, UP)
+                x = await worker.recv(master, DOWN)
                 await sending
                 if len(x):
                     worker.report(x)
             x = start
-        if master is not None:
-            await master
 
     async def _pass(self, worker: Worker, x: torch.Tensor, jacobian: torch.Tensor | None) -> Snapshot:
         """Take part in both phases of an epoch's beginning; return what this side knows at x~."""
@@ -108,7 +112,7 @@ class AsyVRSCDistributed(AsyVRSC):
             if self.estimator == "second":
                 jacobian = (await self._answered(worker, own)).view(-1, len(x))
             else:
-                await worker.send(own, MASTER, UP)
+                await worker.send(own, self.hosts(worker.world_size).start, UP)
                 jacobian = own.new_zeros(0)  # the master has it
         outer = await worker.evaluate(
             lambda y: outer_part(worker, y),
@@ -124,8 +128,9 @@ class AsyVRSCDistributed(AsyVRSC):
 
     async def _answered(self, worker: Worker, part: Tensor) -> torch.Tensor:
         """Send a part to the master and return its answer."""
-        sending = worker.send(part, MASTER, UP)
-        answer = await worker.recv(MASTER, DOWN)
+        (master,) = self.hosts(worker.world_size)
+        sending = worker.send(part, master, UP)
+        answer = await worker.recv(master, DOWN)
         await sending
         return cast("torch.Tensor", answer)
 

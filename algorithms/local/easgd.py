@@ -5,7 +5,7 @@ Every tau local steps, worker i and the centre c move towards each other:
     d = alpha (x_i - c),   x_i <- x_i - d,   c <- c + d
 
 The sum of the workers' models and the centre does not change by that. Asynchronously, which is the paper's
-main form, a server (the task of one worker) keeps the centre; a worker pulls it, and pushes d when it has
+main form, a server keeps the centre; a worker pulls it, and pushes d when it has
 moved itself. In synchronous rounds all differences are taken from the same centre, of which every worker
 keeps a copy: c <- c + sum_i d_i. The elastic step comes first in a round. EAMSGD is EASGD with Nesterov
 momentum as the workers' update rule.
@@ -19,19 +19,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, Plan, Setting, parameter
+from algorithms.algorithm import Plan, Setting, parameter
 from algorithms.local.rounds import local_steps
+from algorithms.servers.served import Served
+from algorithms.servers.shards import traffic
 from algorithms.worker import Tensor, Worker
 
 if TYPE_CHECKING:
     import networkx as nx
 
-SERVER = 0
-"""The rank whose task keeps the centre."""
-
 
 @dataclass(frozen=True)
-class EASGD(Algorithm):
+class EASGD(Served):
     """Local steps, and an elastic step with a centre every so often."""
 
     model_copies: ClassVar[int] = 1
@@ -51,37 +50,44 @@ class EASGD(Algorithm):
         """Whether the models do not depend on timing."""
         return self.rounds == "synchronous"
 
+    @property
+    def server_count(self) -> int:
+        """Return the one that keeps the centre, unless every worker has a copy of it."""
+        return 1 if self.rounds == "asynchronous" else 0
+
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of a visit to the centre and back, or of an all-reduce, every k steps."""
-        return setting.reduced(setting.model) / self.period
+        return traffic(setting, self.dedicated) / self.period
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to the server and back, or the group of all."""
         if self.rounds == "synchronous":
             return super().plan(world_size, graph)
-        ranks = range(world_size)
-        there = [(rank, SERVER, "up") for rank in ranks]
-        return Plan(groups={}, channels=(*there, *((SERVER, rank, "down") for rank in ranks)))
+        ranks, (server,) = range(world_size), self.hosts(world_size)
+        there = [(rank, server, "up") for rank in ranks]
+        return Plan(groups={}, channels=(*there, *((server, rank, "down") for rank in ranks)))
 
-    async def run(self, worker: Worker) -> None:
+    async def train(self, worker: Worker) -> None:
         """Train on one worker."""
         if self.rounds == "synchronous":
             await self._in_rounds(worker)
             return
-        tasks = [worker.spawn(Centre(self).serve(worker))] if worker.rank == SERVER else []
+        (server,) = self.hosts(worker.world_size)
         x = worker.initial_model()
         while worker.running:
-            await worker.send(x[:0], SERVER, "up")
-            centre = await worker.recv(SERVER, "down")
+            await worker.send(x[:0], server, "up")
+            centre = await worker.recv(server, "down")
             difference = await worker.combine((self.elasticity, x), (-self.elasticity, centre))
-            pushed = worker.send(difference, SERVER, "up")
+            pushed = worker.send(difference, server, "up")
             x = await worker.combine((1, x), (-1, difference))
             x = await local_steps(worker, x, self.period)
             await pushed
             worker.report(x)
-        await worker.send(x[:1], SERVER, "up")
-        for task in tasks:
-            await task
+        await worker.send(x[:1], server, "up")
+
+    async def serve(self, worker: Worker, server: int) -> None:
+        """Keep the centre."""
+        await Centre(self).serve(worker)
 
     async def _in_rounds(self, worker: Worker) -> None:
         x = centre = worker.initial_model()

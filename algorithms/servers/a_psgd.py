@@ -20,17 +20,19 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from algorithms.algorithm import Algorithm, Channel, Compresses, Plan, parameter
+from algorithms.algorithm import Channel, Compresses, Plan, Setting, parameter
+from algorithms.servers.served import Served
 from algorithms.servers.shards import (
     PULL,
     PUSH,
-    bounds,
     channels,
     check_servers,
+    own_shard,
     pull,
     push_and_pull,
     pushed,
     say_goodbye,
+    traffic,
 )
 from algorithms.worker import Tensor, Worker
 
@@ -41,50 +43,59 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class APSGD(Algorithm):
+class APSGD(Served):
     """Gradients that a server applies as they come."""
 
     model_copies: ClassVar[int] = 1
     compresses: ClassVar[Compresses] = "pushed gradients"
 
-    servers: int = parameter(1, "servers, each a task of one worker with a shard of the model", minimum=1)
+    servers: int = parameter(1, "servers, each with a shard of the model", minimum=1)
 
     @property
     def deterministic(self) -> bool:
         """Whether the models do not depend on timing: the order of the pushes does."""
         return False
 
+    @property
+    def server_count(self) -> int:
+        """How many servers there are."""
+        return self.servers
+
     def alone(self) -> Self:
         """Return it with the one server that one worker can host."""
-        return dataclasses.replace(self, servers=1)
+        return dataclasses.replace(super().alone(), servers=1)
+
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of a gradient and a model, as far as they leave a machine."""
+        return traffic(setting, self.dedicated)
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to all servers and back."""
-        return Plan(groups={}, channels=channels(world_size, self.servers))
+        return Plan(groups={}, channels=channels(world_size, self.hosts(world_size)))
 
-    def pushed(self, channel: Channel, elements: int) -> tuple[int, int] | None:
+    def pushed(self, channel: Channel, elements: int, world_size: int) -> tuple[int, int] | None:
         """Return the slice of the gradient that goes to a server."""
-        return pushed(channel, elements, self.servers)
+        return pushed(channel, elements, self.hosts(world_size))
 
     def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
-        """Refuse more servers than workers."""
-        check_servers("A-PSGD", self.servers, world_size)
+        """Refuse more servers than there are workers to host them."""
+        if not self.dedicated:
+            check_servers("A-PSGD", self.servers, world_size)
 
-    async def run(self, worker: Worker) -> None:
+    async def train(self, worker: Worker) -> None:
         """Train on one worker."""
         x = worker.initial_model()
-        server = None
-        if worker.rank < self.servers:
-            low, high = bounds(len(x), self.servers)[worker.rank]
-            server = worker.spawn(Shard(worker, x[low:high].clone()).serve())
+        hosts = self.hosts(worker.world_size)
         while worker.running:
             gradient = await worker.gradient(x)
-            x = await push_and_pull(worker, gradient, self.servers)
+            x = await push_and_pull(worker, gradient, hosts)
             worker.report(x)
-        await say_goodbye(worker, x, self.servers)
-        worker.report(await pull(worker, len(x), self.servers))
-        if server is not None:
-            await server
+        await say_goodbye(worker, x, hosts)
+        worker.report(await pull(worker, len(x), hosts))
+
+    async def serve(self, worker: Worker, server: int) -> None:
+        """Carry out a server."""
+        await Shard(worker, own_shard(worker, server, self.servers)).serve()
 
 
 class Shard:

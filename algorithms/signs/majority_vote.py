@@ -9,7 +9,7 @@ vote, which everybody applies:
 
 With beta = 0 this is signSGD. Momentum comes before the sign and is local; the decay comes after the vote.
 In a warm-up, which Signum's theory asks for, the sign of the gradient itself is sent while the momentum
-gathers. The bits can meet at one server (a task of worker 0), in shards (each worker votes on its part:
+gathers. The bits can meet at one server, in shards (each worker votes on its part:
 all-to-all, then all-gather), or everywhere (all-gather). Adversaries send the opposite of their sign.
 
 Sources: Bernstein, Wang, Azizzadenesheli and Anandkumar, "signSGD: compressed optimisation for non-convex
@@ -23,21 +23,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from algorithms.algorithm import Algorithm, Plan, Setting, parameter
+from algorithms.algorithm import Plan, Setting, parameter
 from algorithms.phantom import Phantom
+from algorithms.servers.served import Served
 from algorithms.signs.bits import Tie, draw, pack, shard_elements, signs, unpack, wire_bytes
 from algorithms.worker import Cost, Tensor, Worker
 
 if TYPE_CHECKING:
     import networkx as nx
 
-SERVER = 0
-"""The rank whose task counts the votes where they meet at one server."""
 BALLOT, VOTE = "ballot", "vote"
 
 
 @dataclass(frozen=True)
-class SignSGD(Algorithm):
+class SignSGD(Served):
     """Steps along the sign on which most workers agree."""
 
     model_copies: ClassVar[int] = 2
@@ -56,27 +55,31 @@ class SignSGD(Algorithm):
         0.0, "part of the workers, the last ones, that negate their sign", minimum=0.0, maximum=1.0
     )
 
+    @property
+    def server_count(self) -> int:
+        """Return the one that counts the votes, where they meet at a server."""
+        return 1 if self.meet == "server" else 0
+
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of the packed signs, up and down or all around."""
         n = setting.workers
         if self.meet == "gather":
             return (n - 1) * wire_bytes(setting.elements, self.tie)
+        if self.dedicated:
+            return wire_bytes(setting.elements, self.tie)
         return setting.reduced(wire_bytes(setting.elements, self.tie, n if self.meet == "sharded" else 1))
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to the server and back, or the group of all."""
         if self.meet != "server":
             return super().plan(world_size, graph)
-        ranks = range(world_size)
-        there = [(rank, SERVER, BALLOT) for rank in ranks]
-        return Plan(groups={}, channels=(*there, *((SERVER, rank, VOTE) for rank in ranks)))
+        ranks, (server,) = range(world_size), self.hosts(world_size)
+        there = [(rank, server, BALLOT) for rank in ranks]
+        return Plan(groups={}, channels=(*there, *((server, rank, VOTE) for rank in ranks)))
 
-    async def run(self, worker: Worker) -> None:
+    async def train(self, worker: Worker) -> None:
         """Train on one worker."""
         x = worker.initial_model()
-        server = None
-        if self.meet == "server" and worker.rank == SERVER:
-            server = worker.spawn(self._serve(worker, x))
         velocity: Tensor | None = None
         done = 0
         while worker.running:
@@ -89,10 +92,8 @@ class SignSGD(Algorithm):
             x = await worker.update(x, vote)
             done += 1
             worker.report(x)
-        if self.meet == "server":
-            await worker.send(x[:0], SERVER, BALLOT)
-        if server is not None:
-            await server
+        for server in self.hosts(worker.world_size):
+            await worker.send(x[:0], server, BALLOT)
 
     async def _gathered(self, worker: Worker, velocity: Tensor | None, gradient: Tensor) -> Tensor:
         """Return the momentum with another gradient in it."""
@@ -124,8 +125,9 @@ class SignSGD(Algorithm):
         shards = worker.world_size if self.meet == "sharded" else 1
         each = self._charged(worker)
         if self.meet == "server":
-            sending = worker.send(ballot, SERVER, BALLOT, charged=each)
-            wire = await worker.recv(SERVER, VOTE)
+            (server,) = self.hosts(worker.world_size)
+            sending = worker.send(ballot, server, BALLOT, charged=each)
+            wire = await worker.recv(server, VOTE)
             await sending
         elif self.meet == "gather":
             wire = await self._counted(worker, await worker.all_gather(ballot, charged=each), x)
@@ -176,8 +178,9 @@ class SignSGD(Algorithm):
         vote: Tensor = await worker.compute(counted, *ballots, **cost(worker, x, touched))
         return vote
 
-    async def _serve(self, worker: Worker, x: Tensor) -> None:
+    async def serve(self, worker: Worker, server: int) -> None:
         """Count the votes of every round until all have ended."""
+        x = worker.initial_model()
         ranks = range(worker.world_size)
         while True:
             arriving = [worker.recv(rank, BALLOT) for rank in ranks]

@@ -135,10 +135,11 @@ class Network:
     def _add_devices(self, stragglers: Sequence[object]) -> None:
         """Add a link for each GPU on which a computation does not always run at full speed."""
         nodes = self._cluster.nodes
-        workers = Counter(nodes)
+        users = Counter(nodes)
         slowed = [straggler for straggler in stragglers if isinstance(straggler, Bursts)]
         for rank, node in enumerate(nodes):
-            disturbed = workers[node] > 1 or any(straggler.concerns(rank) for straggler in slowed)
+            works = rank < self._cluster.workers
+            disturbed = users[node] > 1 or (works and any(straggler.concerns(rank) for straggler in slowed))
             if disturbed and node not in self._devices:
                 self._devices[node] = self.clock.core.add_link(1.0)
 

@@ -156,7 +156,7 @@ class Simulation:
         self.equal_share = 1 / scenario.workers
         rule = self.update_rule()
         self.shared_rule = rule if rule.keeps_nothing else None
-        self.workers = [VirtualWorker(self, rank) for rank in range(scenario.workers)]
+        self.workers = [VirtualWorker(self, rank) for rank in range(scenario.ranks)]  # servers come last
         self._unfinished = len(self.workers)
         self._failure: Exception | None = None
         self._all_done = self.clock.event()
@@ -283,6 +283,8 @@ class Simulation:
         """Refuse a worker that ended without having done what every run must do."""
         for operation in worker.unawaited:
             raise faults.not_awaited(worker.rank, operation.name, operation.iteration)
+        if worker.serves:
+            return
         if not worker.iterations:
             raise faults.no_gradient(worker.rank)
         if not worker.reported:
@@ -350,14 +352,16 @@ class Simulation:
         models = None
         if all(model is not None for model in self.final):
             models = np.stack([model.numpy() for model in self.final if model is not None])
+        workers, servers = self.workers[: self.scenario.workers], self.workers[self.scenario.workers :]
         return Run(
             scenario=self.scenario,
             clock="virtual",
             duration=self.clock.now,
-            iterations=tuple(worker.iterations for worker in self.workers),
-            evaluations=tuple(worker.evaluations for worker in self.workers),
+            iterations=tuple(worker.iterations for worker in workers),
+            evaluations=tuple(worker.evaluations for worker in workers),
             observations=self.observations,
-            bytes_sent=tuple(worker.bytes_sent for worker in self.workers),
+            bytes_sent=tuple(worker.bytes_sent for worker in workers),
+            server_bytes=tuple(server.bytes_sent for server in servers),
             timeline=self.spans,
             samples=self.observer.samples,
             pace=self.observer.pace,

@@ -240,6 +240,7 @@ class VirtualWorker:
         "_spans",
         "_step_time",
         "_streams",
+        "_updates",
         "batch",
         "bytes_sent",
         "clock",
@@ -249,6 +250,7 @@ class VirtualWorker:
         "promised",
         "rank",
         "reported",
+        "serves",
         "share",
         "stream",
         "unawaited",
@@ -260,17 +262,19 @@ class VirtualWorker:
         scenario = simulation.scenario
         self.rank = rank
         self.world_size = scenario.workers
-        self.share = scenario.shares[rank] if scenario.shares else simulation.equal_share
+        self.serves = rank >= scenario.workers
+        self.share = scenario.shares[rank] if scenario.shares and not self.serves else simulation.equal_share
         self.graph = scenario.communication_graph if scenario.algorithm.needs_graph else None
         self.weights: Mapping[int, float] = weights(scenario, rank)
         self.clock = simulation.clock
         self.iterations = 0
         self.evaluations = 0.0
         self.promised = 0
+        self._updates = 0
         self.reported = False
         self.bytes_sent = 0.0
         self.unawaited: list[Operation] = []
-        self.batch = scenario.objective_batches[rank]
+        self.batch = 0 if self.serves else scenario.objective_batches[rank]
         self._checks = 0
         self._simulation = simulation
         self._spans = simulation.spans
@@ -281,7 +285,7 @@ class VirtualWorker:
         self._cost = scenario.cost
         self._device = scenario.cluster.devices[rank]
         self._route, self._rate = simulation.network.device_route(rank)
-        self._step_time = simulation.step_time(self._device, scenario.batches[rank])
+        self._step_time = simulation.step_time(self._device, scenario.batches[0 if self.serves else rank])
         self._slowdown = scenario.persistent_factor(rank)
         self._jitter = simulation.jitter(rank)
         self._bounds = simulation.bounds
@@ -346,6 +350,8 @@ class VirtualWorker:
         return self._slowdown * self._jitter()
 
     def _begin_iteration(self, count: int = 1, gradients: float = 1.0) -> float:
+        if self.serves:
+            raise faults.only_serves(self.rank, "started a gradient")
         self.iterations += count
         self.evaluations += gradients
         if faults.overdone(self.iterations, self._simulation.limit):
@@ -388,8 +394,16 @@ class VirtualWorker:
 
     def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Operation:
         """Start the local step."""
+        if self.serves:
+            self._count_update()
         value = self._rule.apply(x, gradient, self._bounds, self.step_size)
         return self._compute("update", self._pass_seconds(self._rule.vectors_moved, x), value)
+
+    def _count_update(self) -> None:
+        """Let a dedicated server's iterations be those that its updates amount to."""
+        self._updates += 1
+        each = self._simulation.scenario.algorithm.served_updates(self.world_size)
+        self.iterations = -(-self._updates // each)
 
     @property
     def step_size(self) -> float:
@@ -604,6 +618,8 @@ class VirtualWorker:
 
     def report(self, x: Tensor) -> None:
         """Store a copy of the model."""
+        if self.serves:
+            raise faults.only_serves(self.rank, "reported a model")
         self.reported = True
         copy = None if isinstance(x, Phantom) else x.clone()
         self._simulation.observer.report(self.rank, self.clock.now, self.iterations, copy)

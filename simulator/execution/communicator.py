@@ -122,9 +122,11 @@ class GlooCommunicator:
         self._rank = rank
         self._made: list[Any] = []
         everyone = tuple(range(world_size))
-        self._groups: dict[str, Any] = {WORLD: self._make(everyone)}
+        self._everyone = self._make(everyone)
+        self._groups: dict[str, Any] = {WORLD: self._everyone}
         for name, members in plan.groups.items():
-            if name != WORLD:
+            # The world of the workers is that of all ranks, unless there are dedicated servers.
+            if name != WORLD or members != everyone:
                 self._groups[name] = self._make(members)
         self._upward = self._downward = None
         if plan.channels:
@@ -218,7 +220,7 @@ class GlooCommunicator:
         On one machine all ranks read the same clock, and rank 0 says when. On several each takes the end
         of the barrier, because their clocks have nothing in common.
         """
-        world = self._groups[WORLD]
+        world = self._everyone
         hosts: list[Any] = [None] * dist.get_world_size(world)
         dist.all_gather_object(hosts, platform.node(), world)
         dist.barrier(world)
@@ -230,7 +232,7 @@ class GlooCommunicator:
     def gather(self, value: T) -> list[T] | None:
         """Return every rank's value on rank 0, and None on the others."""
         values: list[Any] | None = [None] * dist.get_world_size() if self._rank == 0 else None
-        dist.gather_object(value, values, 0, self._groups[WORLD])
+        dist.gather_object(value, values, 0, self._everyone)
         return values
 
     def keep(self, groups: Iterable[Any]) -> None:
@@ -239,7 +241,7 @@ class GlooCommunicator:
 
     def close(self) -> None:
         """Give the process groups back, when all ranks have ended their work."""
-        dist.barrier(self._groups[WORLD])
+        dist.barrier(self._everyone)
         for group in self._made:
             if group is not dist.GroupMember.NON_GROUP_MEMBER:
                 dist.destroy_process_group(group)

@@ -41,7 +41,8 @@ def execute(
     Parameters
     ----------
     scenario
-        With an objective, one step size and one algorithm. Its workers become local processes; where the
+        With an objective, one step size and one algorithm. Its workers and its dedicated servers become local
+        processes; where the
         environment of torchrun or Slurm is set (:mod:`simulator.execution.place`), this process is one of
         them.
     progress
@@ -144,19 +145,21 @@ def assembled(scenario: Scenario, records: Sequence[Record]) -> Run:
 
     from simulator.execution.record import spans
 
-    observer = _observed(scenario, records)
+    workers, servers = records[: scenario.workers], records[scenario.workers :]
+    observer = _observed(scenario, workers)
     return Run(
         scenario=scenario,
         clock="wall",
         duration=max(record.end for record in records),
-        iterations=tuple(record.iterations for record in records),
-        evaluations=tuple(record.evaluations for record in records),
+        iterations=tuple(record.iterations for record in workers),
+        evaluations=tuple(record.evaluations for record in workers),
         observations=sorted((noted for record in records for noted in record.observations), key=_moment),
-        bytes_sent=tuple(record.bytes_sent for record in records),
+        bytes_sent=tuple(record.bytes_sent for record in workers),
+        server_bytes=tuple(record.bytes_sent for record in servers),
         timeline=Timeline(spans(records)),
         samples=observer.samples,
         pace=observer.pace,
-        models=np.stack([record.reports.models[-1] for record in records]),
+        models=np.stack([record.reports.models[-1] for record in workers]),
     )
 
 

@@ -88,10 +88,12 @@ def join(
 
 
 def _check(scenario: Scenario, place: Place) -> None:
-    if place.world_size != scenario.workers:
+    if place.world_size != scenario.ranks:
+        plural = "s" if scenario.servers > 1 else ""
+        servers = f" and {scenario.servers} dedicated server{plural}" if scenario.servers else ""
         raise BadInput(
             "cluster.workers",
-            f"the scenario has {scenario.workers} workers, but {place.starter} has started "
+            f"the scenario has {scenario.workers} workers{servers}, but {place.starter} has started "
             f"{place.world_size} ranks",
         )
     shares_memory = "shared-memory" in scenario.algorithm.requires

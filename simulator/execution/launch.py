@@ -87,7 +87,7 @@ def perform(
     Parameters
     ----------
     scenario, rank
-        What is run, and which worker of it.
+        What is run, and which worker or dedicated server of it.
     buckets
         The cost model's buckets, where the caller has them already.
     listener
@@ -111,8 +111,8 @@ def perform(
         Anything else that its run raises; the original error is its cause.
     """
     torch.set_num_threads(1)
-    several = scenario.workers > 1
-    communicator = GlooCommunicator(rank, scenario.workers, planned(scenario)) if several else None
+    several = scenario.ranks > 1
+    communicator = GlooCommunicator(rank, scenario.ranks, planned(scenario)) if several else None
     place = place or Cpu()
     place.prepare()
     carrier = None
@@ -182,7 +182,7 @@ def carrying(gloo: GlooCommunicator, scenario: Scenario, device: torch.device, b
     staged = StagedCommunicator(gloo, device, pinned=True)
     if backend != "nccl":
         return staged
-    carrier = NcclCommunicator(staged, scenario.workers, planned(scenario))
+    carrier = NcclCommunicator(staged, scenario.ranks, planned(scenario))
     gloo.keep(carrier.groups.values())
     return carrier
 
@@ -290,7 +290,7 @@ def launch(
     met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
     sites: Sequence[Site] | None = None,
 ) -> list[Record]:
-    """Run every worker of a scenario as a local process and return what they bring home, by rank.
+    """Run every rank of a scenario as a local process and return what they bring home, by rank.
 
     Parameters
     ----------
@@ -323,7 +323,7 @@ def launch(
     except Exception as error:
         raise BadInput("", f"this scenario cannot be sent to other processes: {error}") from error
     host = platform.node()
-    places = [(host, described(side(device, rank))) for rank in range(scenario.workers)]
+    places = [(host, described(side(device, rank))) for rank in range(scenario.ranks)]
     carrier = chosen_backend(backend, places)
     if met is not None:
         met(places)
@@ -334,8 +334,8 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="paceline-") as folder:
         try:
             with _main_module(needed=b"__main__" in payload):
-                for rank in range(scenario.workers):
-                    own = (rank, scenario.workers, payload, buckets, Path(folder))
+                for rank in range(scenario.ranks):
+                    own = (rank, scenario.ranks, payload, buckets, Path(folder))
                     site = None if sites is None else sites[rank]
                     arguments = (*own, patience, device, carrier, site)
                     ranks.append(_start(context, arguments))

@@ -80,7 +80,8 @@ class Pacer:
         self._own = threading.local()  # when the last computation of this thread's stream ended
         self._emulated = execution.compute == "emulated"
         self._cost, self._device = scenario.cost, scenario.cluster.devices[rank]
-        self._step = self._cost.gradient_seconds(self._device, scenario.batches[rank])
+        serves = rank >= scenario.workers
+        self._step = self._cost.gradient_seconds(self._device, scenario.batches[0 if serves else rank])
         self._slowdown, self._jitter = 1.0, _none
         self._bursts: list[BurstTimes] = []
         self._charge = Charge(scenario)
@@ -90,7 +91,7 @@ class Pacer:
             self._bursts = [
                 BurstTimes(entry, np.random.default_rng([scenario.seed, *stream, rank]))
                 for entry, stream in zip(scenario.stragglers, scenario.streams, strict=True)
-                if isinstance(entry, Bursts) and entry.concerns(rank)
+                if isinstance(entry, Bursts) and not serves and entry.concerns(rank)
             ]
 
     def gradient(self, gradients: float = 1.0) -> Course:

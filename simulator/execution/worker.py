@@ -21,6 +21,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from algorithms import WORLD, Algorithm, Reduction
@@ -44,7 +45,6 @@ from traces import COMPUTE, Span
 
 if TYPE_CHECKING:
     import networkx as nx
-    import numpy as np
 
     from algorithms.problem import Problem
     from simulator.scenario import Scenario
@@ -113,6 +113,8 @@ class WallWorker:
         self._plan = plan.planned(scenario)
         self._objective = objective
         self._rule = UpdateRule(scenario.update, step_size, scenario.sections.budget.iterations)
+        self._serves = rank >= scenario.workers
+        self._updates = 0
         self._last_update: WallHandle[Tensor] | None = None
         self._side = side or Cpu()
         self._side.prepare()
@@ -163,7 +165,7 @@ class WallWorker:
     def share(self) -> float:
         """This worker's part of the global batch."""
         shares = self._scenario.shares
-        return 1 / self.world_size if shares is None else shares[self._rank]
+        return 1 / self.world_size if shares is None or self._serves else shares[self._rank]
 
     @functools.cached_property
     def weights(self) -> Mapping[int, float]:
@@ -190,7 +192,7 @@ class WallWorker:
     @property
     def batch(self) -> int:
         """Samples of one of this worker's gradients."""
-        return self._scenario.objective_batches[self._rank]
+        return 0 if self._serves else self._scenario.objective_batches[self._rank]
 
     @property
     def problem(self) -> Problem | None:
@@ -271,6 +273,8 @@ class WallWorker:
 
     def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Handle[Tensor]:
         """Start the local step by the run's update rule."""
+        if self._serves:
+            self._count_update()
         course = self._passing(self._rule.vectors_moved, _values(x))
         model = _values(x).clone()
         slope: torch.Tensor | list[torch.Tensor]
@@ -335,7 +339,14 @@ class WallWorker:
         total = sum(high - low for low, high in buckets)
         return cut(buckets, total, self._objective.parameters)
 
+    def _count_update(self) -> None:
+        """Let a dedicated server's iterations be those that its updates amount to."""
+        self._updates += 1
+        self._iteration = -(-self._updates // self._scenario.algorithm.served_updates(self.world_size))
+
     def _count_iteration(self, iterations: int = 1, gradients: float = 1.0) -> None:
+        if self._serves:
+            raise faults.only_serves(self._rank, "started a gradient")
         self._iteration += iterations
         self._evaluations += gradients
         self._questions = 0
@@ -605,6 +616,8 @@ class WallWorker:
 
     def report(self, x: Tensor) -> None:
         """Store a copy of this worker's model for later evaluation."""
+        if self._serves:
+            raise faults.only_serves(self._rank, "reported a model")
         self._reports.append((self.now, self._iteration, _values(x).clone()))
 
     def run(self, algorithm: Algorithm, start: float) -> Record:
@@ -695,12 +708,16 @@ class WallWorker:
 
     def _check_end(self) -> None:
         self._check_awaited()
+        if self._serves:
+            return
         if self._iteration == 0:
             raise faults.no_gradient(self._rank)
         if not self._reports:
             raise faults.no_report(self._rank)
 
     def _collected_reports(self) -> Reports:
+        if not self._reports:
+            return Reports([], [], np.empty((0, self._objective.parameters)))
         times, iterations, models = zip(*self._reports, strict=True)
         return Reports(list(times), list(iterations), torch.stack(models).cpu().numpy())
 

@@ -43,6 +43,7 @@ from simulator.plan import planned
 from simulator.profile import FORWARD, LOAD, LOSS
 from simulator.run import Run
 from simulator.scenario import Scenario
+from simulator.sections import ALGORITHM
 from simulator.workload import GivenCost
 from simulator.workload.cost import MIB
 from simulator.workload.script import TrainingScript
@@ -114,6 +115,7 @@ class Trainer:
         _check_counts(iterations=iterations, accumulate=accumulate)
         _check_pair("evaluate", evaluate, "evaluate_every", evaluate_every)
         _check_pair("folder", folder, "save_every", save_every)
+        _check_hosted(algorithm)
         self._place = place()
         own = self._place
         self.rank, self.world_size = (0, 1) if own is None else (own.rank, own.world_size)
@@ -376,6 +378,18 @@ def _check_counts(**counts: int) -> None:
     for key, count in counts.items():
         if count < 1:
             raise BadInput(key, f"must be at least 1, got {count}")
+
+
+def _check_hosted(algorithm: Any) -> None:
+    """Refuse dedicated servers: every rank runs the user's script, and trains."""
+    try:
+        servers = ALGORITHM.read(algorithm).build().dedicated_servers
+    except BadInput:
+        return  # the scenario says it with the key before it
+    if servers:
+        raise BadInput(
+            "algorithm.dedicated", "every rank of a training has data; servers are tasks of workers"
+        )
 
 
 def _check_pair(what: str, value: object, often: str, every: int | None) -> None:

@@ -495,7 +495,7 @@ class ToZero(Algorithm):
         names = ("gradient", "exact")
         return Plan({}, tuple((rank, 0, name) for name in names for rank in range(world_size)))
 
-    def pushed(self, channel: Channel, elements: int) -> tuple[int, int] | None:
+    def pushed(self, channel: Channel, elements: int, world_size: int) -> tuple[int, int] | None:
         return (0, elements) if channel[2] == "gradient" else None
 
     async def run(self, worker: Worker) -> None:
