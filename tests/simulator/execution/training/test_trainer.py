@@ -305,6 +305,10 @@ class TestRefusals:
                 "evaluate_every: must be at least 1, got 0",
             ),
             (
+                {"algorithm": {"name": "a-psgd", "dedicated": True}},
+                "algorithm.dedicated: every rank of a training has data; servers are tasks of workers",
+            ),
+            (
                 {"algorithm": "cocod"},
                 "algorithm.name: unknown algorithm 'cocod'; the nearest known one is 'cocod-sgd'",
             ),
