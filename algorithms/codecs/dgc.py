@@ -25,7 +25,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from algorithms.algorithm import parameter
+from algorithms.algorithm import ABOVE_ZERO, parameter
 from algorithms.codecs.codec import Codec, Message
 from algorithms.codecs.topk import check_density, dense, kept, largest, sparse, sparse_bits, sparse_bytes
 
@@ -45,17 +45,19 @@ class DGC(Codec):
     gradients_only: ClassVar[bool] = True
 
     density: float = parameter(0.001, "part of a message that is sent after the warm-up")
-    momentum: float = parameter(0.9, "momentum before the selection (m)", minimum=0.0)
+    momentum: float = parameter(0.9, "momentum before the selection (m)", minimum=0.0, below=1.0)
     clip: float = parameter(0.0, "largest norm of the mean gradient (C); 0: no clipping", minimum=0.0)
     masking: bool = parameter(True, "forget the momentum of coordinates that are sent")
-    warm_up: tuple[float, ...] = parameter((0.25, 0.063, 0.015, 0.004), "densities of the warm-up's stages")
+    warm_up: tuple[float, ...] = parameter(
+        (0.25, 0.063, 0.015, 0.004), "densities of the warm-up's stages", where={"stage": ABOVE_ZERO}
+    )
     stage: int = parameter(0, "iterations of each stage of the warm-up; 0: no warm-up", minimum=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_density("DGC", "density", self.density)
+        check_density("density", self.density)
         for density in self.warm_up:
-            check_density("DGC", "a warm-up density", density)
+            check_density("a warm-up density", density)
 
     @property
     def feeds_back(self) -> bool:

@@ -32,7 +32,7 @@ INDEX_BYTES = 4
 """Bytes of an index."""
 
 
-def check_density(owner: str, name: str, density: float) -> None:
+def check_density(name: str, density: float) -> None:
     """Refuse a density that is no part of a message.
 
     Raises
@@ -41,7 +41,7 @@ def check_density(owner: str, name: str, density: float) -> None:
         One sentence.
     """
     if not 0 < density <= 1:
-        raise ValueError(f"{owner}: {name} must be above 0 and at most 1, got {density!r}")
+        raise ValueError(f"{name} must be above 0 and at most 1, got {density!r}")
 
 
 def kept(elements: int, density: float) -> int:
@@ -95,7 +95,7 @@ class TopK(Codec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_density("TopK", "density", self.density)
+        check_density("density", self.density)
 
     @property
     def feeds_back(self) -> bool:
@@ -142,7 +142,7 @@ class RandomK(Codec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_density("RandomK", "density", self.density)
+        check_density("density", self.density)
 
     @property
     def feeds_back(self) -> bool:

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from algorithms.problem import FiniteSum
 
 
+_WITH_TAU = {"form": ("strongly-convex",)}
+"""Where the momentum is tau."""
+
+
 @dataclass(frozen=True)
 class KatyushaX(Algorithm):
     """Epochs of SVRG with momentum between them."""
@@ -51,9 +55,15 @@ class KatyushaX(Algorithm):
     form: Literal["strongly-convex", "convex", "svrg"] = parameter(
         "strongly-convex", "what F is, which decides the momentum; 'svrg' has none"
     )
-    convexity: float = parameter(0.0, "mu of a strongly convex F, from which tau follows", minimum=0.0)
+    convexity: float = parameter(
+        0.0, "mu of a strongly convex F, from which tau follows", where=_WITH_TAU, minimum=0.0
+    )
     tau: float = parameter(
-        0.5, "momentum of the strongly convex form where mu is not given; 0.5 is SVRG", above=0.0, maximum=0.5
+        0.5,
+        "momentum of the strongly convex form where mu is not given; 0.5 is SVRG",
+        where={**_WITH_TAU, "convexity": (0.0,)},
+        above=0.0,
+        maximum=0.5,
     )
     inner: int = parameter(0, "mean steps of an epoch (m); 0 for n/b", minimum=0)
     lengths: Literal["geometric", "fixed"] = parameter("geometric", "how the steps of an epoch are drawn")
@@ -133,7 +143,7 @@ class KatyushaX(Algorithm):
 class SVRG(KatyushaX):
     """Epochs of variance-reduced steps without momentum."""
 
-    form: Literal["strongly-convex", "convex", "svrg"] = parameter("svrg", "no momentum between epochs")
+    form: Literal["svrg"] = parameter("svrg", "no momentum between epochs")
 
 
 def drawn(worker: Worker, problem: FiniteSum) -> torch.Tensor:

@@ -444,7 +444,7 @@ def test_what_a_codec_keeps_counts_in_the_peak_memory() -> None:
         (
             "local-sgd",
             {"codec": "top-k", "density": 2.0},
-            "compression: TopK: density must be above 0 and at most 1, got 2.0",
+            "compression: density must be above 0 and at most 1, got 2.0",
         ),
     ],
 )
