@@ -15,7 +15,8 @@ between epochs: y_k+1 is the end of an epoch from
 The theory takes m = n/b and a step size eta of min(1, b/sqrt(n)) / (2 L): larger mini-batches cut the
 sequential steps in proportion up to b = sqrt(n). Worker w holds n_w parts and draws its share of b from them
 with replacement; its sums count n_w / n. K is the same on all workers. The full gradient is no iteration; it
-counts in the gradient evaluations, and so does each step, twice.
+counts in the gradient evaluations, and so does each step, twice. Under a schedule, which the theory does not
+have, eta is that of each step, and tau follows from that of the last step before the epoch.
 
 Source: Allen-Zhu, "Katyusha X: practical momentum method for stochastic sum-of-nonconvex optimization", ICML
 2018, arXiv 1802.03866; Johnson and Zhang, "Accelerating stochastic gradient descent using predictive variance

@@ -381,9 +381,12 @@ class VirtualWorker:
         value = tensors[0] if self._oracle is None else function(*tensors)
         return self._compute("gradient", self._step_time.total * gradients * factor, value)
 
-    def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Operation:
+    def update(
+        self, x: Tensor, gradient: Tensor | Sequence[Tensor], iteration: int | None = None
+    ) -> Operation:
         """Start the local step."""
-        value = self._rule.apply(x, gradient, self._bounds, self.step_size)
+        step_size = self._rule.step_size(self.iterations if iteration is None else iteration)
+        value = self._rule.apply(x, gradient, self._bounds, step_size)
         return self._compute("update", self._pass_seconds(self._rule.vectors_moved, x), value)
 
     @property

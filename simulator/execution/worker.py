@@ -267,7 +267,9 @@ class WallWorker:
         course = None if self._pacer is None else self._pacer.gradient(gradients)
         return self._compute("gradient", lambda: function(*copies), course)
 
-    def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Handle[Tensor]:
+    def update(
+        self, x: Tensor, gradient: Tensor | Sequence[Tensor], iteration: int | None = None
+    ) -> Handle[Tensor]:
         """Start the local step by the run's update rule."""
         model = _values(x).clone()
         slope: torch.Tensor | list[torch.Tensor]
@@ -278,7 +280,8 @@ class WallWorker:
             assert isinstance(gradient, Sequence)
             slope = [_values(part).clone() for part in gradient]
             bounds = self._bounds
-        work = functools.partial(self._rule.apply, model, slope, bounds, self.step_size)
+        step_size = self._rule.step_size(self._iteration if iteration is None else iteration)
+        work = functools.partial(self._rule.apply, model, slope, bounds, step_size)
         self._last_update = self._compute("update", work, self._passing(self._rule.vectors_moved, model))
         return self._last_update
 

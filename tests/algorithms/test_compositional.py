@@ -24,7 +24,7 @@ from tests.algorithms.given import Composition, assert_equal, models, scenario, 
 from tests.algorithms.mutation import Mutant, Trial, cases
 from tests.algorithms.recursions import compositional
 from tests.algorithms.recursions.compositional import Arrival, Draw, Update
-from tests.algorithms.recursions.notation import Array
+from tests.algorithms.recursions.notation import Array, StepSize
 
 D, STEP = 4, 0.01
 UPDATE, COLLECTIVE, MESSAGE = 0.06, 0.3, 0.2
@@ -147,7 +147,17 @@ class Replay:
     epochs: Sequence[Sequence[Any]]
 
 
-def replayed_distributed(run: Run, notes: Watched, problem: str, parameters: Mapping[str, Any]) -> Replay:
+HALVING = {"rule": "sgd", "schedule": {"kind": "step", "every": 4, "factor": 0.5}}
+
+
+def halving(iterations: int) -> Callable[[int], float]:
+    """Return the step sizes of `HALVING` by iteration, the last one for all beyond the budget."""
+    return lambda t: STEP * 0.5 ** (min(t, iterations) // 4)
+
+
+def replayed_distributed(
+    run: Run, notes: Watched, problem: str, parameters: Mapping[str, Any], step: StepSize = STEP
+) -> Replay:
     """Replay what reached the master, in its order, through the recursion."""
     kind = PROBLEMS[problem]
     updates = parameters.get("updates") or kind.problem.inner
@@ -163,7 +173,7 @@ def replayed_distributed(run: Run, notes: Watched, problem: str, parameters: Map
     assert len(stale) == len(made)
     assert len(made) % updates == 0
     arrivals: list[list[Arrival]] = []
-    for index, (x, direction, (_, arrived)) in enumerate(made):
+    for index, (x, direction, _, (_, arrived, _)) in enumerate(made):
         k = index % updates
         if k == 0:
             arrivals.append([])
@@ -184,7 +194,7 @@ def replayed_distributed(run: Run, notes: Watched, problem: str, parameters: Map
     picks = stream(0, "snapshots")
     rules = [int(picks.integers(1, updates + 1)) if rule == "random" else rule for _ in arrivals]
     x0, estimator = kind.x0, number(parameters)
-    points = compositional.asyvrsc_distributed(kind.problem, x0, STEP, estimator, arrivals, rules)
+    points = compositional.asyvrsc_distributed(kind.problem, x0, step, estimator, arrivals, rules)
     return Replay(points, arrivals)
 
 
@@ -200,8 +210,11 @@ DISTRIBUTED: dict[str, dict[str, Any]] = {
 def check_distributed(name: str, problem: str, workers: int, **changes: Any) -> tuple[Run, Replay]:
     parameters = DISTRIBUTED[name]
     made, notes = watched("asyvrsc-distributed", parameters)
-    run = simulate(held(made, problem, workers, changes.pop("iterations", 10), **changes))
-    replay = replayed_distributed(run, notes, problem, parameters)
+    iterations = changes.pop("iterations", 10)
+    run = simulate(held(made, problem, workers, iterations, **changes))
+    own = halving(iterations)
+    step = (lambda k: own(k // workers)) if "update" in changes else STEP
+    replay = replayed_distributed(run, notes, problem, parameters, step)
     # In the end every worker has the last x~.
     assert_equal(models(run), np.tile(replay.points[-1], (workers, 1)))
     epochs = len(replay.epochs)
@@ -241,7 +254,19 @@ def test_one_worker_is_c_svrg(name: str, problem: str, estimator: str) -> None:
     assert {observation.value for observation in run.observations} == {0.0}
 
 
-def test_the_step_size_is_that_of_the_masters_own_iterations() -> None:
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_schedule_of_the_distributed_form_goes_by_the_masters_updates(workers: int) -> None:
+    _, replay = check_distributed("first", "curved", workers, update=HALVING, slow={0: 2.3})
+    assert len(replay.epochs) * 6 // workers > 4
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_schedule_of_the_shared_form_goes_by_a_workers_own_iterations(workers: int) -> None:
+    run, _ = check_shared("first", "curved", workers, update=HALVING)
+    assert len(set(run.iterations)) > 1
+
+
+def test_alone_the_step_size_is_that_of_the_workers_own_iterations() -> None:
     update = {"rule": "sgd", "schedule": {"kind": "step", "every": 6, "factor": 0.5}}
     parameters = {"estimator": "second", "inner": 3, "updates": 6}
     kind = PROBLEMS["curved"]
@@ -258,7 +283,9 @@ def test_the_step_size_is_that_of_the_masters_own_iterations() -> None:
 # Shared memory
 
 
-def replayed_shared(run: Run, notes: Watched, problem: str, parameters: Mapping[str, Any]) -> Replay:
+def replayed_shared(
+    run: Run, notes: Watched, problem: str, parameters: Mapping[str, Any], step: StepSize = STEP
+) -> Replay:
     """Replay reads and additions, with their times element by element, through the recursion."""
     kind = PROBLEMS[problem]
     d = len(kind.x0)
@@ -272,12 +299,12 @@ def replayed_shared(run: Run, notes: Watched, problem: str, parameters: Mapping[
     for epoch in range(epochs):
         made = sorted((touch for own in found.values() for touch in own[epoch]), key=lambda t: t.times[0])
         updates = [
-            Update(touch.draw, [version(made, c, touch.moments[c]) for c in range(d)], touch.at)
+            Update(touch.draw, [version(made, c, touch.moments[c]) for c in range(d)], touch.at, touch.t)
             for touch in made
         ]
         for rank, own in found.items():
             stale[rank] += [staleness(made, touch) for touch in own[epoch]]
-        iterates = compositional.shared_epoch(kind.problem, x, STEP, number(parameters), updates)
+        iterates = compositional.shared_epoch(kind.problem, x, step, number(parameters), updates)
         x = iterates[-1]
         if parameters.get("snapshot") == "average":
             reads = [[iterates[v][c] for c, v in enumerate(update.versions)] for update in updates]
@@ -291,13 +318,17 @@ def replayed_shared(run: Run, notes: Watched, problem: str, parameters: Mapping[
 
 @dataclass
 class Touch:
-    """A read and the addition made of it: when each element was touched, and when the addition ended."""
+    """A read and the addition made of it: when each element was touched, and when the addition ended.
+
+    It was made in iteration `t` of its worker.
+    """
 
     draw: Draw
     moments: Array
     at: Sequence[int]
     times: Array
     end: float
+    t: int
 
 
 def moments(start: float, end: float, count: int) -> Array:
@@ -312,7 +343,7 @@ def touches(run: Run, notes: Watched, rank: int, draw: Callable[[], Draw]) -> li
     }
     found: list[list[Touch]] = [[]]
     reading: Array = np.empty(0)
-    estimated = False
+    estimated, begun = False, 0
     for name, _, given in notes.events[rank]:
         if name == "running":  # asked when an epoch has ended
             found.append([])
@@ -322,12 +353,13 @@ def touches(run: Run, notes: Watched, rank: int, draw: Callable[[], Draw]) -> li
             reading = moments(span.start, span.end, D)
         elif name == "evaluate":
             drawn, estimated = draw(), True
+            begun += 1
         elif name == "add":
             span = next(spans["add"])
             at = range(D) if len(given) < 3 or given[1] is None else given[1].tolist()
             if estimated:  # it is not an average
                 times = moments(span.start, span.end, len(at))
-                found[-1].append(Touch(drawn, reading, list(at), times, span.end))
+                found[-1].append(Touch(drawn, reading, list(at), times, span.end, begun - 1))
     return found[:-1]
 
 
@@ -358,13 +390,14 @@ SHARED: dict[str, dict[str, Any]] = {
 
 
 def check_shared(
-    name: str, problem: str, workers: int, passes: float = UPDATE, sigma: float = 0.4
+    name: str, problem: str, workers: int, passes: float = UPDATE, sigma: float = 0.4, update: object = "sgd"
 ) -> tuple[Run, Replay]:
     parameters = SHARED[name]
     made, notes = watched("asyvrsc-shared", parameters)
     jitter = {"stragglers": [{"kind": "lognormal", "sigma": sigma}]}
-    run = simulate(held(made, problem, workers, 10, cluster=jitter, passes=passes))
-    replay = replayed_shared(run, notes, problem, parameters)
+    run = simulate(held(made, problem, workers, 10, cluster=jitter, passes=passes, update=update))
+    step = STEP if update == "sgd" else halving(10)
+    replay = replayed_shared(run, notes, problem, parameters, step)
     assert_equal(models(run), np.tile(replay.points[-1], (workers, 1)))
     updates = parameters.get("updates") or PROBLEMS[problem].problem.inner
     for epoch in replay.epochs:
@@ -407,7 +440,8 @@ def queries(problem: str, parameters: Mapping[str, Any]) -> float:
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_evaluations_are_those_of_the_card(name: str, problem: str, estimator: str) -> None:
     kind = PROBLEMS[problem]
-    parameters = {"estimator": estimator, "inner": 3, "jacobian": 2, "updates": 6}
+    jacobian = {"jacobian": 2} if estimator == "second" else {}
+    parameters = {"estimator": estimator, "inner": 3, "updates": 6, **jacobian}
     for workers in (1, 3, 20):
         run = simulate(held({"name": name, **parameters}, problem, workers, 10))
         objective: Any = run.scenario.objective
