@@ -9,7 +9,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from types import CoroutineType
+from types import CoroutineType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from simulator.engine.groups import Group, Mailbox
 from simulator.engine.memory import Memory
 from simulator.engine.network import Network
 from simulator.engine.storage import CoreName
-from simulator.engine.worker import Operation, Task, VirtualWorker
+from simulator.engine.worker import Operation, Stream, Task, VirtualWorker
 from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
 from simulator.patterns import Kind
@@ -125,6 +125,9 @@ class Simulation:
         self.algorithm_class = type(scenario.algorithm).__name__
         sharing = scenario.sections.cluster
         self.clock = Clock(fairness=sharing.fairness, core=core, max_plus=sharing.collectives == "max-plus")
+        # Many workers may do a little each at one instant.
+        self.most_at_once = max(faults.MOST_AT_ONCE, 1000 * scenario.workers)
+        self.clock.next_look = self.most_at_once
         self.network = Network(self.clock, scenario, monitor)
         self.limit = scenario.sections.budget.iterations
         self.spans = Timeline()
@@ -344,6 +347,15 @@ class Simulation:
                 )
         return faults.deadlock(lines)
 
+    def standing_still(
+        self, operation: Operation, stream: Stream, count: int, frame: FrameType | None = None
+    ) -> faults.AlgorithmError:
+        """Return the error of a task that goes round without taking time, as its last operation was seen."""
+        task = next(task for task in self._tasks if task.stream is stream)
+        line = _innermost_line(task.coroutine) if frame is None else _line(frame)
+        name = task.coroutine.__qualname__
+        return faults.standing_still(self.clock.now, count, operation.worker.rank, operation.name, name, line)
+
     def _result(self) -> Run:
         """Gather what the run recorded."""
         models = None
@@ -378,4 +390,8 @@ def _innermost_line(coroutine: CoroutineType[Any, Any, Any]) -> str:
     frame, inner = coroutine.cr_frame, coroutine.cr_await
     while isinstance(inner, CoroutineType):
         frame, inner = inner.cr_frame, inner.cr_await
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "?"
+    return _line(frame) if frame else "?"
+
+
+def _line(frame: FrameType) -> str:
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
