@@ -372,6 +372,7 @@ class Simulation:
             timeline=self.spans,
             samples=self.observer.samples,
             pace=self.observer.pace,
+            ends=tuple(self.observer.ends),
             links=self.network.link_use(),
             models=models,
         )
