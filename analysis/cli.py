@@ -349,6 +349,7 @@ def _executable(
 
     A grid is settled by simulation, and so is how long a run is that stops at its target.
     """
+    from simulator.cautions import cautions
     from simulator.engine.simulate import simulate
 
     single = scenario.variants()[0]
@@ -357,8 +358,7 @@ def _executable(
     if step_size is not None:
         single = single.vary(step_size=step_size)
     settled = []
-    if single.uncovered is not None:
-        settled.append(f"warning: {single.uncovered}")
+    settled += [f"warning: {text}" for text in cautions(single)]
     if single.sections.workload.evaluation == "batched":
         single = single.vary(evaluation="separate")
         settled.append("gradients are evaluated one by one, as each process has its own")
@@ -439,6 +439,11 @@ def _execution_text(done: Run) -> str:
     ]
     if done.samples.loss:
         lines.append(f"  final loss {done.samples.loss[-1]:.4g}")
+    if (where := done.diverged()) is not None:
+        target = done.scenario.sections.target
+        missed = f"; the target ({target.text()}) was not reached because it diverged" if target else ""
+        place = f"{count_text(where.iterations)} iterations ({format_quantity(where.time, 's')})"
+        lines.append(f"  the loss diverged from {place} on{missed}")
     if done.emulation is not None:
         nodes, edges = done.emulation["nodes"], done.emulation["edges"]
         lines.append(f"  emulated network of {nodes} nodes and {edges} edges")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOT_REACHED = "not reached"
+DIVERGED = "diverged"
 NO_TARGET = "no target"
 
 
@@ -94,7 +95,7 @@ class Row:
     bytes_per_iteration
         Bytes that a worker sends per iteration, mean over the workers.
     time_per_iteration
-        Seconds per iteration over the whole run.
+        Seconds per iteration, each worker's time until its own end.
     extrapolated
         Whether one of the two runs ended before its target, whose time follows from its mean pace.
     epsilon
@@ -103,6 +104,8 @@ class Row:
         Gradient evaluations / n until the target, or in all, for a sum of n; None where there is no such n.
     gradients_per_iteration
         Gradients evaluated in an iteration, on average.
+    diverged
+        Whether the loss had diverged at the end.
     """
 
     algorithm: str
@@ -127,6 +130,7 @@ class Row:
     epsilon: float | None = None
     passes: float | None = None
     gradients_per_iteration: float = 1.0
+    diverged: bool = False
 
     @property
     def missing(self) -> str | None:
@@ -134,7 +138,7 @@ class Row:
         if self.target is None:
             return NO_TARGET
         if self.iterations is None:
-            return NOT_REACHED
+            return DIVERGED if self.diverged else NOT_REACHED
         return "1 worker: not" if self.reference_iterations is None else None
 
 
@@ -183,6 +187,7 @@ def measure(run: Run, reference: Run, grid: Sequence[float] = ()) -> Row:
         epsilon=spent_to_target(run),
         passes=_passes(run, reached),
         gradients_per_iteration=sum(run.evaluations) / sum(run.iterations) if run.evaluations else 1.0,
+        diverged=run.diverged() is not None,
         **run.time_shares(),
     )
 
@@ -361,7 +366,9 @@ class Table:
         ideals = list(dict.fromkeys(f"{row.ideal:.4g}" for row in self.rows if row.workers > 1))
         if ideals and targets:
             notes.append(f"Efficiency is the time speedup over the ideal of {' and '.join(ideals)}.")
-        notes.append("Compute, transfer and waiting are shares of the workers' time.")
+        if any(row.diverged for row in self.rows):
+            notes.append("Where the loss diverged, the target was not reached because of that.")
+        notes.append("Compute, transfer and waiting are shares of the workers' time, each until its own end.")
         if _PASSES in self._columns:
             notes.append(
                 "Passes are gradient evaluations / n until the target, or in all, for a sum of n; "
