@@ -216,11 +216,13 @@ def _run(scenario: Scenario, out: Path | None, jobs: int | None, quiet: bool) ->
     import shutil
 
     from analysis.experiment import experiment, file_name, parts_folder
+    from simulator.engine.simulate import check_simulable
     from simulator.run import check_replaceable
 
     started = time.perf_counter()
     folder = out or Path("runs") / f"{file_name(scenario.name)}-{scenario.digest()}"
     check_replaceable(folder)
+    check_simulable(scenario)
     if not quiet:
         typer.echo(_heading(scenario))
     store = parts_folder(folder, scenario)
@@ -281,23 +283,28 @@ def _execute(
     folder = out or Path("runs") / f"{file_name(single.name)}-{single.digest()}-{how}"
     check_replaceable(folder)
     taken = taken_from_the_machine(single, emulated)
-    if not quiet:
-        count = single.workers
-        name = single.sections.algorithm.name
-        of = f"{count} local process{'es' if count > 1 else ''}"
-        if own is not None:
-            of = f"{count} of {own.starter}'s rank{'s' if count > 1 else ''}"
-        where = " in an emulated network" if emulated else ""
-        typer.echo(f"{single.name}: {name} on {of}{where}")
-        for text in settled:
-            typer.echo(f"  {text}")
-        typer.echo(f"  from this machine, not from the scenario: {'; '.join(taken)}")
+    count, name = single.workers, single.sections.algorithm.name
+    of = f"{count} local process{'es' if count > 1 else ''}"
+    if own is not None:
+        of = f"{count} of {own.starter}'s rank{'s' if count > 1 else ''}"
+    where = " in an emulated network" if emulated else ""
+    heading = [f"{single.name}: {name} on {of}{where}", *(f"  {text}" for text in settled)]
+    heading.append(f"  from this machine, not from the scenario: {'; '.join(taken)}")
     ranks: list[tuple[str, str]] = []
+
+    def met(found: Sequence[tuple[str, str]]) -> None:
+        """Head what follows, now that nothing more can be refused."""
+        ranks.extend(found)
+        if not quiet:
+            typer.echo("\n".join(heading))
+
     with _progress("executing") as progress:
         perform = emulate_scenario if emulated else execute_scenario
-        done = perform(single, progress, met=ranks.extend, **means)
+        done = perform(single, progress, met=met, **means)
     if done is None:
         return None
+    if not ranks:  # a single rank meets nobody
+        met(())
     done.save(folder, time.perf_counter() - started)
     result = {**done.summary(), "from_this_machine": taken, "saved_to": str(folder)}
     result["ranks"] = [{"host": host, "device": name} for host, name in ranks]
@@ -563,6 +570,8 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise BadInput("", f"expected a parameter like 'nodes=8', got '{pair}'")
+        if key in settings:
+            raise BadInput(key, f"is given twice, as {settings[key]!r} and as '{value}'")
         try:
             settings[key] = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -624,14 +633,22 @@ def _topology_text(name: str, facts: Mapping[str, Any]) -> str:
 def algorithms(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The one to describe.")] = None,
     model: Annotated[str | None, typer.Option(help="Tell the bytes sent for this model.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="How many train it.")] = 16,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many train it; 16 unless given.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the algorithms, or describe one: parameters, traffic, staleness, theory, source."""
     from algorithms.algorithm import BOUNDS
     from analysis import catalogue
+    from simulator.parts import BadInput
     from simulator.units import format_quantity
 
+    if model is None and workers is not None:
+        raise BadInput(
+            "--workers", f"{workers} has no effect without --model, the model whose bytes are told"
+        )
+    workers = workers or 16
     sent = {}
     if model is not None:
         found = catalogue.algorithm_traffic(model, workers)

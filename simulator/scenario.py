@@ -220,6 +220,11 @@ class Scenario:
         return tuple(dict.fromkeys(found))
 
     @property
+    def source(self) -> str:
+        """What messages call it: a file name, or nothing."""
+        return self._source
+
+    @property
     def name(self) -> str:
         """The scenario's name."""
         return self.sections.name
@@ -749,7 +754,7 @@ class Scenario:
             raise BadInput("update.schedule.warm-up", problem)
         if sections.workload.objective is None and schedule != CONSTANT:
             raise BadInput("update.schedule", "a scenario without an objective has no step size")
-        for entry in (sections.algorithm, *sections.compare):
+        for index, entry in enumerate((sections.algorithm, *sections.compare)):
             if rule.state_vectors and entry.build().momentum == "refused":
                 problem = f"{entry.name} is built on plain steps, not on '{sections.update.name}'; use 'sgd'"
                 raise BadInput("update.rule", problem)

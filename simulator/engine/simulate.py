@@ -78,6 +78,38 @@ def simulate(
     return best_of(runs)
 
 
+def check_simulable(scenario: Scenario) -> None:
+    """Refuse what only the objective itself can tell: it does not go with the workers or their batches.
+
+    A simulation refuses it too, but not before it has begun.
+
+    Raises
+    ------
+    BadInput
+        The message names the scenario's file.
+    """
+    if scenario.objective is None:
+        return
+    try:
+        oracle(scenario, 0)
+        _gradient_pool(scenario)
+    except BadInput as error:
+        raise BadInput(": ".join(filter(None, (scenario.source, error.key))), error.problem) from None
+
+
+def _gradient_pool(scenario: Scenario) -> GradientPool | None:
+    """Return where workers leave their gradients to be evaluated together; None for one by one."""
+    objective = scenario.objective
+    if objective is None or scenario.sections.workload.evaluation == "separate":
+        return None
+    from simulator.workload.objective import SampledObjective
+
+    if not isinstance(objective, SampledObjective):
+        problem = f"'batched' needs an objective over samples, which {objective.name} is not"
+        raise BadInput("workload.evaluation", problem)
+    return GradientPool(objective)
+
+
 def _part_of(progress: Progress | None, number: int, count: int) -> Progress | None:
     if progress is None:
         return None
@@ -137,7 +169,7 @@ class Simulation:
         self.elements = self._objective.parameters if self._objective else scenario.cost.parameters
         self.bounds = cut(scenario.cost.buckets(), scenario.cost.parameters, self.elements)
         self.step_time = functools.cache(scenario.cost.gradient_seconds)
-        self.pool = self._evaluation()
+        self.pool = _gradient_pool(scenario)
         stop_early = scenario.sections.budget.stop == "target"
         self.observer = Observer(
             self._objective,
@@ -174,17 +206,6 @@ class Simulation:
         """Return an update rule at its start."""
         scenario = self.scenario
         return UpdateRule(scenario.update, scenario.step_sizes[0], scenario.sections.budget.iterations)
-
-    def _evaluation(self) -> GradientPool | None:
-        """Return where workers leave their gradients to be evaluated together; None for one by one."""
-        if self._objective is None or self.scenario.sections.workload.evaluation == "separate":
-            return None
-        from simulator.workload.objective import SampledObjective
-
-        if not isinstance(self._objective, SampledObjective):
-            problem = f"'batched' needs an objective over samples, which {self._objective.name} is not"
-            raise BadInput("workload.evaluation", problem)
-        return GradientPool(self._objective)
 
     def jitter(self, rank: int) -> Callable[[], float]:
         """Return the source of a rank's per-gradient factors."""
