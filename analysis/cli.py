@@ -702,6 +702,34 @@ def algorithms(
 
 
 @app.command()
+def keys(
+    key: Annotated[
+        str | None,
+        typer.Argument(metavar="[KEY]", help="A key such as cluster.transport: it and all below it."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the keys of a scenario: value or unit, default, meaning; of a key, with those of all its parts."""
+    import dataclasses
+
+    from analysis.keys import keys as listed
+
+    found = listed(key or "")
+    parts = any(entry.of for entry in found)
+    rows = [
+        [entry.key, *([entry.of or "-"] if parts else []), entry.value, entry.default, entry.meaning]
+        for entry in found
+    ]
+    headings = ["key", *(["of"] if parts else []), "value", "default", "meaning"]
+    data = [dataclasses.asdict(entry) for entry in found]
+    _print_table(headings, rows, tuple(range(len(headings))), data, as_json)
+    if not as_json and not key:
+        typer.echo(
+            "Quantities carry their unit. `paceline keys KEY` tells the keys of the parts to choose from."
+        )
+
+
+@app.command()
 def codecs(
     model: Annotated[
         str | None, typer.Argument(metavar="[MODEL]", help="Whose gradient to take the sizes of.")

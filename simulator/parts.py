@@ -104,7 +104,8 @@ BytesPerSecond: TypeAlias = Annotated[float, _read("B/s"), _write("B/s")]
 FlopPerSecond: TypeAlias = Annotated[float, _read("FLOP/s"), _write("FLOP/s")]
 """A speed of computation, likewise in FLOP per second."""
 
-_QUANTITIES: dict[str, Any] = {"s": Seconds, "B": Bytes, "B/s": BytesPerSecond, "FLOP/s": FlopPerSecond}
+QUANTITIES: dict[str, Any] = {"s": Seconds, "B": Bytes, "B/s": BytesPerSecond, "FLOP/s": FlopPerSecond}
+"""The types of quantities by their dimension."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -192,8 +193,8 @@ def _field_type(annotation: Any) -> Any:
     """Translate a parameter's annotation into what pydantic shall check."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        if arguments[1] in _QUANTITIES:
-            return _QUANTITIES[arguments[1]]
+        if arguments[1] in QUANTITIES:
+            return QUANTITIES[arguments[1]]
         return annotation
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return _nested_part(annotation)
