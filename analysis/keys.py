@@ -47,6 +47,9 @@ PARTS: Mapping[str, Catalogue] = {
 }
 """Keys that choose a part by its name, and the parts that there are to choose from."""
 
+MOST_CHOICES = 4
+"""Of more parts their number is told; each is named with its own keys."""
+
 REQUIRED = "required"
 
 
@@ -136,7 +139,9 @@ def _value(key: str, annotation: Any, metadata: Any) -> str:
     """Return in words what a key holds."""
     if key in PARTS:
         catalogue = PARTS[key]
-        return f"{catalogue.tag}: {' | '.join(catalogue.names)}"
+        few = len(catalogue.names) <= MOST_CHOICES
+        choices = " | ".join(catalogue.names) if few else f"one of {len(catalogue.names)}"
+        return f"{catalogue.tag}: {choices}"
     for dimension, quantity in QUANTITIES.items():
         marks = get_args(quantity)[1:]
         if any(mark in marks for mark in metadata):
@@ -231,4 +236,5 @@ def _entries(block: str) -> Iterator[tuple[str, str]]:
 def _sentence(text: str) -> str:
     """Return a meaning with a capital letter and a full stop, without the marks of code."""
     plain = text.replace("`", "").rstrip(".")
-    return f"{plain[:1].upper()}{plain[1:]}." if plain else ""
+    begun = plain[:1] if text.startswith("`") else plain[:1].upper()  # a value is written as it is
+    return f"{begun}{plain[1:]}." if plain else ""

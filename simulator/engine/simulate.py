@@ -73,7 +73,9 @@ def simulate(
     runs = []
     for number, single in enumerate(scenarios):
         part = _part_of(progress, number, len(scenarios))
-        with _one_thread(single), _no_garbage_collection():
+        # A loss that diverges overflows; the run says so itself, with the iteration.
+        overflow = np.errstate(over="ignore", invalid="ignore")
+        with _one_thread(single), _no_garbage_collection(), overflow:
             runs.append(Simulation(single, part, monitor, core).run())
     return best_of(runs)
 

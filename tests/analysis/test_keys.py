@@ -24,7 +24,7 @@ def every() -> list[Key]:
 def test_every_key_has_a_value_and_a_meaning() -> None:
     for key in every():
         assert key.value, key
-        assert re.fullmatch(r"[^a-z].*\.", key.meaning), key
+        assert re.fullmatch(r"\S.*\.", key.meaning), key
         assert key.default, key
 
 
@@ -95,6 +95,8 @@ def test_some_keys_in_full() -> None:
     assert found("algorithm.period", "local-sgd").meaning == "Local steps between two averages (k)."
     assert found("compression.density", "top-k").default == "0.01"
     assert found("execution.compute").default == "objective"
+    assert found("update").value == "rule: sgd | momentum | nesterov | adamw"
+    assert re.fullmatch(r"name: one of \d+", found("algorithm").value)
     assert (
         found("workload.objective.mu", "quadratic").meaning
         == found("workload.objective.L", "quadratic").meaning

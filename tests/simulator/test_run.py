@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -372,7 +373,10 @@ def test_a_loss_has_diverged_where_it_stays_beyond_all_bounds() -> None:
 
 
 def test_a_step_size_that_is_far_too_large_diverges_and_says_so(tmp_path: Path) -> None:
-    run = simulate(Scenario({**SMALL, "algorithm": "allreduce-sgd", "compare": [], "step-size": 1e4}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an overflow is no news then
+        run = simulate(Scenario({**SMALL, "algorithm": "allreduce-sgd", "compare": [], "step-size": 1e8}))
+    assert not np.isfinite(run.samples.loss[-1])
     where = run.diverged()
     assert where is not None
     assert 1 <= where.iterations < 40

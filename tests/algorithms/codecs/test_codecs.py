@@ -164,7 +164,10 @@ def test_every_entry_loads_and_documents_its_parameters(name: str) -> None:
         (lambda: QSGD(scaling="rms"), "scaling must be one of 'norm', 'max', got 'rms'"),  # type: ignore[arg-type]
         (lambda: TopK(density=0.0), "density must be above 0 and at most 1, got 0.0"),
         (lambda: RandomK(density=1.5), "density must be above 0 and at most 1, got 1.5"),
-        (lambda: DGC(stage=1, warm_up=(0.5, 2.0)), "a warm-up density must be above 0 and at most 1, got 2.0"),
+        (
+            lambda: DGC(stage=1, warm_up=(0.5, 2.0)),
+            "a warm-up density must be above 0 and at most 1, got 2.0",
+        ),
         (lambda: PowerSGD(rank=0), "rank must be at least 1, got 0"),
         (
             lambda: PowerSGD().check([(7,), (1, 9)]),
