@@ -155,6 +155,9 @@ def _first_fault(report: pydantic.ValidationError, model: type[Section]) -> BadI
         known = [field.alias or name for name, field in owner.model_fields.items()]
         problem = f"unknown key '{location[-1]}'{_key_hint(location[-1], known)}"
         return BadInput(_dotted(*location[:-1]), problem)
+    if fault["type"] == "missing" and isinstance(fault["loc"][-1], int):
+        problem = f"has too few entries, got {list(fault['input'])!r}"
+        return BadInput(_dotted(*location[:-1]), problem)
     if fault["type"] == "missing":
         return BadInput(_dotted(*location), "this key is missing")
     return BadInput(_dotted(*location), _problem(fault))
@@ -185,7 +188,7 @@ def _problem(fault: ErrorDetails) -> str:
         return str(fault["ctx"]["error"])
     if fault["type"] in ("model_type", "dict_type"):
         return f"expected keys and values, got {fault['input']!r}"
-    message = fault["msg"][0].lower() + fault["msg"][1:]
+    message = (fault["msg"][0].lower() + fault["msg"][1:]).replace("tuple", "list")
     return f"{message}, got {fault['input']!r}"
 
 

@@ -62,7 +62,7 @@ REFUSED = [
     (
         "step-size",
         {"grid": []},
-        "good.yaml: step-size.grid: tuple should have at least 1 item after validation, not 0, got []",
+        "good.yaml: step-size.grid: list should have at least 1 item after validation, not 0, got []",
     ),
     ("cluster.workers", True, "good.yaml: cluster.workers: expected a number, got True"),
     (
@@ -308,6 +308,16 @@ REFUSED = [
         "update",
         {"rule": "adamw", "betas": [0.9, 1]},
         "good.yaml: update: betas must be 0 or more and below 1, got [0.9, 1.0]",
+    ),
+    (
+        "update",
+        {"rule": "adamw", "betas": [0.9]},
+        "good.yaml: update.betas: has too few entries, got [0.9]",
+    ),
+    (
+        "cluster.background",
+        4,
+        "good.yaml: cluster.background: input should be a valid list, got 4",
     ),
     (
         "update",
