@@ -48,6 +48,11 @@ def easgd() -> None:
     for rounds in ("synchronous", "asynchronous"):
         assert algorithm("easgd")(rounds=rounds).deterministic == (rounds == "synchronous")
     events.check_easgd(4, slow=events.UNEVEN)
+    edge = {"name": "easgd", "rounds": "synchronous", "elasticity": 0.4}
+    with pytest.raises(BadInput, match=r"\+ 1\) = 0\.4 in .* 0\.9 / workers = 0\.225$"):
+        scenario(edge, Quadratics(4, 5), 4)
+    scenario({**edge, "elasticity": 0.399}, Quadratics(4, 5), 4)
+    scenario({**edge, "rounds": "asynchronous"}, Quadratics(4, 5), 4)
 
 
 def ad_psgd() -> None:
