@@ -646,6 +646,7 @@ def check_distributed_form() -> None:
     for name in DISTRIBUTED:
         check_distributed(name, "curved", 3)
     check_distributed("second", "portfolio", 3)
+    check_distributed("first", "curved", 3, update=HALVING, slow={0: 2.3})
     for snapshot in ("last", "average"):
         test_time_of_one_worker_is_in_closed_form("asyvrsc-distributed", snapshot, "curved")
     test_evaluations_are_those_of_the_card("asyvrsc-distributed", "curved", "first")
@@ -658,6 +659,7 @@ def check_shared_form() -> None:
         check_shared(name, "curved", 3)
     check_shared("average", "curved", 8)
     check_shared("second", "portfolio", 3)
+    check_shared("first", "curved", 3, update=HALVING)
     test_evaluations_are_those_of_the_card("asyvrsc-shared", "curved", "second")
     test_time_of_one_worker_is_in_closed_form("asyvrsc-shared", "average", "curved")
     test_bytes_of_the_shared_form_are_those_of_its_sums("curved", "average")
