@@ -124,7 +124,19 @@ class Plan:
     channels: tuple[Channel, ...] = ()
 
 
-def parameter(default: Any, doc: str, *, unit: str = "", **bounds: Any) -> Any:
+ABOVE_ZERO = ("above 0",)
+"""Of another parameter: any value above 0; see :func:`parameter`."""
+
+
+def parameter(
+    default: Any,
+    doc: str,
+    *,
+    unit: str = "",
+    where: Mapping[str, tuple[Any, ...]] | None = None,
+    rule_state: bool = False,
+    **bounds: Any,
+) -> Any:
     """Declare a parameter of an algorithm.
 
     Parameters
@@ -135,35 +147,60 @@ def parameter(default: Any, doc: str, *, unit: str = "", **bounds: Any) -> Any:
         What it means, in a sentence.
     unit
         What it counts, to be read after "in"; empty for a plain number or a choice.
+    where
+        Other parameters and the values of them with which this one has an effect, or :data:`ABOVE_ZERO`; it
+        is refused beside any others, unless it has its default.
+    rule_state
+        Whether it is about the update rule's state, and refused likewise where the rule keeps none.
     bounds
         ``minimum`` and ``maximum``: the smallest and the largest allowed value; ``above`` and ``below``: what
         a value must be above or below.
     """
-    return dataclasses.field(default=default, metadata={"doc": doc, "unit": unit, **bounds})
+    metadata = {"doc": doc, "unit": unit, "where": where or {}, "rule_state": rule_state, **bounds}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def key_of(field: str) -> str:
+    """Return the key of a scenario that sets a field."""
+    return field.replace("_", "-")
 
 
 def check_parameters(made: Any) -> None:
-    """Refuse a dataclass whose parameters are of another type, not among the choices or out of bounds.
+    """Refuse a dataclass whose parameters are of another type, no choice, out of bounds or without effect.
 
     Raises
     ------
     ValueError
-        One sentence that names the parameter.
+        One sentence that names the parameter, as a scenario writes it.
     """
     hints = get_type_hints(type(made))
-    owner = type(made).__name__
     for field in dataclasses.fields(made):
-        value = getattr(made, field.name)
+        value, key = getattr(made, field.name), key_of(field.name)
         expected = hints[field.name]
         if isinstance(expected, type) and type(value) is not expected:
-            raise ValueError(f"{owner}: {field.name} must be of type {expected.__name__}, got {value!r}")
+            raise ValueError(f"{key} must be of type {expected.__name__}, got {value!r}")
         if get_origin(expected) is Literal and value not in get_args(expected):
             choices = ", ".join(map(repr, get_args(expected)))
-            raise ValueError(f"{owner}: {field.name} must be one of {choices}, got {value!r}")
+            raise ValueError(f"{key} must be one of {choices}, got {value!r}")
         for bound, (words, holds) in BOUNDS.items():
             limit = field.metadata.get(bound)
             if limit is not None and not holds(value, limit):
-                raise ValueError(f"{owner}: {field.name} must be {words} {limit}, got {value!r}")
+                raise ValueError(f"{key} must be {words} {limit}, got {value!r}")
+    for field in dataclasses.fields(made):
+        if getattr(made, field.name) != field.default:
+            _check_effect(made, field)
+
+
+def _check_effect(made: Any, field: dataclasses.Field[Any]) -> None:
+    """Refuse a parameter that has no effect beside the others."""
+    for other, values in field.metadata.get("where", {}).items():
+        given, positive = getattr(made, other), values is ABOVE_ZERO
+        if not (given > 0 if positive else given in values):
+            wanted = " or ".join(values if positive else map(repr, values))
+            raise ValueError(
+                f"{key_of(field.name)} has no effect where {key_of(other)} is {given!r}; "
+                f"it needs {key_of(other)} {wanted}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,6 +299,13 @@ class Algorithm:
         They are not among those of its iterations. By default there are no epochs.
         """
         return 0.0
+
+    def most_samples(self, samples: int) -> int | None:
+        """Return the largest global batch that it can draw from so many samples; None where any will do.
+
+        Asked where it requires a finite sum whose number of summands is known.
+        """
+        return None
 
     def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
         """Refuse a run that this algorithm cannot do, beyond what ``requires`` says.

@@ -236,11 +236,15 @@ class Worker(Protocol):
         """
         ...
 
-    def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Handle[Tensor]:
+    def update(
+        self, x: Tensor, gradient: Tensor | Sequence[Tensor], iteration: int | None = None
+    ) -> Handle[Tensor]:
         """Start the local step; x - step size * gradient unless the run has another update rule.
 
         ``gradient`` is a whole gradient or the slices of one, in the order of
-        :meth:`gradient_buckets`. A rule with a state (momentum) keeps it from step to step.
+        :meth:`gradient_buckets`. A rule with a state (momentum) keeps it from step to step. The step size is
+        that of an ``iteration``, counted from 1: this worker's present one unless a server, which applies
+        the gradients of many, says which.
         """
         ...
 

@@ -1,10 +1,10 @@
-"""Where a run's time went: every instant of every worker belongs to one operation.
+"""Where a run's time went: every instant of every worker, until its own end, belongs to one operation.
 
 A worker may compute and transfer at once. An instant counts as computing if the worker's device is
 busy, else as transferring if one of its transfers is under way, else as waiting; of several operations
-of one kind the one that began first has it. An instant without a span, such as the time after a fast
-worker's end, is waiting, as the operation ``idle``. So the parts add up to the run's duration, exactly as
-in :meth:`simulator.run.Run.time_shares`.
+of one kind the one that began first has it. An instant without a span is waiting, as the operation
+``idle``. So the parts of a worker add up to its own end, exactly as in
+:meth:`simulator.run.Run.time_shares`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ _RANK = {kind: rank for rank, kind in enumerate(KINDS)}
 
 
 def attribution(run: Run) -> list[dict[Phase, float]]:
-    """Return the seconds of each (kind, operation), by worker; each worker's add up to the duration."""
-    spans: list[list[Span]] = [[] for _ in range(run.workers)]
+    """Return the seconds of each (kind, operation), by worker; each worker's add up to its own end."""
+    ends = run.own_ends
+    spans: list[list[Span]] = [[] for _ in ends]
     for span in run.worker_spans:
-        if span.end > span.start:
-            spans[span.worker].append(span)
-    return [_exclusive(own, run.duration) for own in spans]
+        end = min(span.end, ends[span.worker])
+        if end > span.start:
+            spans[span.worker].append(span if end == span.end else span._replace(end=end))
+    return [_exclusive(own, end) for own, end in zip(spans, ends, strict=True)]
 
 
 def _exclusive(spans: Iterable[Span], duration: float) -> dict[Phase, float]:

@@ -216,11 +216,13 @@ def _run(scenario: Scenario, out: Path | None, jobs: int | None, quiet: bool) ->
     import shutil
 
     from analysis.experiment import experiment, file_name, parts_folder
+    from simulator.engine.simulate import check_simulable
     from simulator.run import check_replaceable
 
     started = time.perf_counter()
     folder = out or Path("runs") / f"{file_name(scenario.name)}-{scenario.digest()}"
     check_replaceable(folder)
+    check_simulable(scenario)
     if not quiet:
         typer.echo(_heading(scenario))
     store = parts_folder(folder, scenario)
@@ -281,25 +283,30 @@ def _execute(
     folder = out or Path("runs") / f"{file_name(single.name)}-{single.digest()}-{how}"
     check_replaceable(folder)
     taken = taken_from_the_machine(single, emulated)
-    if not quiet:
-        count = single.ranks
-        name = single.sections.algorithm.name
-        of = f"{count} local process{'es' if count > 1 else ''}"
-        if own is not None:
-            of = f"{count} of {own.starter}'s rank{'s' if count > 1 else ''}"
-        if single.servers:
-            of += f", of which {single.servers} only serve{'' if single.servers > 1 else 's'}"
-        where = " in an emulated network" if emulated else ""
-        typer.echo(f"{single.name}: {name} on {of}{where}")
-        for text in settled:
-            typer.echo(f"  {text}")
-        typer.echo(f"  from this machine, not from the scenario: {'; '.join(taken)}")
+    count, name = single.ranks, single.sections.algorithm.name
+    of = f"{count} local process{'es' if count > 1 else ''}"
+    if own is not None:
+        of = f"{count} of {own.starter}'s rank{'s' if count > 1 else ''}"
+    if single.servers:
+        of += f", of which {single.servers} only serve{'' if single.servers > 1 else 's'}"
+    where = " in an emulated network" if emulated else ""
+    heading = [f"{single.name}: {name} on {of}{where}", *(f"  {text}" for text in settled)]
+    heading.append(f"  from this machine, not from the scenario: {'; '.join(taken)}")
     ranks: list[tuple[str, str]] = []
+
+    def met(found: Sequence[tuple[str, str]]) -> None:
+        """Head what follows, now that nothing more can be refused."""
+        ranks.extend(found)
+        if not quiet:
+            typer.echo("\n".join(heading))
+
     with _progress("executing") as progress:
         perform = emulate_scenario if emulated else execute_scenario
-        done = perform(single, progress, met=ranks.extend, **means)
+        done = perform(single, progress, met=met, **means)
     if done is None:
         return None
+    if not ranks:  # a single rank meets nobody
+        met(())
     done.save(folder, time.perf_counter() - started)
     result = {**done.summary(), "from_this_machine": taken, "saved_to": str(folder)}
     result["ranks"] = [{"host": host, "device": name} for host, name in ranks]
@@ -351,6 +358,7 @@ def _executable(
 
     A grid is settled by simulation, and so is how long a run is that stops at its target.
     """
+    from simulator.cautions import cautions
     from simulator.engine.simulate import simulate
 
     single = scenario.variants()[0]
@@ -359,8 +367,7 @@ def _executable(
     if step_size is not None:
         single = single.vary(step_size=step_size)
     settled = []
-    if single.uncovered is not None:
-        settled.append(f"warning: {single.uncovered}")
+    settled += [f"warning: {text}" for text in cautions(single)]
     if single.sections.workload.evaluation == "batched":
         single = single.vary(evaluation="separate")
         settled.append("gradients are evaluated one by one, as each process has its own")
@@ -441,6 +448,11 @@ def _execution_text(done: Run) -> str:
     ]
     if done.samples.loss:
         lines.append(f"  final loss {done.samples.loss[-1]:.4g}")
+    if (where := done.diverged()) is not None:
+        target = done.scenario.sections.target
+        missed = f"; the target ({target.text()}) was not reached because it diverged" if target else ""
+        place = f"{count_text(where.iterations)} iterations ({format_quantity(where.time, 's')})"
+        lines.append(f"  the loss diverged from {place} on{missed}")
     if done.emulation is not None:
         nodes, edges = done.emulation["nodes"], done.emulation["edges"]
         lines.append(f"  emulated network of {nodes} nodes and {edges} edges")
@@ -560,6 +572,8 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise BadInput("", f"expected a parameter like 'nodes=8', got '{pair}'")
+        if key in settings:
+            raise BadInput(key, f"is given twice, as {settings[key]!r} and as '{value}'")
         try:
             settings[key] = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -621,12 +635,20 @@ def _topology_text(name: str, facts: Mapping[str, Any]) -> str:
 def algorithms(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="The one to describe.")] = None,
     model: Annotated[str | None, typer.Option(help="Tell the bytes sent for this model.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="How many train it.")] = 16,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many train it; 16 unless given.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the algorithms, or describe one: parameters, traffic, staleness, theory, source."""
     from analysis import catalogue
+    from simulator.parts import BadInput
 
+    if model is None and workers is not None:
+        raise BadInput(
+            "--workers", f"{workers} has no effect without --model, the model whose bytes are told"
+        )
+    workers = workers or 16
     sent: dict[str, dict[str, Any]] = {}
     if model is not None:
         sent = {row["name"]: row for row in catalogue.algorithm_traffic(model, workers)}
@@ -717,6 +739,34 @@ def _echo_parameters(parameters: Sequence[Mapping[str, Any]]) -> None:
         default = json.dumps(parameter["default"])
         about = f"{kind}{unit}, default {default}{limits}"
         typer.echo(f"parameter {parameter['name']} ({about}): {parameter['meaning']}")
+
+
+@app.command()
+def keys(
+    key: Annotated[
+        str | None,
+        typer.Argument(metavar="[KEY]", help="A key such as cluster.transport: it and all below it."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the keys of a scenario: value or unit, default, meaning; of a key, with those of all its parts."""
+    import dataclasses
+
+    from analysis.keys import keys as listed
+
+    found = listed(key or "")
+    parts = any(entry.of for entry in found)
+    rows = [
+        [entry.key, *([entry.of or "-"] if parts else []), entry.value, entry.default, entry.meaning]
+        for entry in found
+    ]
+    headings = ["key", *(["of"] if parts else []), "value", "default", "meaning"]
+    data = [dataclasses.asdict(entry) for entry in found]
+    _print_table(headings, rows, tuple(range(len(headings))), data, as_json)
+    if not as_json and not key:
+        typer.echo(
+            "Quantities carry their unit. `paceline keys KEY` tells the keys of the parts to choose from."
+        )
 
 
 @app.command()

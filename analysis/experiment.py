@@ -247,6 +247,7 @@ class _Outcome:
     bytes_sent: tuple[float, ...]
     samples: Samples
     pace: Pace
+    ends: tuple[float, ...]
 
     def run(self, scenario: Scenario) -> Run:
         return Run(
@@ -258,6 +259,7 @@ class _Outcome:
             Timeline(),
             self.samples,
             self.pace,
+            ends=self.ends,
         )
 
 
@@ -375,7 +377,7 @@ def _simulate_into(scenario: Scenario, folder: Path, progress: Progress | None =
 
         run = simulate(scenario, progress)
         run.save(folder)
-    return _Outcome(run.duration, run.iterations, run.bytes_sent, run.samples, run.pace)
+    return _Outcome(run.duration, run.iterations, run.bytes_sent, run.samples, run.pace, run.ends)
 
 
 def parts_folder(folder: Path, scenario: Scenario) -> Path:

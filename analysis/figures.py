@@ -149,7 +149,8 @@ def _loss(experiment: Experiment, abscissa: Any) -> go.Figure:
                 x=xs, y=ys, name=name, mode="lines", line={"color": colour, **line}, visible=visible,
                 hovertemplate="%{y:.4g} at %{x:.4g}<extra>" + name + "</extra>",
             )  # fmt: skip
-    losses = [loss for entry in experiment.entries for loss in entry.run.samples.loss]
+    # A loss that has diverged may be no finite number, which no axis can show.
+    losses = [loss for entry in experiment.entries for loss in entry.run.samples.loss if math.isfinite(loss)]
     logarithmic = bool(losses) and min(losses) > 0 and max(losses) > 5 * min(losses)
     target = experiment.scenario.sections.target
     if target is not None and target.loss is not None:
@@ -235,9 +236,15 @@ def _add_level(figure: go.Figure, level: float, text: str, logarithmic: bool) ->
         )  # fmt: skip
 
 
+MOST_DECADES = 10
+"""Beyond so many powers of ten an axis names only some of them."""
+
+
 def _round_values(low: float, high: float) -> list[float]:
-    """Return 1, 2 and 5 times the powers of ten from just below ``low`` to just above ``high``."""
+    """Return 1, 2 and 5 times the powers of ten from just below ``low`` to just above ``high``, or some."""
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    if len(powers) > MOST_DECADES:
+        return [10.0**power for power in powers[:: math.ceil(len(powers) / MOST_DECADES)]]
     values = [round(digit * 10.0**power, 12) for power in powers for digit in (1, 2, 5)]
     return [value for value in values if low / 2 <= value <= 2 * high]
 
@@ -273,7 +280,8 @@ def window(run: Run) -> tuple[float, int]:
     if shown:
         return end, shown
     starts = sorted(span.start for span in run.worker_spans if span.end > span.start)
-    return (starts[MOST_BARS] if len(starts) > MOST_BARS else run.duration), 0
+    # More than can be shown may begin at once, at 0; a window has a length.
+    return next((start for start in starts[MOST_BARS:] if start > 0), run.duration), 0
 
 
 def _shown(run: Run, end: float) -> list[Span]:
@@ -440,6 +448,8 @@ def utilisation(links: LinkUse, chosen: Sequence[int], end: float, bins: int) ->
     -------
     Array of shape [len(chosen), bins], 1 where a link is full.
     """
+    if not end > 0:
+        return np.zeros((len(chosen), bins))
     edges = np.linspace(0.0, end, bins + 1)
     link = np.asarray(links.change_link, dtype=np.int64)
     time = np.asarray(links.change_time, dtype=np.float64)

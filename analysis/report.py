@@ -19,6 +19,7 @@ from analysis.compare import Comparison, difference_text
 from analysis.experiment import Entry, Experiment, Trial
 from analysis.privacy import spent
 from analysis.speedup import count_text, html_table, part_label
+from simulator.cautions import cautions
 from simulator.run import Run
 from simulator.scenario import Scenario
 from simulator.schedules import CONSTANT
@@ -74,8 +75,9 @@ _GLOSSARY = (
     ("efficiency", "Time speedup / ideal."),
     (
         "compute, transfer, waiting",
-        "Shares of the workers' time. An instant counts as computing if the worker's device is busy, else as "
-        "transferring if one of its transfers is under way, else as waiting.",
+        "Shares of the workers' time, each until its own last iteration was done. An instant counts as "
+        "computing if the worker's device is busy, else as transferring if one of its transfers is under "
+        "way, else as waiting.",
     ),
     ("bytes per iteration", "What a worker hands over for sending, mean over the workers."),
     (
@@ -274,25 +276,57 @@ def _cost_text(scenario: Scenario) -> str:
 
 
 def warnings(experiment: Experiment) -> list[str]:
-    """Return what a reader must not overlook, in sentences."""
-    found = []
+    """Return what a reader must not overlook, in sentences, each once with all that it is true of."""
     target = experiment.scenario.sections.target
+    diverged, missed, said = [], [], []
     for entry in experiment.entries:
         for run in _sides(entry):
-            name = f"{entry.label} on {run.workers} worker{'s' if run.workers > 1 else ''}"
-            if target is not None and run.reached() is None:
-                budget = experiment.scenario.sections.budget.iterations
-                last = f"; the last loss was {run.samples.loss[-1]:.4g}" if run.samples.loss else ""
-                plural = "s" if target.holds > 1 else ""
-                stay = f" and stay there for {target.holds} more report{plural}" if target.holds else ""
-                found.append(
-                    f"{name} did not reach the target ({target.text()}){stay} within {budget:,} "
-                    f"iterations{last}. It has no speedup."
-                )
-            found += [f"{name}: {text}" for text in memory_warnings(run)]
-        if (text := entry.run.scenario.uncovered) is not None:
-            found.append(f"{entry.label}: {text}")
-    return found + edge_warnings(experiment)
+            name = _name(entry, run)
+            if (where := run.diverged()) is not None:
+                place = f"{count_text(where.iterations)} iterations ({format_quantity(where.time, 's')})"
+                diverged.append(f"{name} from {place} on")
+            elif target is not None and run.reached() is None:
+                last = f" (last loss {run.samples.loss[-1]:.4g})" if run.samples.loss else ""
+                missed.append(f"{name}{last}")
+            said += [(name, text) for text in memory_warnings(run)]
+        said += [(entry.label, text) for text in cautions(entry.run.scenario)]
+    found = []
+    if diverged:
+        consequence = f" The target ({target.text()}) was not reached because it diverged." if target else ""
+        found.append(f"The loss diverged: {', '.join(diverged)}.{consequence}")
+    if missed:
+        found.append(_missed_text(experiment.scenario, missed))
+    return [*found, *_grouped(said), *edge_warnings(experiment)]
+
+
+def _missed_text(scenario: Scenario, missed: Sequence[str]) -> str:
+    """Return who did not reach the target, in a sentence."""
+    target, budget = scenario.sections.target, scenario.sections.budget.iterations
+    assert target is not None
+    stay = f" and stay there for {target.holds} more report{'s' if target.holds > 1 else ''}"
+    who = "They have" if len(missed) > 1 else "It has"
+    return (
+        f"{_listed(missed)} did not reach the target ({target.text()}){stay if target.holds else ''} within "
+        f"{budget:,} iterations. {who} no speedup."
+    )
+
+
+def _grouped(said: Iterable[tuple[str, str]]) -> list[str]:
+    """Return sentences that several names share once, with all the names before them."""
+    names: dict[str, list[str]] = {}
+    for name, text in said:
+        names.setdefault(text, []).append(name)
+    return [f"{_listed(owners)}: {text}" for text, owners in names.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a list in words."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _name(entry: Entry, run: Run) -> str:
+    """Return what sentences call a run of an entry."""
+    return f"{entry.label} on {run.workers} worker{'s' if run.workers > 1 else ''}"
 
 
 def edge_warnings(experiment: Experiment) -> list[str]:
@@ -301,8 +335,7 @@ def edge_warnings(experiment: Experiment) -> list[str]:
     for entry in experiment.entries:
         for run in _sides(entry):
             if run.step_size is not None and _at_the_edge(entry, run):
-                workers = f"{run.workers} worker{'s' if run.workers > 1 else ''}"
-                best.setdefault(run.step_size, []).append(f"{entry.label} on {workers}")
+                best.setdefault(run.step_size, []).append(_name(entry, run))
     return [
         f"Step size {step:g} lies at the edge of the grid and is the best of {', '.join(names)}: "
         "a wider grid may do better."

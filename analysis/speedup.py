@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NOT_REACHED = "not reached"
+DIVERGED = "diverged"
 NO_TARGET = "no target"
 ONE_NOT_REACHED = "not reached by 1 worker"
 
@@ -95,7 +96,7 @@ class Row:
     bytes_per_iteration
         Bytes that a worker sends per iteration, mean over the workers.
     time_per_iteration
-        Seconds per iteration over the whole run.
+        Seconds per iteration, each worker's time until its own end.
     extrapolated
         Whether one of the two runs ended before its target, whose time follows from its mean pace.
     epsilon
@@ -107,6 +108,8 @@ class Row:
     server_bytes_per_iteration
         Bytes that a dedicated server sends per iteration of the workers, mean over the servers; None where
         there is none.
+    diverged
+        Whether the loss had diverged at the end.
     """
 
     algorithm: str
@@ -132,6 +135,7 @@ class Row:
     passes: float | None = None
     gradients_per_iteration: float = 1.0
     server_bytes_per_iteration: float | None = None
+    diverged: bool = False
 
     @property
     def missing(self) -> str | None:
@@ -139,7 +143,7 @@ class Row:
         if self.target is None:
             return NO_TARGET
         if self.iterations is None:
-            return NOT_REACHED
+            return DIVERGED if self.diverged else NOT_REACHED
         return ONE_NOT_REACHED if self.reference_iterations is None else None
 
 
@@ -189,6 +193,7 @@ def measure(run: Run, reference: Run, grid: Sequence[float] = ()) -> Row:
         passes=_passes(run, reached),
         gradients_per_iteration=sum(run.evaluations) / sum(run.iterations) if run.evaluations else 1.0,
         server_bytes_per_iteration=_server_bytes_per_iteration(run),
+        diverged=run.diverged() is not None,
         **run.time_shares(),
     )
 
@@ -385,7 +390,9 @@ class Table:
         ideals = list(dict.fromkeys(f"{row.ideal:.4g}" for row in self.rows if row.workers > 1))
         if ideals and targets:
             notes.append(f"Efficiency is the time speedup over the ideal of {' and '.join(ideals)}.")
-        notes.append("Compute, transfer and waiting are shares of the workers' time.")
+        if any(row.diverged for row in self.rows):
+            notes.append("Where the loss diverged, the target was not reached because of that.")
+        notes.append("Compute, transfer and waiting are shares of the workers' time, each until its own end.")
         if _SERVED in self._columns:
             notes.append("Dedicated servers are no workers: theirs are the bytes of a server alone.")
         if _PASSES in self._columns:

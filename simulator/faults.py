@@ -16,6 +16,9 @@ from typing import Any
 MOST_QUESTIONS = 1000
 """How often in a row a worker may ask whether it is running without starting a gradient in between."""
 
+MOST_AT_ONCE = 1_000_000
+"""How many operations may end at one instant of the simulated time before its clock stands still."""
+
 
 class AlgorithmError(RuntimeError):
     """An algorithm broke a rule of the seam; the message is one sentence for its author."""
@@ -94,6 +97,14 @@ def no_progress(rank: int) -> AlgorithmError:
     return AlgorithmError(
         f"worker {rank} asked {MOST_QUESTIONS} times in a row whether it is running without starting a "
         "gradient in between; its algorithm makes no progress"
+    )
+
+
+def standing_still(now: float, count: int, rank: int, operation: str, task: str, line: str) -> AlgorithmError:
+    """Return the error of a task that does one operation after another, none of which takes any time."""
+    return AlgorithmError(
+        f"the clock stands still at {now:g} s: {count:,} operations ended there, the last of them the "
+        f"{operation} of worker {rank}'s task {task} at {line}; its algorithm goes round without taking time"
     )
 
 

@@ -45,6 +45,23 @@ class Samples:
     def __len__(self) -> int:
         return len(self.time)
 
+    def diverged(self) -> int | None:
+        """Return the first sample from which on the loss has diverged to the end; None where it has not.
+
+        It has where it is no finite number, or more than a million times the first one (at least 1).
+        """
+        if not self.loss:
+            return None
+        bound = min(HUGE, 1e6 * max(1.0, abs(self.loss[0])))
+        since = len(self.loss)
+        while since and not self.loss[since - 1] <= bound:
+            since -= 1
+        return since if since < len(self.loss) else None
+
+
+HUGE = 1e12
+"""A loss beyond this has diverged, whatever it began with."""
+
 
 class Observation(NamedTuple):
     """A number that an algorithm noted: see :meth:`algorithms.worker.Worker.observe`.
@@ -96,6 +113,12 @@ class Pace:
 class Observer:
     """Turns reports into samples, in the order in which they come.
 
+    Attributes
+    ----------
+    ends
+        When each worker first reported its last iteration, in seconds; later reports of it, such as one of a
+        model that others have finished, are its idling at the end.
+
     Parameters
     ----------
     objective
@@ -130,6 +153,7 @@ class Observer:
             self._latest = [objective.initial_model() for _ in range(world_size)]
         self._needed = needed_iterations
         self._iterations = [0] * world_size
+        self.ends = [0.0] * world_size
         self._reports = 0
         self._target = target
         self._reached = reached
@@ -138,7 +162,9 @@ class Observer:
         """Take in a worker's report: its model, which nobody changes afterwards, if there are numerics."""
         if x is not None:
             self._latest[rank] = x
-        self._iterations[rank] = iteration
+        if iteration > self._iterations[rank]:
+            self._iterations[rank] = iteration
+            self.ends[rank] = time
         self._reports += 1
         if self._reports % len(self._iterations) == 0:
             self.pace.time.append(time)

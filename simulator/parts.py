@@ -104,7 +104,8 @@ BytesPerSecond: TypeAlias = Annotated[float, _read("B/s"), _write("B/s")]
 FlopPerSecond: TypeAlias = Annotated[float, _read("FLOP/s"), _write("FLOP/s")]
 """A speed of computation, likewise in FLOP per second."""
 
-_QUANTITIES: dict[str, Any] = {"s": Seconds, "B": Bytes, "B/s": BytesPerSecond, "FLOP/s": FlopPerSecond}
+QUANTITIES: dict[str, Any] = {"s": Seconds, "B": Bytes, "B/s": BytesPerSecond, "FLOP/s": FlopPerSecond}
+"""The types of quantities by their dimension."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -154,6 +155,9 @@ def _first_fault(report: pydantic.ValidationError, model: type[Section]) -> BadI
         known = [field.alias or name for name, field in owner.model_fields.items()]
         problem = f"unknown key '{location[-1]}'{_key_hint(location[-1], known)}"
         return BadInput(_dotted(*location[:-1]), problem)
+    if fault["type"] == "missing" and isinstance(fault["loc"][-1], int):
+        problem = f"has too few entries, got {list(fault['input'])!r}"
+        return BadInput(_dotted(*location[:-1]), problem)
     if fault["type"] == "missing":
         return BadInput(_dotted(*location), "this key is missing")
     return BadInput(_dotted(*location), _problem(fault))
@@ -184,7 +188,7 @@ def _problem(fault: ErrorDetails) -> str:
         return str(fault["ctx"]["error"])
     if fault["type"] in ("model_type", "dict_type"):
         return f"expected keys and values, got {fault['input']!r}"
-    message = fault["msg"][0].lower() + fault["msg"][1:]
+    message = (fault["msg"][0].lower() + fault["msg"][1:]).replace("tuple", "list")
     return f"{message}, got {fault['input']!r}"
 
 
@@ -192,8 +196,8 @@ def _field_type(annotation: Any) -> Any:
     """Translate a parameter's annotation into what pydantic shall check."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        if arguments[1] in _QUANTITIES:
-            return _QUANTITIES[arguments[1]]
+        if arguments[1] in QUANTITIES:
+            return QUANTITIES[arguments[1]]
         return annotation
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         return _nested_part(annotation)

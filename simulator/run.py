@@ -94,6 +94,10 @@ class Run:
         What the algorithm noted, in the order of time, then of workers.
     emulation
         Facts on the emulated network that the run was executed in; None where there was none.
+    ends
+        When each worker had done and reported its last iteration, in seconds; :attr:`duration` for all
+        where nobody knows. What it does afterwards, waiting for others or serving them, is no part of its
+        iterations.
     """
 
     scenario: Scenario
@@ -110,10 +114,13 @@ class Run:
     observations: Sequence[Observation] = ()
     emulation: Mapping[str, Any] | None = None
     server_bytes: tuple[float, ...] = ()
+    ends: tuple[float, ...] = ()
 
     def __repr__(self) -> str:
-        reached = self.reached()
+        reached, diverged = self.reached(), self.diverged()
         where = f", target at {reached.iterations:g} iterations, {reached.time:.6g} s" if reached else ""
+        if diverged:
+            where += f", diverged at {diverged.iterations:g} iterations, {diverged.time:.6g} s"
         network = "" if self.emulation is None else ", emulated network"
         return (
             f"Run({self.algorithm} on {self.workers} workers, {self.clock} clock{network}, "
@@ -142,8 +149,18 @@ class Run:
 
     @property
     def time_per_iteration(self) -> float:
-        """Seconds per iteration, over the whole run and the mean of the workers' iterations."""
-        return self.duration / (sum(self.iterations) / self.workers)
+        """Seconds per iteration: the workers' time until their own ends, over all their iterations."""
+        return math.fsum(self.own_ends) / sum(self.iterations)
+
+    @property
+    def own_ends(self) -> tuple[float, ...]:
+        """Each worker's own end: see :attr:`ends`."""
+        return self.ends or (self.duration,) * self.workers
+
+    def _pace_beyond(self) -> float:
+        """Return the mean of the workers' iterations per second, each until its own end."""
+        pairs = zip(self.iterations, self.own_ends, strict=True)
+        return statistics.fmean(done / end if end > 0 else math.inf for done, end in pairs)
 
     def reached(self) -> Reached | None:
         """Return where the scenario's target was reached; None where it was not, or there is none.
@@ -161,23 +178,28 @@ class Run:
         time = self.pace.reach(needed)
         if time is not None:
             return Reached(needed, time)
-        return Reached(needed, needed * self.time_per_iteration, extrapolated=True)
+        return Reached(needed, needed / self._pace_beyond(), extrapolated=True)
+
+    def diverged(self) -> Reached | None:
+        """Return from where on the loss had diverged; None where it had not, or there is none."""
+        index = self.samples.diverged()
+        return None if index is None else Reached(self.samples.iteration[index], self.samples.time[index])
 
     def time_shares(self) -> dict[str, float]:
         """Return the mean share of the workers' time in computing, in transferring, and in waiting.
 
-        At each instant a worker computes if its device is busy, else it transfers if one of its
-        transfers is under way, else it waits.
+        At each instant until its own end a worker computes if its device is busy, else it transfers if one of
+        its transfers is under way, else it waits.
         """
-        busy = _covered(self.worker_spans, self.workers, (COMPUTE,))
-        active = _covered(self.worker_spans, self.workers, (COMPUTE, TRANSFER))
-        total = self.duration * self.workers or 1.0
+        busy = _covered(self.worker_spans, self.own_ends, (COMPUTE,))
+        active = _covered(self.worker_spans, self.own_ends, (COMPUTE, TRANSFER))
+        total = math.fsum(self.own_ends) or 1.0
         computing, moving = sum(busy) / total, sum(active) / total
         return {"compute": computing, "transfer": moving - computing, "wait": max(0.0, 1 - moving)}
 
     def summary(self) -> dict[str, Any]:
         """Return the run's main figures; the keys carry the units."""
-        reached = self.reached()
+        reached, diverged = self.reached(), self.diverged()
         target = self.scenario.sections.target
         emulation = {} if self.emulation is None else {"emulation": dict(self.emulation)}
         return {
@@ -191,6 +213,7 @@ class Run:
             "evaluations": list(self.evaluations),
             "passes": self.passes(),
             "duration_s": self.duration,
+            "ends_s": list(self.own_ends),
             "time_per_iteration_s": self.time_per_iteration,
             "bytes_sent": list(self.bytes_sent),
             **({"server_bytes_sent": list(self.server_bytes)} if self.server_bytes else {}),
@@ -200,6 +223,8 @@ class Run:
             "time_to_target_s": reached.time if reached else None,
             "extrapolated": reached.extrapolated if reached else None,
             "final_loss": self.samples.loss[-1] if self.samples.loss else None,
+            "diverged_at_iteration": diverged.iterations if diverged else None,
+            "diverged_at_s": diverged.time if diverged else None,
             "peak_memory_bytes": self.peak_memory(),
             "observed": {name: self.observed(name) for name in sorted({o.name for o in self.observations})},
         }
@@ -320,6 +345,7 @@ class Run:
                 observations=observations,
                 emulation=summary.get("emulation"),
                 server_bytes=tuple(summary.get("server_bytes_sent", ())),
+                ends=tuple(summary.get("ends_s", ())),
             )
         except BadInput:
             raise
@@ -327,12 +353,13 @@ class Run:
             raise BadInput(str(folder), f"is not a complete saved run: {error}") from None
 
 
-def _covered(spans: Iterable[Span], workers: int, kinds: Sequence[str]) -> list[float]:
-    """Return for each worker the length of the union of its spans of some kinds."""
-    intervals: list[list[tuple[float, float]]] = [[] for _ in range(workers)]
+def _covered(spans: Iterable[Span], ends: Sequence[float], kinds: Sequence[str]) -> list[float]:
+    """Return for each worker the length of the union of its spans of some kinds, until its end."""
+    intervals: list[list[tuple[float, float]]] = [[] for _ in ends]
     for span in spans:
-        if span.kind in kinds:
-            intervals[span.worker].append((span.start, span.end))
+        end = ends[span.worker]
+        if span.kind in kinds and span.start < end:
+            intervals[span.worker].append((span.start, min(span.end, end)))
     return [_union(sorted(own)) for own in intervals]
 
 

@@ -26,11 +26,13 @@ from pydantic_core import PydanticSerializationError
 
 import topologies
 from algorithms import REQUIREMENTS, Algorithm
+from algorithms.algorithm import key_of
 from algorithms.codecs import Codec
 from simulator.cluster import Cluster, find_node, place, place_servers
 from simulator.networks import Fluid, StoreAndForward
 from simulator.parts import MADE, BadInput, Part, check, nearest
 from simulator.patterns import PATTERNS
+from simulator.reading import read_yaml
 from simulator.schedules import CONSTANT, Falling
 from simulator.sections import (
     TOPOLOGY,
@@ -78,10 +80,10 @@ class Scenario:
     """
 
     def __init__(self, data: Mapping[str, Any], source: str = "", folder: Path | None = None) -> None:
-        self._data = hyphenated(data)
         self._source = source
         self._folder = folder
         try:
+            self._data = hyphenated(data)
             self.sections: Sections = check(Sections, self._data, folder)
             self._check_together()
         except BadInput as error:
@@ -119,7 +121,9 @@ class Scenario:
                 )
             path = shipped[str(name)]
         try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+            data = read_yaml(path.read_text(encoding="utf-8"))
+        except BadInput as error:
+            raise BadInput(path.name, error.problem) from None
         except OSError as error:
             raise BadInput(path.name, f"cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:
@@ -220,6 +224,11 @@ class Scenario:
         return tuple(dict.fromkeys(found))
 
     @property
+    def source(self) -> str:
+        """What messages call it: a file name, or nothing."""
+        return self._source
+
+    @property
     def name(self) -> str:
         """The scenario's name."""
         return self.sections.name
@@ -256,6 +265,8 @@ class Scenario:
         algorithm: Algorithm = entry.build()
         if not algorithm.needs_graph:
             data.pop("gossip", None)
+        elif not algorithm.mixes and data.get("gossip"):
+            data["gossip"] = {"graph": self.sections.gossip.graph} if self.sections.gossip else None
         if not algorithm.dedicated_servers and self.sections.cluster.servers is not None:
             assign(data, ("cluster", "servers"), None)
         return Scenario(data, self._source, self._folder)
@@ -419,10 +430,7 @@ class Scenario:
         """A sentence where the algorithm's theory does not cover the update rule; else None."""
         if not self.update.state_vectors or self.algorithm.momentum == "covered":
             return None
-        return (
-            f"the theory of {self.sections.algorithm.name} covers plain SGD, "
-            f"not the update rule '{self.sections.update.name}'."
-        )
+        return f"the theory covers plain SGD, not the update rule '{self.sections.update.name}'."
 
     @functools.cached_property
     def cost(self) -> Cost:
@@ -696,8 +704,14 @@ class Scenario:
         parts = (self.sections.algorithm, *self.sections.compare)
         users = [entry for entry in parts if entry.build().needs_graph]
         if users:
+            mixes = any(entry.build().mixes for entry in users)
             with _under("gossip"):
-                _ = self.mixing if any(entry.build().mixes for entry in users) else self.communication_graph
+                _ = self.mixing if mixes else self.communication_graph
+            given = self.sections.gossip
+            if not mixes and given is not None and given.mixing != GossipSection().mixing:
+                names = " and ".join(dict.fromkeys(entry.name for entry in users))
+                problem = f"'{given.mixing}' has no effect; {names} takes the graph alone, without weights"
+                raise BadInput("gossip.mixing", problem)
             if self.sections.workload.batches == "proportional" and self.shares is not None:
                 problem = "averages by its mixing matrix, not by shares of the batch; use equal batches"
                 raise BadInput("workload.batches", f"{users[0].name} {problem}")
@@ -718,6 +732,25 @@ class Scenario:
                 graph, mixing = self.communication_graph, self.mixing if algorithm.mixes else None
             with _under(key):
                 algorithm.check(self.workers, graph, mixing)
+            self._check_samples(entry.name, algorithm)
+
+    def _check_samples(self, name: str, algorithm: Algorithm) -> None:
+        """Refuse batches that an algorithm cannot draw from the objective's samples."""
+        objective = self.objective if "finite-sum" in algorithm.requires else None
+        samples = None if objective is None else objective.summands
+        most = None if samples is None else algorithm.most_samples(samples)
+        if most is None:
+            return
+        shares = self.shares or (1 / self.workers,) * self.workers
+        drawn = max(round(b / share) for b, share in zip(self.objective_batches, shares, strict=True))
+        if drawn > most:
+            workload = self.sections.workload
+            each = most // self.workers if workload.scaling == "weak" else most
+            raise BadInput(
+                f"workload.{'cost.batch' if workload.objective_batch is None else 'objective-batch'}",
+                f"{name} cannot draw {drawn:,} samples for {self.workers} workers from the {samples:,} that "
+                f"there are; the largest batch is {each:,}",
+            )
 
     def _check_compression(self, entry: Part) -> None:
         """Refuse a codec before what must stay exact, or one that the model does not suit."""
@@ -809,10 +842,22 @@ class Scenario:
             raise BadInput("update.schedule.warm-up", problem)
         if sections.workload.objective is None and schedule != CONSTANT:
             raise BadInput("update.schedule", "a scenario without an objective has no step size")
-        for entry in (sections.algorithm, *sections.compare):
+        for index, entry in enumerate((sections.algorithm, *sections.compare)):
             if rule.state_vectors and entry.build().momentum == "refused":
                 problem = f"{entry.name} is built on plain steps, not on '{sections.update.name}'; use 'sgd'"
                 raise BadInput("update.rule", problem)
+            if not rule.state_vectors:
+                with _under("algorithm" if index == 0 else f"compare.{index - 1}"):
+                    self._check_no_state(entry.build())
+
+    def _check_no_state(self, algorithm: Algorithm) -> None:
+        """Refuse what is said about the update rule's state where it keeps none."""
+        for field in dataclasses.fields(algorithm):
+            value = getattr(algorithm, field.name)
+            if field.metadata.get("rule_state") and value != field.default:
+                rule = self.sections.update.name
+                problem = f"{value!r} has no effect; the update rule '{rule}' keeps no state"
+                raise BadInput(key_of(field.name), problem)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """Base of all schedules: a linear warm-up over ``warm_up`` updates, then what a subclass does."""
+    """Base of all schedules: a linear warm-up, then what a subclass does.
+
+    Attributes
+    ----------
+    warm_up
+        Updates over which the step size rises.
+    """
 
     warm_up: int = 0
 
@@ -67,9 +73,14 @@ CONSTANT = Constant()
 
 @dataclasses.dataclass(frozen=True)
 class Falling(Schedule):
-    """A decay to ``final`` times the step size, reached after ``span`` updates, warm-up included.
+    """A decay to ``final`` times the step size, reached after ``span`` updates.
 
-    Without a span it is reached when the budget is spent.
+    Attributes
+    ----------
+    final
+        Its end, as a part of the step size.
+    span
+        Updates until the end, warm-up included; without it the budget's.
     """
 
     final: float = 0.0
@@ -107,7 +118,13 @@ class Cosine(Falling):
 
 @dataclasses.dataclass(frozen=True)
 class _Dropping(Schedule):
-    """A decay in drops, each to ``factor`` times the step size before it."""
+    """A decay in drops.
+
+    Attributes
+    ----------
+    factor
+        What each drop multiplies the step size by.
+    """
 
     factor: float = 0.1
 
@@ -119,7 +136,13 @@ class _Dropping(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class Step(_Dropping):
-    """A drop every ``every`` updates, counted from the end of the warm-up (StepLR)."""
+    """A drop every so many updates, counted from the end of the warm-up (StepLR).
+
+    Attributes
+    ----------
+    every
+        Updates between drops.
+    """
 
     every: int = dataclasses.field(kw_only=True)
 
@@ -137,7 +160,13 @@ class Step(_Dropping):
 
 @dataclasses.dataclass(frozen=True)
 class MultiStep(_Dropping):
-    """A drop at each of the ``milestones``, counted from the start of the run (MultiStepLR)."""
+    """A drop at each of the ``milestones`` (MultiStepLR).
+
+    Attributes
+    ----------
+    milestones
+        Updates, counted from the start of the run, at which it drops.
+    """
 
     milestones: tuple[int, ...] = dataclasses.field(kw_only=True)
 
@@ -168,18 +197,19 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 """The schedules by the names that scenarios use."""
 
-_CATALOGUE = Catalogue("schedule", "kind", SCHEDULES.__getitem__, tuple(SCHEDULES), Schedule)
+CATALOGUE = Catalogue("schedule", "kind", SCHEDULES.__getitem__, tuple(SCHEDULES), Schedule)
+"""Reads a schedule that is chosen by its kind."""
 
 
 def _read(value: object, folder: Path | None) -> Schedule:
-    schedule: Schedule = _CATALOGUE.read(value, folder).build()
+    schedule: Schedule = CATALOGUE.read(value, folder).build()
     return schedule
 
 
 ReadSchedule: TypeAlias = Annotated[
     Schedule,
     reader(_read),
-    pydantic.PlainSerializer(lambda schedule: _CATALOGUE.read(schedule).data()),
+    pydantic.PlainSerializer(lambda schedule: CATALOGUE.read(schedule).data()),
 ]
 """A schedule as a key of a scenario: chosen by its kind, with exactly that kind's keys."""
 

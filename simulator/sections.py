@@ -58,7 +58,13 @@ UPDATE = dataclasses.replace(_catalogue("update rule", "rule", RULES), base=Rule
 
 
 class TopologyFile(Section):
-    """A topology that is read from a file, relative to the scenario's folder."""
+    """A topology that is read from a file.
+
+    Attributes
+    ----------
+    file
+        Its path, relative to the scenario's folder.
+    """
 
     file: str
 
@@ -68,7 +74,23 @@ class TopologyFile(Section):
 
 
 class DeviceChoice(Section):
-    """A device of the catalogue, with figures that replace its own."""
+    """A device of the catalogue, with figures that replace its own.
+
+    Attributes
+    ----------
+    name
+        As the catalogue has it.
+    efficiency
+        Part of the peak that training reaches.
+    peak_flops
+        Peak rate of arithmetic.
+    memory_bandwidth
+        Bytes to and from its memory.
+    memory
+        Size of its memory.
+    launch_overhead
+        Time that starting a layer's work takes, a direction.
+    """
 
     name: str
     efficiency: float | None = None
@@ -86,7 +108,17 @@ class DeviceChoice(Section):
 
 
 class Background(Section):
-    """Traffic that is not ours: at most ``rate`` from one node to another, while it lasts."""
+    """Traffic that is not ours.
+
+    Attributes
+    ----------
+    source, destination
+        Nodes of the topology.
+    rate
+        At most so much of it.
+    start, end
+        While it lasts.
+    """
 
     source: str | int
     destination: str | int
@@ -175,8 +207,12 @@ _DEVICES_WRITER = pydantic.PlainSerializer(lambda chosen: list(map(_device_data,
 class ServersSection(Section):
     """The machines of an algorithm's dedicated servers.
 
-    ``nodes`` are those of the topology that they sit on, in their order; by default the first machines
-    without workers. ``device`` is what they compute with, by default what the workers do.
+    Attributes
+    ----------
+    nodes
+        Those of the topology that they sit on, in their order; unless given the first without workers.
+    device
+        What they compute with; what the workers do unless given.
     """
 
     nodes: tuple[str | int, ...] | None = None
@@ -190,10 +226,33 @@ class ServersSection(Section):
 class ClusterSection(Section):
     """The machines: topology, devices, workers, and what disturbs them.
 
-    ``network`` is how links serve messages. ``fairness`` is how flows share a link: equally, or as TCP tends
-    to, in proportion to 1 / path latency. ``collectives: max-plus`` computes a stepped all-reduce at once
-    while nothing else is on its links; it is much faster and gives the same times up to rounding.
-    ``servers`` says where dedicated servers are, which an algorithm has (``dedicated: true``).
+    Attributes
+    ----------
+    topology
+        The graph of the machines: a builder with its keys, or a file.
+    device
+        The GPU of every worker, or a list with one for each.
+    workers
+        How many train; every GPU of the topology unless given.
+    placement
+        Which GPUs they take: host after host, one of each host in turn, or a list of positions.
+    routing
+        Shortest paths, or spread over equally short ones.
+    network
+        How links serve messages.
+    fairness
+        How flows share a link: equally, or as TCP tends to, in proportion to 1 / path latency.
+    collectives
+        ``max-plus`` computes a stepped all-reduce at once while nothing else is on its links; it is much
+        faster and gives the same times up to rounding.
+    transport
+        The communication stack.
+    stragglers
+        A list of what slows workers and links.
+    background
+        A list of traffic that is not ours.
+    servers
+        Where dedicated servers are, which an algorithm has (``dedicated: true``).
     """
 
     topology: Annotated[Part | TopologyFile, reader(_read_topology), PART_WRITER]
@@ -217,10 +276,24 @@ class ClusterSection(Section):
 class WorkloadSection(Section):
     """What is trained: its cost, and, where numerics are wanted, what is really optimised.
 
-    ``objective_batch`` is the number of samples per worker that a gradient of the objective really takes;
-    without it, the batch that the cost charges. A small problem stands for one whose gradients are as
-    noisy at the cost's batch only with a smaller batch of its own. ``evaluation: batched`` lets a simulation
-    evaluate the gradients of several workers at once, which is faster and gives up bit-identity.
+    A small problem stands for one whose gradients are as noisy at the cost's batch only with a smaller batch
+    of its own.
+
+    Attributes
+    ----------
+    cost
+        What a gradient costs: a model with its layers, or given seconds.
+    objective
+        What is really optimised; without it a run is timing only.
+    objective_batch
+        Samples per worker that a gradient of the objective really takes; without it, the batch of the cost.
+    evaluation
+        ``batched`` lets a simulation evaluate the gradients of several workers at once, which is faster and
+        gives up bit-identity.
+    batches
+        The same for all workers, or in proportion to their speed.
+    scaling
+        ``weak``: the batch is that of each worker. ``strong``: it is that of all together.
     """
 
     cost: Annotated[Part, reader(_read_cost), PART_WRITER]
@@ -236,22 +309,41 @@ class WorkloadSection(Section):
 
 
 class GossipSection(Section):
-    """Who averages with whom in decentralised algorithms, and with which weights."""
+    """Who averages with whom in decentralised algorithms, and with which weights.
+
+    Attributes
+    ----------
+    graph
+        A builder of graphs of workers, by name or with its keys.
+    mixing
+        The rule for the weights of the mixing matrix.
+    """
 
     graph: str | dict[str, Any] = "ring"
     mixing: str = "uniform"
 
 
 class StepSizeGrid(Section):
-    """Step sizes of which each algorithm and worker count takes the one that reaches the target first."""
+    """Step sizes to choose from.
+
+    Attributes
+    ----------
+    grid
+        Of these each algorithm and worker count takes the one that reaches the target first.
+    """
 
     grid: tuple[float, ...] = pydantic.Field(min_length=1)
 
 
 class Budget(Section):
-    """How long a run may go on, in iterations of each worker; a round that has begun is finished.
+    """How long a run may go on.
 
-    ``stop: target`` ends a simulation as soon as its target has been reached and held.
+    Attributes
+    ----------
+    iterations
+        Of each worker; a round that has begun is finished.
+    stop
+        ``target`` ends a simulation as soon as its target has been reached and held.
     """
 
     iterations: int = pydantic.Field(ge=1)
@@ -261,9 +353,15 @@ class Budget(Section):
 class ExecutionSection(Section):
     """What an execution takes from the scenario rather than from the machine; a simulation takes all of it.
 
-    ``compute: emulated`` lets every computation take what the cost model says, by waiting after the real
-    one. ``payload: cost`` pads every message to the cost model's bytes. ``stragglers: injected`` stretches
-    computations by the slow-downs, the jitter and the bursts that the simulation has.
+    Attributes
+    ----------
+    compute
+        ``emulated`` lets every computation take what the cost model says, by waiting after the real one.
+    payload
+        ``cost`` pads every message to the cost model's bytes.
+    stragglers
+        ``injected`` stretches computations by the slow-downs, the jitter and the bursts that the simulation
+        has.
     """
 
     compute: Literal["objective", "emulated"] = "objective"
@@ -272,7 +370,37 @@ class ExecutionSection(Section):
 
 
 class Sections(Section):
-    """All keys of a scenario file."""
+    """All keys of a scenario file.
+
+    Attributes
+    ----------
+    name
+        What the run is called.
+    cluster
+        The machines.
+    workload
+        What is trained.
+    algorithm
+        The algorithm with its parameters.
+    budget
+        How long a run may go on.
+    compare
+        A list of further algorithms, each run on the same.
+    gossip
+        Who averages with whom in decentralised algorithms.
+    compression
+        A codec with its parameters, put before what the algorithm sends.
+    step_size
+        The step size, or a grid to choose from.
+    update
+        The local update rule and the schedule of its step size.
+    target
+        What a run is to reach.
+    execution
+        What an execution takes from the scenario rather than from the machine.
+    seed
+        Of all random numbers.
+    """
 
     name: str
     cluster: ClusterSection

@@ -66,7 +66,13 @@ class Straggler:
 
 @dataclass(frozen=True)
 class Persistent(Straggler):
-    """A worker that is always slower: every computation takes ``slowdown`` times as long."""
+    """A worker that is always slower.
+
+    Attributes
+    ----------
+    slowdown
+        How many times longer every computation takes.
+    """
 
     slowdown: float = 2.0
 
@@ -81,7 +87,13 @@ class Persistent(Straggler):
 
 @dataclass(frozen=True)
 class LognormalJitter(Straggler):
-    """Per-gradient factors exp(N(-sigma^2/2, sigma^2)), of mean 1."""
+    """Per-gradient factors exp(N(-sigma^2/2, sigma^2)), of mean 1.
+
+    Attributes
+    ----------
+    sigma
+        Standard deviation of the factors' logarithm.
+    """
 
     sigma: float = 0.1
 
@@ -99,7 +111,13 @@ class LognormalJitter(Straggler):
 
 @dataclass(frozen=True)
 class GammaJitter(Straggler):
-    """Per-gradient factors from a gamma distribution of mean 1 and the given coefficient of variation."""
+    """Per-gradient factors from a gamma distribution of mean 1.
+
+    Attributes
+    ----------
+    variation
+        Coefficient of variation: standard deviation over mean.
+    """
 
     variation: float = 0.1
 
@@ -120,7 +138,15 @@ class GammaJitter(Straggler):
 
 @dataclass(frozen=True)
 class ShiftedExponentialJitter(Straggler):
-    """Per-gradient factors shift + Exp(mean); of mean 1 where shift + mean is 1."""
+    """Per-gradient factors shift + Exp(mean); of mean 1 where shift + mean is 1.
+
+    Attributes
+    ----------
+    shift
+        The smallest factor.
+    mean
+        Mean of the exponential part.
+    """
 
     shift: float = 0.9
     mean: float = 0.1
@@ -141,7 +167,13 @@ class ShiftedExponentialJitter(Straggler):
 
 @dataclass(frozen=True)
 class ParetoJitter(Straggler):
-    """Per-gradient factors from a Pareto distribution of mean 1; a smaller ``alpha`` has a heavier tail."""
+    """Per-gradient factors from a Pareto distribution of mean 1.
+
+    Attributes
+    ----------
+    alpha
+        Exponent of the tail, which is heavier the smaller it is.
+    """
 
     alpha: float = 3.0
 
@@ -196,6 +228,10 @@ class SlowLink:
     ----------
     between
         The two nodes of the edge.
+    factor
+        Part of its bandwidth that it delivers.
+    start, end
+        While it is slow.
     """
 
     between: tuple[str | int, str | int]
@@ -216,6 +252,8 @@ class LinkFailure:
     ----------
     between
         The two nodes of the edge.
+    start, end
+        While it is down.
     transfers
         ``stall``: those on the link wait until it is back. ``reroute``: they go on by a way around it, where
         there is one, and so do later ones until it is back.

@@ -20,7 +20,21 @@ from simulator.parts import Section
 
 
 class Target(Section):
-    """What a run is to reach; exactly one of loss, iterations, samples and statistical is given."""
+    """What a run is to reach; exactly one of loss, iterations, samples and statistical is given.
+
+    Attributes
+    ----------
+    loss
+        Of the averaged model on all data: at or below this.
+    iterations
+        So many of each worker, on average.
+    samples
+        So many by all workers together.
+    statistical
+        Iterations as a function of the global batch.
+    reports
+        For how many further samples a loss must stay there; 3 unless given.
+    """
 
     loss: float | None = None
     iterations: int | None = None
@@ -77,7 +91,15 @@ class Target(Section):
 
 
 class Statistical(Section):
-    """Iterations as a function of the global batch: T(B) = minimum_iterations (1 + critical_batch / B)."""
+    """Iterations as a function of the global batch: T(B) = minimum_iterations (1 + critical_batch / B).
+
+    Attributes
+    ----------
+    minimum_iterations
+        What the largest batches need.
+    critical_batch
+        The batch that needs twice as many.
+    """
 
     minimum_iterations: float = pydantic.Field(gt=0, allow_inf_nan=False)
     critical_batch: float = pydantic.Field(ge=0, allow_inf_nan=False)

@@ -41,6 +41,13 @@ class Rule:
     """Base of all update rules: weight decay, the schedule of the step size, and :meth:`apply`.
 
     ``state_start`` fills the state before its first update.
+
+    Attributes
+    ----------
+    weight_decay
+        Coefficient of the decay: added to the gradient times the model, or by AdamW taken off the model.
+    schedule
+        How the step size changes over a worker's updates.
     """
 
     state_start: ClassVar[float] = 0.0
@@ -125,7 +132,13 @@ class Sgd(Rule):
 
 @dataclasses.dataclass(frozen=True)
 class Momentum(Sgd):
-    """SGD with heavy-ball momentum."""
+    """SGD with heavy-ball momentum.
+
+    Attributes
+    ----------
+    momentum
+        Part of the velocity that an update keeps.
+    """
 
     momentum: float = 0.9
 
@@ -151,7 +164,15 @@ class Nesterov(Momentum):
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(Rule):
-    """Adam with decoupled weight decay."""
+    """Adam with decoupled weight decay.
+
+    Attributes
+    ----------
+    betas
+        Part of the mean, and of the mean square, of the gradients that an update keeps.
+    epsilon
+        Keeps the quotient of both defined.
+    """
 
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)

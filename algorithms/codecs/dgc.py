@@ -25,7 +25,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from algorithms.algorithm import parameter
+from algorithms.algorithm import ABOVE_ZERO, parameter
 from algorithms.codecs.codec import Codec, Message
 from algorithms.codecs.topk import dense, kept, largest, sparse, sparse_bits, sparse_bytes
 
@@ -47,13 +47,15 @@ class DGC(Codec):
     density: float = parameter(
         0.001, "part of a message that is sent after the warm-up", above=0.0, maximum=1.0
     )
-    momentum: float = parameter(0.9, "momentum before the selection (m)", minimum=0.0)
+    momentum: float = parameter(0.9, "momentum before the selection (m)", minimum=0.0, below=1.0)
     clip: float = parameter(
         0.0, "largest norm of the mean gradient (C); 0: no clipping", unit="the gradient's unit", minimum=0.0
     )
     masking: bool = parameter(True, "forget the momentum of coordinates that are sent")
     warm_up: tuple[float, ...] = parameter(
-        (0.25, 0.063, 0.015, 0.004), "densities of the warm-up's stages, each above 0 and at most 1"
+        (0.25, 0.063, 0.015, 0.004),
+        "densities of the warm-up's stages, each above 0 and at most 1",
+        where={"stage": ABOVE_ZERO},
     )
     stage: int = parameter(
         0, "length of each stage of the warm-up; 0: no warm-up", unit="iterations", minimum=0
@@ -63,7 +65,7 @@ class DGC(Codec):
         super().__post_init__()
         for density in self.warm_up:
             if not 0 < density <= 1:
-                raise ValueError(f"DGC: a warm-up density must be above 0 and at most 1, got {density!r}")
+                raise ValueError(f"a warm-up density must be above 0 and at most 1, got {density!r}")
 
     @property
     def feeds_back(self) -> bool:

@@ -37,7 +37,9 @@ class AsyVRSC(Algorithm):
 
     estimator: Estimator = parameter("second", "C-SVRG-1 or C-SVRG-2")
     inner: int = parameter(5, "indices of an inner value (|A|)", minimum=1)
-    jacobian: int = parameter(1, "indices of the second estimator's Jacobian (|B|)", minimum=1)
+    jacobian: int = parameter(
+        1, "indices of the second estimator's Jacobian (|B|)", where={"estimator": ("second",)}, minimum=1
+    )
     updates: int = parameter(
         0, "updates of an epoch by all workers (K); 0 for as many as inner functions", minimum=0
     )

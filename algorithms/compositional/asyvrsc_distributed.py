@@ -11,7 +11,8 @@ second estimator needs it, and only once where it does not depend on x. The next
 or one drawn at random. An empty answer ends a worker's epoch: what is under way at the K-th update is thrown
 away. At the end of the run an empty message and the last x~ go to all workers. Delays are measured: updates
 that the master made between an answer and the arrival of what was made of it. The master is the algorithm's
-server.
+server. Theory takes a constant step size; under a schedule update k of the master, from 0 and over all
+epochs, has that of update floor(k / n) of the schedule.
 
 Source: a reconstruction; see :mod:`algorithms.compositional.asyvrsc`.
 """
@@ -144,7 +145,8 @@ class Master:
         self._ranks = range(worker.world_size)
         self._x: Any = worker.initial_model()
         self._total: Tensor | None = None
-        self._made = 0
+        self._made = 0  # in this epoch
+        self._versions = 0  # in all
         self._chosen: Tensor | None = None
 
     async def serve(self) -> None:
@@ -204,8 +206,9 @@ class Master:
                 if self._made >= updates:
                     break
                 worker.observe("staleness", self._made - seen)
-                self._x = await worker.update(self._x, direction)
+                self._x = await worker.update(self._x, direction, self._versions // worker.world_size + 1)
                 self._made += 1
+                self._versions += 1
                 await self._remember(pick)
                 seen, x = self._made, self._x
             await worker.send(x if seen < updates else x[:0], rank, DOWN)

@@ -10,6 +10,7 @@
 The step is not scaled by N/|Y|. Whoever has read before the K-th update and is later throws its own away;
 additions under way at the K-th are made, so an epoch may have up to a worker each, less one, more than K.
 Delays are measured: updates that ended between the begin of a read and the write of what was made of it.
+Theory takes a constant step size; under a schedule it is that of the worker's own iteration.
 
 Source: a reconstruction; see :mod:`algorithms.compositional.asyvrsc`.
 """

@@ -43,7 +43,9 @@ class ChocoSGD(Algorithm):
     compresses: ClassVar[Compresses] = "model differences"
     momentum: ClassVar[Literal["covered", "uncovered", "refused"]] = "uncovered"
 
-    gamma: float = parameter(0.1, "consensus step size (gamma): how far to the neighbours", above=0.0)
+    gamma: float = parameter(
+        0.1, "consensus step size (gamma): how far to the neighbours", above=0.0, maximum=1.0
+    )
 
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of the model to every neighbour, as they are without compression."""

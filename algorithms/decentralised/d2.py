@@ -66,8 +66,9 @@ class D2(Algorithm):
         smallest = float(np.linalg.eigvalsh((mixing + mixing.T) / 2)[0])
         if not self.lazy and smallest <= LIMIT:
             raise ValueError(
-                f"D2 diverges on this mixing matrix, whose smallest eigenvalue is {smallest:.4f} and must be "
-                "above -1/3; leave lazy at true, or choose another graph or mixing"
+                f"D2 diverges on this mixing matrix, whose smallest eigenvalue is {smallest:.12f} and must "
+                f"be above {LIMIT:.12f} (-1/3, and 1e-9 more for rounding); leave lazy at true, or choose "
+                "another graph or mixing"
             )
 
     def mixing_row(self, worker: Worker) -> Mapping[int, float]:

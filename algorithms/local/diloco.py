@@ -37,7 +37,7 @@ class DiLoCo(Algorithm):
 
     period: int = parameter(500, "inner steps between two outer steps (H)", minimum=1)
     outer_step: float = parameter(0.7, "outer learning rate", minimum=0.0)
-    outer_momentum: float = parameter(0.9, "outer Nesterov momentum (mu)", minimum=0.0)
+    outer_momentum: float = parameter(0.9, "outer Nesterov momentum (mu)", minimum=0.0, below=1.0)
 
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of an all-reduce of the model every k steps."""
@@ -88,21 +88,21 @@ class StreamingDiLoCo(Algorithm):
     period: int = parameter(500, "inner steps between two outer steps of a fragment (H)", minimum=1)
     fragments: int = parameter(4, "parts of the model that are synchronised in turn (P)", minimum=1)
     delay: int = parameter(1, "inner steps behind which an average hides (tau)", minimum=0)
-    merge: float = parameter(0.5, "weight of the local fragment in the merge (alpha)", minimum=0.0)
+    merge: float = parameter(
+        0.5, "weight of the local fragment in the merge (alpha)", minimum=0.0, maximum=1.0
+    )
     outer_step: float = parameter(0.7, "outer learning rate", minimum=0.0)
-    outer_momentum: float = parameter(0.9, "outer Nesterov momentum (mu)", minimum=0.0)
+    outer_momentum: float = parameter(0.9, "outer Nesterov momentum (mu)", minimum=0.0, below=1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.delay >= self.period:
             raise ValueError(
-                f"StreamingDiLoCo: delay must be below period, so that a fragment is merged before its next "
-                f"turn, got {self.delay} and {self.period}"
+                f"delay must be below period, so that a fragment is merged before its next turn, "
+                f"got {self.delay} and {self.period}"
             )
         if self.fragments > self.period:
-            raise ValueError(
-                f"StreamingDiLoCo: fragments must be at most period, got {self.fragments} and {self.period}"
-            )
+            raise ValueError(f"fragments must be at most period, got {self.fragments} and {self.period}")
 
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of an all-reduce of the model every k steps."""

@@ -10,6 +10,10 @@ moved itself. In synchronous rounds all differences are taken from the same cent
 keeps a copy: c <- c + sum_i d_i. The elastic step comes first in a round. EAMSGD is EASGD with Nesterov
 momentum as the workers' update rule.
 
+With alpha = 1 a worker and the centre change places; beyond, each visit drives them apart. A synchronous
+round takes the mean model's distance from the centre times 1 - alpha (n + 1), so that there alpha must be
+below 2 / (n + 1); the paper takes n alpha = 0.9.
+
 Source: Zhang, Choromanska and LeCun, "Deep learning with elastic averaging SGD", NeurIPS 2015, arXiv
 1412.6651, algorithms 1 and 2.
 """
@@ -28,6 +32,8 @@ from algorithms.worker import Tensor, Worker
 if TYPE_CHECKING:
     import networkx as nx
 
+    from algorithms.algorithm import Matrix
+
 
 @dataclass(frozen=True)
 class EASGD(Served):
@@ -40,7 +46,9 @@ class EASGD(Served):
     momentum: ClassVar[Literal["covered"]] = "covered"
 
     period: int = parameter(4, "local steps between two elastic steps (tau)", minimum=1)
-    elasticity: float = parameter(0.1, "how far both move towards each other (alpha)", minimum=0.0)
+    elasticity: float = parameter(
+        0.1, "how far both move towards each other (alpha)", minimum=0.0, maximum=1.0
+    )
     rounds: Literal["asynchronous", "synchronous"] = parameter(
         "asynchronous", "whether workers visit a server whenever they are ready, or meet in rounds"
     )
@@ -58,6 +66,16 @@ class EASGD(Served):
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of a visit to the centre and back, or of an all-reduce, every k steps."""
         return traffic(setting, self.dedicated) / self.period
+
+    def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
+        """Refuse synchronous rounds that drive the centre away from the workers."""
+        limit = 2 / (world_size + 1)
+        if self.rounds == "synchronous" and not self.elasticity < limit:
+            raise ValueError(
+                f"elasticity must be below 2 / (workers + 1) = {limit:.4g} in synchronous rounds, or the "
+                f"centre runs away, got {self.elasticity!r}; the paper takes 0.9 / workers = "
+                f"{0.9 / world_size:.4g}"
+            )
 
     def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
         """Declare the channels to the server and back, or the group of all."""

@@ -31,7 +31,9 @@ class LocalSGD(Algorithm):
 
     period: int = parameter(4, "local steps between two averages (k)", minimum=1)
     state: RuleState = parameter(
-        "local", "what becomes of the update rule's state at an average, where the rule has one"
+        "local",
+        "what becomes of the update rule's state at an average, where the rule has one",
+        rule_state=True,
     )
 
     @property

@@ -34,8 +34,10 @@ class OverlapLocalSGD(Algorithm):
     )
 
     period: int = parameter(4, "local steps per round (tau), which hide one all-reduce", minimum=1)
-    pull: float = parameter(0.6, "how far a model is pulled towards the anchor (alpha)", minimum=0.0)
-    anchor_momentum: float = parameter(0.7, "momentum of the anchor (beta)", minimum=0.0)
+    pull: float = parameter(
+        0.6, "how far a model is pulled towards the anchor (alpha)", minimum=0.0, maximum=1.0
+    )
+    anchor_momentum: float = parameter(0.7, "momentum of the anchor (beta)", minimum=0.0, below=1.0)
 
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of an all-reduce of the model every k steps."""

@@ -33,8 +33,10 @@ class SlowMo(Algorithm):
 
     period: int = parameter(4, "local steps between two averages (tau)", minimum=1)
     slow_step: float = parameter(1.0, "slow learning rate (alpha), relative to the step size", minimum=0.0)
-    slow_momentum: float = parameter(0.5, "slow momentum (beta)", minimum=0.0)
-    state: RuleState = parameter("reset", "what becomes of the update rule's state at an average")
+    slow_momentum: float = parameter(0.5, "slow momentum (beta)", minimum=0.0, below=1.0)
+    state: RuleState = parameter(
+        "reset", "what becomes of the update rule's state at an average", rule_state=True
+    )
 
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of an all-reduce of the model every k steps."""

@@ -60,12 +60,22 @@ class PrivateSGD(Algorithm):
         "poisson", "each sample on its own, or mini-batches of one size with replacement"
     )
     accountant: Literal["rdp", "prv", "none"] = parameter("rdp", "how the privacy spent is told")
-    delta: float = parameter(1e-5, "probability that the promise of epsilon fails", above=0.0, below=1.0)
+    delta: float = parameter(
+        1e-5,
+        "probability that the promise of epsilon fails",
+        where={"accountant": ("rdp", "prv")},
+        above=0.0,
+        below=1.0,
+    )
 
     @property
     def regulariser(self) -> float:
         """Return r of the weight; DP-SGD has none."""
         return float(getattr(self, "r", 0.0))
+
+    def most_samples(self, samples: int) -> int | None:
+        """Return all samples, each taking part with probability 1; with replacement there is no limit."""
+        return samples if self.sampling == "poisson" else None
 
     def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
         """Refuse an accountant that does not cover what is done."""

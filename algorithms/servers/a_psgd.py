@@ -9,6 +9,10 @@ is the staleness, noted for every push; it follows from who is how fast and how 
 several servers each keeps a shard of the model, and a worker's shards may be of different versions. When all
 have ended, every worker gets the last model. Pushes may be compressed; the model that is pulled stays exact.
 
+The step size depends on the version k, the number of gradients that the server has applied, as the paper's
+step size index does: a schedule counts iterations of a worker, of which n workers make k / n in k updates, so
+that update k (from 0) has the step size of update floor(k / n) of the schedule.
+
 Source: Lian, Huang, Li and Liu, "Asynchronous parallel stochastic gradient for nonconvex optimization",
 NeurIPS 2015, arXiv 1506.08272 (AsySG-con); Dean et al., "Large scale distributed deep networks", NeurIPS
 2012.
@@ -136,5 +140,5 @@ class Shard:
         """Apply a worker's gradient."""
         async with self._worker.lock("shard"):
             self._worker.observe("staleness", self.version - self._seen[rank])
-            self.x = await self._worker.update(self.x, gradient)
+            self.x = await self._worker.update(self.x, gradient, self.version // len(self._seen) + 1)
             self.version += 1

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from algorithms.algorithm import Plan, Setting, parameter
+from algorithms.algorithm import ABOVE_ZERO, Plan, Setting, parameter
 from algorithms.phantom import Phantom
 from algorithms.servers.served import Served
 from algorithms.signs.bits import Tie, draw, pack, shard_elements, signs, unpack, wire_bytes
@@ -50,7 +50,9 @@ class SignSGD(Served):
     meet: Literal["sharded", "server", "gather"] = parameter(
         "sharded", "where the bits meet: in shards at all workers, at one server, or all of them everywhere"
     )
-    warm_up: int = parameter(0, "iterations that send the gradient's own sign", minimum=0)
+    warm_up: int = parameter(
+        0, "iterations that send the gradient's own sign", where={"beta": ABOVE_ZERO}, minimum=0
+    )
     adversaries: float = parameter(
         0.0, "part of the workers, the last ones, that negate their sign", minimum=0.0, maximum=1.0
     )

@@ -18,7 +18,8 @@ mu, or tau itself.
 The theory takes m = n/b and a step size eta of min(1, b/sqrt(n)) / (2 L): larger mini-batches cut the
 sequential steps in proportion up to b = sqrt(n). Worker w holds n_w parts and draws its share of b from them
 with replacement; its sums count n_w / n. K is the same on all workers. The full gradient is no iteration; it
-counts in the gradient evaluations, and so does each step, twice.
+counts in the gradient evaluations, and so does each step, twice. Under a schedule, which the theory does not
+have, eta is that of each step, and tau follows from that of the last step before the epoch.
 
 Source: Allen-Zhu, "Katyusha X: practical momentum method for stochastic sum-of-nonconvex optimization", ICML
 2018, arXiv 1802.03866; Johnson and Zhang, "Accelerating stochastic gradient descent using predictive variance
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     import torch
 
     from algorithms.problem import FiniteSum
+
+
+_WITH_TAU = {"form": ("strongly-convex",)}
+"""Where the momentum is tau."""
 
 
 @dataclass(frozen=True)
@@ -125,25 +130,24 @@ class KatyushaX(SVRG):
     form: Literal["strongly-convex", "convex"] = parameter(
         "convex", "what F is, which decides the momentum; the convex one needs no constant of F"
     )
-    convexity: float = parameter(0.0, "mu of a strongly convex F, from which tau follows", minimum=0.0)
+    convexity: float = parameter(
+        0.0, "mu of a strongly convex F, from which tau follows", where=_WITH_TAU, minimum=0.0
+    )
     tau: float = parameter(
         0.0,
         "momentum of the strongly convex form where mu is not given; 0.5 is SVRG, 0 is not given",
+        where={**_WITH_TAU, "convexity": (0.0,)},
         minimum=0.0,
         maximum=0.5,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = bool(self.convexity or self.tau)
-        if self.form == "strongly-convex" and not given:
+        if self.form == "strongly-convex" and not (self.convexity or self.tau):
             raise ValueError(
-                "KatyushaX: the momentum of the strongly-convex form follows from convexity (mu) or tau, and "
-                "neither is given"
+                "the momentum of the strongly-convex form follows from convexity (mu) or tau, and neither is "
+                "given"
             )
-        if self.form == "convex" and given:
-            key = "convexity" if self.convexity else "tau"
-            raise ValueError(f"KatyushaX: {key} is for form: strongly-convex; the convex form takes none")
 
     async def extrapolated(
         self, worker: Worker, epoch: int, start: Tensor, end: Tensor, last_end: Tensor, mean_steps: int

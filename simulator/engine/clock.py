@@ -192,6 +192,8 @@ class Clock(Environment):
     ----------
     core : Core
         Links, and all about flows but their start and end: capacities, rates, watching.
+    next_look, looked_at
+        Number of the event, and time, for a user that looks now and then whether time passes.
     """
 
     if not TYPE_CHECKING:  # what SimPy declares there holds for these too
@@ -213,6 +215,8 @@ class Clock(Environment):
             if type(value) is BoundClass:
                 setattr(self, name, getattr(self, name))
         self.core = Core(fairness, monitor=monitor, now=float(initial_time), core=core, max_plus=max_plus)
+        self.next_look: float = inf
+        self.looked_at = -inf
         self._done: dict[int, Done] = {}
         self._completed: deque[int] = deque()
         self._parts: dict[int, _Parts] = {}

@@ -9,7 +9,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from types import CoroutineType
+from types import CoroutineType, FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from simulator.engine.groups import Group, Mailbox
 from simulator.engine.memory import Memory
 from simulator.engine.network import Network
 from simulator.engine.storage import CoreName
-from simulator.engine.worker import Operation, Task, VirtualWorker
+from simulator.engine.worker import Operation, Stream, Task, VirtualWorker
 from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
 from simulator.patterns import Kind
@@ -73,9 +73,43 @@ def simulate(
     runs = []
     for number, single in enumerate(scenarios):
         part = _part_of(progress, number, len(scenarios))
-        with _one_thread(single), _no_garbage_collection():
+        # A loss that diverges overflows; the run says so itself, with the iteration.
+        overflow = np.errstate(over="ignore", invalid="ignore")
+        with _one_thread(single), _no_garbage_collection(), overflow:
             runs.append(Simulation(single, part, monitor, core).run())
     return best_of(runs)
+
+
+def check_simulable(scenario: Scenario) -> None:
+    """Refuse what only the objective itself can tell: it does not go with the workers or their batches.
+
+    A simulation refuses it too, but not before it has begun.
+
+    Raises
+    ------
+    BadInput
+        The message names the scenario's file.
+    """
+    if scenario.objective is None:
+        return
+    try:
+        oracle(scenario, 0)
+        _gradient_pool(scenario)
+    except BadInput as error:
+        raise BadInput(": ".join(filter(None, (scenario.source, error.key))), error.problem) from None
+
+
+def _gradient_pool(scenario: Scenario) -> GradientPool | None:
+    """Return where workers leave their gradients to be evaluated together; None for one by one."""
+    objective = scenario.objective
+    if objective is None or scenario.sections.workload.evaluation == "separate":
+        return None
+    from simulator.workload.objective import SampledObjective
+
+    if not isinstance(objective, SampledObjective):
+        problem = f"'batched' needs an objective over samples, which {objective.name} is not"
+        raise BadInput("workload.evaluation", problem)
+    return GradientPool(objective)
 
 
 def _part_of(progress: Progress | None, number: int, count: int) -> Progress | None:
@@ -125,6 +159,9 @@ class Simulation:
         self.algorithm_class = type(scenario.algorithm).__name__
         sharing = scenario.sections.cluster
         self.clock = Clock(fairness=sharing.fairness, core=core, max_plus=sharing.collectives == "max-plus")
+        # Many workers may do a little each at one instant.
+        self.most_at_once = max(faults.MOST_AT_ONCE, 1000 * scenario.workers)
+        self.clock.next_look = self.most_at_once
         self.network = Network(self.clock, scenario, monitor)
         self.limit = scenario.sections.budget.iterations
         self.spans = Timeline()
@@ -135,7 +172,7 @@ class Simulation:
         self.bounds = cut(scenario.cost.buckets(), scenario.cost.parameters, self.elements)
         self.outline = outline(scenario)
         self.step_time = functools.cache(scenario.cost.gradient_seconds)
-        self.pool = self._evaluation()
+        self.pool = _gradient_pool(scenario)
         stop_early = scenario.sections.budget.stop == "target"
         self.observer = Observer(
             self._objective,
@@ -172,17 +209,6 @@ class Simulation:
         """Return an update rule at its start."""
         scenario = self.scenario
         return UpdateRule(scenario.update, scenario.step_sizes[0], scenario.sections.budget.iterations)
-
-    def _evaluation(self) -> GradientPool | None:
-        """Return where workers leave their gradients to be evaluated together; None for one by one."""
-        if self._objective is None or self.scenario.sections.workload.evaluation == "separate":
-            return None
-        from simulator.workload.objective import SampledObjective
-
-        if not isinstance(self._objective, SampledObjective):
-            problem = f"'batched' needs an objective over samples, which {self._objective.name} is not"
-            raise BadInput("workload.evaluation", problem)
-        return GradientPool(self._objective)
 
     def jitter(self, rank: int) -> Callable[[], float]:
         """Return the source of a rank's per-gradient factors."""
@@ -347,6 +373,15 @@ class Simulation:
                 )
         return faults.deadlock(lines)
 
+    def standing_still(
+        self, operation: Operation, stream: Stream, count: int, frame: FrameType | None = None
+    ) -> faults.AlgorithmError:
+        """Return the error of a task that goes round without taking time, as its last operation was seen."""
+        task = next(task for task in self._tasks if task.stream is stream)
+        line = _innermost_line(task.coroutine) if frame is None else _line(frame)
+        name = task.coroutine.__qualname__
+        return faults.standing_still(self.clock.now, count, operation.worker.rank, operation.name, name, line)
+
     def _result(self) -> Run:
         """Gather what the run recorded."""
         models = None
@@ -365,6 +400,7 @@ class Simulation:
             timeline=self.spans,
             samples=self.observer.samples,
             pace=self.observer.pace,
+            ends=tuple(self.observer.ends),
             links=self.network.link_use(),
             models=models,
         )
@@ -383,4 +419,8 @@ def _innermost_line(coroutine: CoroutineType[Any, Any, Any]) -> str:
     frame, inner = coroutine.cr_frame, coroutine.cr_await
     while isinstance(inner, CoroutineType):
         frame, inner = inner.cr_frame, inner.cr_await
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "?"
+    return _line(frame) if frame else "?"
+
+
+def _line(frame: FrameType) -> str:
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"

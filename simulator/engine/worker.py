@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from heapq import heappush
@@ -77,6 +78,8 @@ class Operation:
             unawaited.remove(self)
         if self._value is PENDING:
             yield self
+        else:
+            self.worker.goes_on_at_once(self)
         if not self._ok:
             raise self._value
         return self._value
@@ -100,16 +103,20 @@ class Operation:
         """Let those who wait go on, among the events of this instant; if nobody does, there is no event."""
         if self.callbacks:
             clock = self.worker.clock
-            entry = (clock._now, NORMAL, next(clock._eid), self)
+            entry = (clock._now, NORMAL, number := next(clock._eid), self)
             heappush(clock._queue, entry)  # type: ignore[misc]  # it has what the clock asks of an event
+            if number >= clock.next_look:
+                self.worker.look_at_the_clock(self, number)
 
 
 class Stream:
     """The computations of a task, done one after another."""
 
-    __slots__ = ("flow", "queue", "started")
+    __slots__ = ("at_once", "flow", "instant", "queue", "started")
 
     def __init__(self) -> None:
+        self.instant = -1.0
+        self.at_once = 0  # operations since this instant that the task did not have to wait for
         self.queue: list[tuple[float, Operation, Any]] = []  # a deque takes ten times the memory
         self.started = 0.0
         self.flow = -1  # of the first of the queue
@@ -344,6 +351,26 @@ class VirtualWorker:
             self._random[key] = random_numbers(self._simulation.scenario.seed, self.rank, purpose, shared)
         return self._random[key]
 
+    # Whether time passes.
+
+    def goes_on_at_once(self, operation: Operation) -> None:
+        """Note that the task that runs awaits what has ended already; refuse to do so for ever."""
+        stream, now = self.stream, self.clock._now
+        if stream.instant != now:
+            stream.instant, stream.at_once = now, 0
+        stream.at_once += 1
+        if stream.at_once >= faults.MOST_AT_ONCE:
+            line = sys._getframe(2)  # of the algorithm, which called __await__, which called this
+            raise self._simulation.standing_still(operation, stream, faults.MOST_AT_ONCE, line)
+
+    def look_at_the_clock(self, operation: Operation, number: int) -> None:
+        """End the run if no time has passed since the last look, which was very many events ago."""
+        clock, simulation = self.clock, self._simulation
+        if clock.looked_at == clock._now and operation.callbacks:
+            task = operation.callbacks[0].__self__  # type: ignore[attr-defined]  # tasks alone wait for operations
+            self.failed(simulation.standing_still(operation, task.stream, simulation.most_at_once))
+        clock.looked_at, clock.next_look = clock._now, number + simulation.most_at_once
+
     # Computations.
 
     def _seconds_factor(self) -> float:
@@ -392,11 +419,14 @@ class VirtualWorker:
         value = tensors[0] if self._oracle is None else function(*tensors)
         return self._compute("gradient", self._step_time.total * gradients * factor, value)
 
-    def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Operation:
+    def update(
+        self, x: Tensor, gradient: Tensor | Sequence[Tensor], iteration: int | None = None
+    ) -> Operation:
         """Start the local step."""
         if self.serves:
             self._count_update()
-        value = self._rule.apply(x, gradient, self._bounds, self.step_size)
+        step_size = self._rule.step_size(self.iterations if iteration is None else iteration)
+        value = self._rule.apply(x, gradient, self._bounds, step_size)
         return self._compute("update", self._pass_seconds(self._rule.vectors_moved, x), value)
 
     def _count_update(self) -> None:

@@ -159,6 +159,7 @@ def assembled(scenario: Scenario, records: Sequence[Record]) -> Run:
         timeline=Timeline(spans(records)),
         samples=observer.samples,
         pace=observer.pace,
+        ends=tuple(observer.ends),
         models=np.stack([record.reports.models[-1] for record in workers]),
     )
 

@@ -271,7 +271,9 @@ class WallWorker:
         self._count_iteration(iterations, gradients)
         return self._compute("gradient", lambda: function(*copies), course)
 
-    def update(self, x: Tensor, gradient: Tensor | Sequence[Tensor]) -> Handle[Tensor]:
+    def update(
+        self, x: Tensor, gradient: Tensor | Sequence[Tensor], iteration: int | None = None
+    ) -> Handle[Tensor]:
         """Start the local step by the run's update rule."""
         if self._serves:
             self._count_update()
@@ -285,7 +287,8 @@ class WallWorker:
             assert isinstance(gradient, Sequence)
             slope = [_values(part).clone() for part in gradient]
             bounds = self._bounds
-        work = functools.partial(self._rule.apply, model, slope, bounds, self.step_size)
+        step_size = self._rule.step_size(self._iteration if iteration is None else iteration)
+        work = functools.partial(self._rule.apply, model, slope, bounds, step_size)
         self._last_update = self._compute("update", work, course)
         return self._last_update
 

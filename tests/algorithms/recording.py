@@ -80,11 +80,12 @@ class Recorder:
         self._note("gradient")
         return self._worker.gradient(x)
 
-    def update(self, x: Any, gradient: Any) -> Noted:
+    def update(self, x: Any, gradient: Any, iteration: int | None = None) -> Noted:
         about = self._origin(gradient)
         self._note("update", about=about)
         return Noted(
-            self._worker.update(x, gradient), lambda v: self._note("updated", about=about, elements=len(v))
+            self._worker.update(x, gradient, iteration),
+            lambda v: self._note("updated", about=about, elements=len(v)),
         )
 
     def combine(self, *terms: tuple[float, Any]) -> Noted:

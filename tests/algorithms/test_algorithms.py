@@ -34,12 +34,12 @@ def test_an_unknown_name_has_a_nearest_one() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LocalSGD(period=0), "LocalSGD: period must be at least 1, got 0"),
-        (lambda: CoCoDSGD(period=2.5), "CoCoDSGD: period must be of type int, got 2.5"),
-        (lambda: CoCoDSGD(first_all_reduce=1), "CoCoDSGD: first_all_reduce must be of type bool, got 1"),
+        (lambda: LocalSGD(period=0), "period must be at least 1, got 0"),
+        (lambda: CoCoDSGD(period=2.5), "period must be of type int, got 2.5"),
+        (lambda: CoCoDSGD(first_all_reduce=1), "first-all-reduce must be of type bool, got 1"),
         (
             lambda: DPSGD(order="sideways"),
-            "DPSGD: order must be one of 'combine-then-adapt', 'adapt-then-combine', got 'sideways'",
+            "order must be one of 'combine-then-adapt', 'adapt-then-combine', got 'sideways'",
         ),
     ],
 )

@@ -158,7 +158,13 @@ TRAFFIC = (
         ends=lambda n: n * ELEMENT,
     ),
     Traffic("ad-psgd", lambda n, M: 0.0, workers=(1,), gossip={"graph": "complete"}),
-    Traffic("ad-psgd", lambda n, M: T * 2 * M + (n - 1) * ELEMENT, workers=(2, 5), gossip=STAR, stated=False),
+    Traffic(
+        "ad-psgd",
+        lambda n, M: T * 2 * M + (n - 1) * ELEMENT,
+        workers=(2, 5),
+        gossip={"graph": "star"},
+        stated=False,
+    ),
     Traffic(
         "pair-averaging",
         lambda n, M: n * min(n - 1, 1) * M * T + n * (n - 1) * ELEMENT,

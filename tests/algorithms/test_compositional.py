@@ -26,7 +26,7 @@ from tests.algorithms.given import Composition, assert_equal, models, scenario, 
 from tests.algorithms.mutation import Mutant, Trial, cases
 from tests.algorithms.recursions import compositional
 from tests.algorithms.recursions.compositional import Arrival, Draw, Update
-from tests.algorithms.recursions.notation import Array
+from tests.algorithms.recursions.notation import Array, StepSize
 
 D, STEP = 4, 0.01
 UPDATE, COLLECTIVE, MESSAGE = 0.06, 0.3, 0.2
@@ -149,7 +149,17 @@ class Replay:
     epochs: Sequence[Sequence[Any]]
 
 
-def replayed_distributed(run: Run, notes: Watched, problem: str, parameters: Mapping[str, Any]) -> Replay:
+HALVING = {"rule": "sgd", "schedule": {"kind": "step", "every": 4, "factor": 0.5}}
+
+
+def halving(iterations: int) -> Callable[[int], float]:
+    """Return the step sizes of `HALVING` by iteration, the last one for all beyond the budget."""
+    return lambda t: STEP * 0.5 ** (min(t, iterations) // 4)
+
+
+def replayed_distributed(
+    run: Run, notes: Watched, problem: str, parameters: Mapping[str, Any], step: StepSize = STEP
+) -> Replay:
     """Replay what reached the master, in its order, through the recursion."""
     kind = PROBLEMS[problem]
     updates = parameters.get("updates") or kind.problem.inner
@@ -165,7 +175,7 @@ def replayed_distributed(run: Run, notes: Watched, problem: str, parameters: Map
     assert len(stale) == len(made)
     assert len(made) % updates == 0
     arrivals: list[list[Arrival]] = []
-    for index, (x, direction, (_, arrived)) in enumerate(made):
+    for index, (x, direction, _, (_, arrived, _)) in enumerate(made):
         k = index % updates
         if k == 0:
             arrivals.append([])
@@ -186,7 +196,7 @@ def replayed_distributed(run: Run, notes: Watched, problem: str, parameters: Map
     picks = stream(0, "snapshots")
     rules = [int(picks.integers(1, updates + 1)) if rule == "random" else rule for _ in arrivals]
     x0, estimator = kind.x0, number(parameters)
-    points = compositional.asyvrsc_distributed(kind.problem, x0, STEP, estimator, arrivals, rules)
+    points = compositional.asyvrsc_distributed(kind.problem, x0, step, estimator, arrivals, rules)
     return Replay(points, arrivals)
 
 
@@ -202,8 +212,11 @@ DISTRIBUTED: dict[str, dict[str, Any]] = {
 def check_distributed(name: str, problem: str, workers: int, **changes: Any) -> tuple[Run, Replay]:
     parameters = DISTRIBUTED[name]
     made, notes = watched("asyvrsc-distributed", parameters)
-    run = simulate(held(made, problem, workers, changes.pop("iterations", 10), **changes))
-    replay = replayed_distributed(run, notes, problem, parameters)
+    iterations = changes.pop("iterations", 10)
+    run = simulate(held(made, problem, workers, iterations, **changes))
+    own = halving(iterations)
+    step = (lambda k: own(k // workers)) if "update" in changes else STEP
+    replay = replayed_distributed(run, notes, problem, parameters, step)
     # In the end every worker has the last x~.
     assert_equal(models(run), np.tile(replay.points[-1], (workers, 1)))
     epochs = len(replay.epochs)
@@ -243,7 +256,19 @@ def test_one_worker_is_c_svrg(name: str, problem: str, estimator: str) -> None:
     assert {observation.value for observation in run.observations} == {0.0}
 
 
-def test_the_step_size_is_that_of_the_masters_own_iterations() -> None:
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_schedule_of_the_distributed_form_goes_by_the_masters_updates(workers: int) -> None:
+    _, replay = check_distributed("first", "curved", workers, update=HALVING, slow={0: 2.3})
+    assert len(replay.epochs) * 6 // workers > 4
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_schedule_of_the_shared_form_goes_by_a_workers_own_iterations(workers: int) -> None:
+    run, _ = check_shared("first", "curved", workers, update=HALVING)
+    assert len(set(run.iterations)) > 1
+
+
+def test_alone_the_step_size_is_that_of_the_workers_own_iterations() -> None:
     update = {"rule": "sgd", "schedule": {"kind": "step", "every": 6, "factor": 0.5}}
     parameters = {"estimator": "second", "inner": 3, "updates": 6}
     kind = PROBLEMS["curved"]
@@ -260,7 +285,9 @@ def test_the_step_size_is_that_of_the_masters_own_iterations() -> None:
 # Shared memory
 
 
-def replayed_shared(run: Run, notes: Watched, problem: str, parameters: Mapping[str, Any]) -> Replay:
+def replayed_shared(
+    run: Run, notes: Watched, problem: str, parameters: Mapping[str, Any], step: StepSize = STEP
+) -> Replay:
     """Replay reads and additions, with their times element by element, through the recursion."""
     kind = PROBLEMS[problem]
     d = len(kind.x0)
@@ -274,12 +301,12 @@ def replayed_shared(run: Run, notes: Watched, problem: str, parameters: Mapping[
     for epoch in range(epochs):
         made = sorted((touch for own in found.values() for touch in own[epoch]), key=lambda t: t.times[0])
         updates = [
-            Update(touch.draw, [version(made, c, touch.moments[c]) for c in range(d)], touch.at)
+            Update(touch.draw, [version(made, c, touch.moments[c]) for c in range(d)], touch.at, touch.t)
             for touch in made
         ]
         for rank, own in found.items():
             stale[rank] += [staleness(made, touch) for touch in own[epoch]]
-        iterates = compositional.shared_epoch(kind.problem, x, STEP, number(parameters), updates)
+        iterates = compositional.shared_epoch(kind.problem, x, step, number(parameters), updates)
         x = iterates[-1]
         if parameters.get("snapshot") == "average":
             reads = [[iterates[v][c] for c, v in enumerate(update.versions)] for update in updates]
@@ -293,13 +320,17 @@ def replayed_shared(run: Run, notes: Watched, problem: str, parameters: Mapping[
 
 @dataclass
 class Touch:
-    """A read and the addition made of it: when each element was touched, and when the addition ended."""
+    """A read and the addition made of it: when each element was touched, and when the addition ended.
+
+    It was made in iteration `t` of its worker.
+    """
 
     draw: Draw
     moments: Array
     at: Sequence[int]
     times: Array
     end: float
+    t: int
 
 
 def moments(start: float, end: float, count: int) -> Array:
@@ -314,7 +345,7 @@ def touches(run: Run, notes: Watched, rank: int, draw: Callable[[], Draw]) -> li
     }
     found: list[list[Touch]] = [[]]
     reading: Array = np.empty(0)
-    estimated = False
+    estimated, begun = False, 0
     for name, _, given in notes.events[rank]:
         if name == "running":  # asked when an epoch has ended
             found.append([])
@@ -324,12 +355,13 @@ def touches(run: Run, notes: Watched, rank: int, draw: Callable[[], Draw]) -> li
             reading = moments(span.start, span.end, D)
         elif name == "evaluate":
             drawn, estimated = draw(), True
+            begun += 1
         elif name == "add":
             span = next(spans["add"])
             at = range(D) if len(given) < 3 or given[1] is None else given[1].tolist()
             if estimated:  # it is not an average
                 times = moments(span.start, span.end, len(at))
-                found[-1].append(Touch(drawn, reading, list(at), times, span.end))
+                found[-1].append(Touch(drawn, reading, list(at), times, span.end, begun - 1))
     return found[:-1]
 
 
@@ -360,13 +392,14 @@ SHARED: dict[str, dict[str, Any]] = {
 
 
 def check_shared(
-    name: str, problem: str, workers: int, passes: float = UPDATE, sigma: float = 0.4
+    name: str, problem: str, workers: int, passes: float = UPDATE, sigma: float = 0.4, update: object = "sgd"
 ) -> tuple[Run, Replay]:
     parameters = SHARED[name]
     made, notes = watched("asyvrsc-shared", parameters)
     jitter = {"stragglers": [{"kind": "lognormal", "sigma": sigma}]}
-    run = simulate(held(made, problem, workers, 10, cluster=jitter, passes=passes))
-    replay = replayed_shared(run, notes, problem, parameters)
+    run = simulate(held(made, problem, workers, 10, cluster=jitter, passes=passes, update=update))
+    step = STEP if update == "sgd" else halving(10)
+    replay = replayed_shared(run, notes, problem, parameters, step)
     assert_equal(models(run), np.tile(replay.points[-1], (workers, 1)))
     updates = parameters.get("updates") or PROBLEMS[problem].problem.inner
     for epoch in replay.epochs:
@@ -409,7 +442,8 @@ def queries(problem: str, parameters: Mapping[str, Any]) -> float:
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_evaluations_are_those_of_the_card(name: str, problem: str, estimator: str) -> None:
     kind = PROBLEMS[problem]
-    parameters = {"estimator": estimator, "inner": 3, "jacobian": 2, "updates": 6}
+    jacobian = {"jacobian": 2} if estimator == "second" else {}
+    parameters = {"estimator": estimator, "inner": 3, "updates": 6, **jacobian}
     for workers in (1, 3, 20):
         run = simulate(held({"name": name, **parameters}, problem, workers, 10))
         objective: Any = run.scenario.objective
@@ -460,6 +494,23 @@ def test_bytes_of_the_distributed_form(problem: str, estimator: str, workers: in
     said += epochs_said(run, inner, epochs, kind.constant)
     ends = 4.0 * (len(others) * D + sum(own >= 11 for own in others))
     assert sum(run.bytes_sent) == pytest.approx(said + ends)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_bytes_to_a_dedicated_master(problem: str, estimator: str, workers: int) -> None:
+    """Workers send what goes up, and nothing is local."""
+    kind = PROBLEMS[problem]
+    algorithm = {"name": "asyvrsc-distributed", "estimator": estimator, "updates": 6}
+    machines = {"cluster.topology.hosts": 2, "cluster.workers": workers}
+    made = held(algorithm, problem, workers, 11, slow={0: 1.4}).vary(machines | {"algorithm.dedicated": True})
+    run = simulate(made)
+    inner, epochs = len(kind.problem.g(0, kind.x0)), len(run.observations) // 6
+    said = run.scenario.algorithm.traffic(Setting(workers, D)) * sum(run.iterations)
+    said += epochs_said(run, inner, epochs, kind.constant)
+    # A worker that has ended says so by one element.
+    assert sum(run.bytes_sent) == pytest.approx(said + 4.0 * sum(own >= 11 for own in run.iterations))
 
 
 def epochs_said(run: Run, inner: int, epochs: int, constant: bool) -> float:
@@ -629,11 +680,13 @@ def check_distributed_form() -> None:
     for name in DISTRIBUTED:
         check_distributed(name, "curved", 3)
     check_distributed("second", "portfolio", 3)
+    check_distributed("first", "curved", 3, update=HALVING, slow={0: 2.3})
     for snapshot in ("last", "average"):
         test_time_of_one_worker_is_in_closed_form("asyvrsc-distributed", snapshot, "curved")
     test_evaluations_are_those_of_the_card("asyvrsc-distributed", "curved", "first")
     test_bytes_of_the_distributed_form("curved", "first", 2)
     test_bytes_of_the_distributed_form("portfolio", "second", 2)
+    test_bytes_to_a_dedicated_master("curved", "first", 3)
 
 
 def check_shared_form() -> None:
@@ -641,6 +694,7 @@ def check_shared_form() -> None:
         check_shared(name, "curved", 3)
     check_shared("average", "curved", 8)
     check_shared("second", "portfolio", 3)
+    check_shared("first", "curved", 3, update=HALVING)
     test_evaluations_are_those_of_the_card("asyvrsc-shared", "curved", "second")
     test_time_of_one_worker_is_in_closed_form("asyvrsc-shared", "average", "curved")
     for snapshot in ("last", "average"):

@@ -90,7 +90,7 @@ def check_ad_psgd(
     workers: int, graph: Any, schedule: bool = False, rule: str | None = None, **changes: Any
 ) -> dict[int, list[Event]]:
     problem = Quadratics(workers, 5, seed=workers, ripple=0.4)
-    gossip = {"graph": graph, "mixing": "metropolis-hastings"}
+    gossip = {"graph": graph}
     changes["update"] = RULES[rule] if rule else WARM_UP_AND_COSINE if schedule else None
     run, log = record("ad-psgd", problem, ITERATIONS, gossip=gossip, **changes)
     own = ad_psgd_events(log)
@@ -215,16 +215,17 @@ def check_a_psgd(
     rule: str | None = None,
     iterations: int = ITERATIONS,
     arrives: servers.Arrives = servers.exactly,
+    schedule: bool = False,
     **changes: Any,
 ) -> Run:
     problem = Quadratics(workers, 5, seed=workers, ripple=0.4)
-    update = RULES[rule] if rule else None
+    update = RULES[rule] if rule else WARM_UP_AND_COSINE if schedule else None
     run, log = record("a-psgd", problem, iterations, {"servers": count}, update=update, **changes)
     cuts = [5 * k // count for k in range(count + 1)]
     served = servers.a_psgd(
         problem.gradient,
         problem.x0,
-        STEP,
+        SCHEDULE if schedule else STEP,
         workers,
         a_psgd_events(log),
         shards=[np.arange(cuts[k], cuts[k + 1]) for k in range(count)],
@@ -248,6 +249,13 @@ def test_a_psgd(workers: int, count: int, transport: str) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_the_servers_of_a_psgd_keep_the_state_of_the_rule(rule: str) -> None:
     check_a_psgd(4, 2, rule, slow=UNEVEN)
+
+
+@pytest.mark.parametrize(("workers", "count"), [(1, 1), (4, 1), (3, 2)])
+def test_a_schedule_of_a_psgd_goes_by_the_updates_of_each_shard(workers: int, count: int) -> None:
+    """Not by the iterations of its host, which is the fastest here, or the slowest."""
+    for slow in ({0: 2.9}, dict.fromkeys(range(1, workers), 2.9)):
+        check_a_psgd(workers, count, schedule=True, slow=slow)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])

@@ -77,8 +77,7 @@ def test_proportional_batches_preserve_the_weighted_mean(name: str) -> None:
 def test_ad_psgd_ends_with_the_mean_preserved(graph: str, disturbed: list[Any]) -> None:
     workers, builder = GRAPHS[graph]
     problem = Quadratics(workers, 5, ripple=1.0)
-    gossip = {"graph": builder, "mixing": "metropolis-hastings"}
-    run = trained({"name": "ad-psgd"}, problem, 20, gossip=gossip, stragglers=disturbed, seed=1)
+    run = trained({"name": "ad-psgd"}, problem, 20, gossip={"graph": builder}, stragglers=disturbed, seed=1)
     assert run.iterations == (20,) * workers
     assert_equal(models(run).mean(0), moved(problem, (1 / workers,) * workers))
 

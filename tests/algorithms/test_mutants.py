@@ -48,6 +48,11 @@ def easgd() -> None:
     for rounds in ("synchronous", "asynchronous"):
         assert algorithm("easgd")(rounds=rounds).deterministic == (rounds == "synchronous")
     events.check_easgd(4, slow=events.UNEVEN)
+    edge = {"name": "easgd", "rounds": "synchronous", "elasticity": 0.4}
+    with pytest.raises(BadInput, match=r"\+ 1\) = 0\.4 in .* 0\.9 / workers = 0\.225$"):
+        scenario(edge, Quadratics(4, 5), 4)
+    scenario({**edge, "elasticity": 0.399}, Quadratics(4, 5), 4)
+    scenario({**edge, "rounds": "asynchronous"}, Quadratics(4, 5), 4)
 
 
 def ad_psgd() -> None:
@@ -66,6 +71,7 @@ def pair_averaging() -> None:
 def a_psgd() -> None:
     for servers in (1, 3):
         events.check_a_psgd(4, servers, slow=events.UNEVEN)
+    events.check_a_psgd(4, schedule=True, slow=events.UNEVEN)
     traffic("a-psgd")
     hosted("a-psgd")
     with pytest.raises(BadInput, match="there are 5 servers, but only 4 workers"):
@@ -131,7 +137,7 @@ def hogwild() -> None:
 
 def d2() -> None:
     agreement("d2")()
-    with pytest.raises(BadInput, match="smallest eigenvalue is -0\\.3333 and"):
+    with pytest.raises(BadInput, match="smallest eigenvalue is -0\\.333333333333 and"):
         scenario({"name": "d2", "lazy": False}, Quadratics(4, 5), 4, gossip={"graph": "ring"})
 
 

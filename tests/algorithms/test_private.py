@@ -317,9 +317,9 @@ def test_time_is_in_closed_form(name: str) -> None:
             {"noise": 0.0},
             "algorithm: without noise nothing is private; give noise above 0, or accountant 'none'",
         ),
-        ({"clip": 0.0}, "algorithm: DPPSAC: clip must be above 0.0, got 0.0"),
-        ({"r": 0.0}, "algorithm: DPPSAC: r must be above 0.0, got 0.0"),
-        ({"delta": 1.0}, "algorithm: DPPSAC: delta must be below 1.0, got 1.0"),
+        ({"clip": 0.0}, "algorithm: clip must be above 0.0, got 0.0"),
+        ({"r": 0.0}, "algorithm: r must be above 0.0, got 0.0"),
+        ({"delta": 1.0}, "algorithm: delta must be below 1.0, got 1.0"),
     ],
 )
 def test_what_has_no_promise_is_refused(settings: Mapping[str, Any], message: str) -> None:
@@ -328,7 +328,45 @@ def test_what_has_no_promise_is_refused(settings: Mapping[str, Any], message: st
     assert str(caught.value) == message
 
 
-def test_batches_beyond_the_samples_are_refused() -> None:
+@pytest.mark.parametrize("name", ["dp-sgd", "nsgd", "auto-s", "dp-psac"])
+def test_batches_beyond_the_data_are_refused_when_the_scenario_is_read(name: str) -> None:
+    """Digits are 1,797 samples."""
+
+    def read(workers: int, cost: int, own: int | None = None, scaling: str = "weak", **more: Any) -> None:
+        objective = {"kind": "mlp", "data": "digits"}
+        batch = {} if own is None else {"objective-batch": own}
+        workload = {"objective": objective, "scaling": scaling, **batch}
+        scenario(
+            {"name": name, **more},
+            None,
+            workers,
+            3,
+            parameters=4,
+            batch=cost,
+            workload=workload,
+            **{"step-size": 0.1},
+        )
+
+    read(64, 28)
+    with pytest.raises(BadInput) as caught:
+        read(64, 29)
+    assert str(caught.value) == (
+        f"workload.cost.batch: {name} cannot draw 1,856 samples for 64 workers from the 1,797 that there "
+        "are; the largest batch is 28"
+    )
+    with pytest.raises(BadInput) as caught:
+        read(4, 29, own=500)
+    assert str(caught.value) == (
+        f"workload.objective-batch: {name} cannot draw 2,000 samples for 4 workers from the 1,797 that there "
+        "are; the largest batch is 449"
+    )
+    with pytest.raises(BadInput) as caught:
+        read(4, 2000, scaling="strong")
+    assert str(caught.value).endswith("; the largest batch is 1,797")
+    read(64, 29, sampling="fixed", accountant="none")
+
+
+def test_batches_beyond_samples_that_nobody_has_counted_are_refused_by_the_run() -> None:
     with pytest.raises(WorkerFailed) as caught:
         simulate(held("dp-psac", 2, 1, batch=8))
     assert (

@@ -47,8 +47,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "D² on the limit": (
         {"settings": {"name": "d2", "lazy": False}, "gossip": {"graph": "ring"}},
-        "algorithm: D2 diverges on this mixing matrix, whose smallest eigenvalue is -0.3333 and must be "
-        "above -1/3; leave lazy at true, or choose another graph or mixing",
+        "algorithm: D2 diverges on this mixing matrix, whose smallest eigenvalue is -0.333333333333 and "
+        "must be above -0.333333332333 (-1/3, and 1e-9 more for rounding); leave lazy at true, or choose "
+        "another graph or mixing",
     ),
     "D² below the limit": (
         {
@@ -56,8 +57,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
             "workers": 16,
             "gossip": {"graph": {"builder": "torus", "dimensions": [4, 4]}},
         },
-        "algorithm: D2 diverges on this mixing matrix, whose smallest eigenvalue is -0.6000 and must be "
-        "above -1/3; leave lazy at true, or choose another graph or mixing",
+        "algorithm: D2 diverges on this mixing matrix, whose smallest eigenvalue is -0.600000000000 and "
+        "must be above -0.333333332333 (-1/3, and 1e-9 more for rounding); leave lazy at true, or choose "
+        "another graph or mixing",
     ),
     "more servers than workers": (
         {"settings": {"name": "parameter-server", "servers": 5}},
@@ -85,12 +87,29 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a fragment that is late for its next turn": (
         {"settings": {"name": "streaming-diloco", "period": 4, "delay": 4}},
-        "algorithm: StreamingDiLoCo: delay must be below period, so that a fragment is merged before its "
+        "algorithm: delay must be below period, so that a fragment is merged before its "
         "next turn, got 4 and 4",
+    ),
+    "synchronous rounds of EASGD whose centre runs away": (
+        {"settings": {"name": "easgd", "rounds": "synchronous", "elasticity": 0.4}},
+        "algorithm: elasticity must be below 2 / (workers + 1) = 0.4 in synchronous rounds, or the centre "
+        "runs away, got 0.4; the paper takes 0.9 / workers = 0.225",
+    ),
+    "mixing weights that nothing mixes with": (
+        {"settings": "ad-psgd", "gossip": {"graph": "ring", "mixing": "metropolis-hastings"}},
+        "gossip.mixing: 'metropolis-hastings' has no effect; ad-psgd takes the graph alone, without weights",
+    ),
+    "a convention for a state that is not there": (
+        {"settings": {"name": "local-sgd", "state": "averaged"}},
+        "algorithm.state: 'averaged' has no effect; the update rule 'sgd' keeps no state",
+    ),
+    "a slow momentum's convention for it": (
+        {"settings": {"name": "slowmo", "state": "local"}, "update": {"rule": "momentum", "momentum": 0.0}},
+        "algorithm.state: 'local' has no effect; the update rule 'momentum' keeps no state",
     ),
     "more fragments than steps": (
         {"settings": {"name": "streaming-diloco", "period": 2, "fragments": 3}},
-        "algorithm: StreamingDiLoCo: fragments must be at most period, got 3 and 2",
+        "algorithm: fragments must be at most period, got 3 and 2",
     ),
 }
 
@@ -106,29 +125,37 @@ def test_what_cannot_be_is_refused(case: str) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("pipe-sgd", {"width": 0}, "PipeSGD: width must be at least 1, got 0"),
-        ("slowmo", {"slow_momentum": -0.1}, "SlowMo: slow_momentum must be at least 0.0, got -0.1"),
-        ("slowmo", {"slow_step": -1.0}, "SlowMo: slow_step must be at least 0.0, got -1.0"),
-        ("overlap-local-sgd", {"pull": -0.1}, "OverlapLocalSGD: pull must be at least 0.0, got -0.1"),
-        ("vrl-sgd", {"period": 0}, "VRLSGD: period must be at least 1, got 0"),
-        ("easgd", {"elasticity": -0.1}, "EASGD: elasticity must be at least 0.0, got -0.1"),
+        ("pipe-sgd", {"width": 0}, "width must be at least 1, got 0"),
+        ("slowmo", {"slow_momentum": -0.1}, "slow-momentum must be at least 0.0, got -0.1"),
+        ("slowmo", {"slow_step": -1.0}, "slow-step must be at least 0.0, got -1.0"),
+        ("overlap-local-sgd", {"pull": -0.1}, "pull must be at least 0.0, got -0.1"),
+        ("vrl-sgd", {"period": 0}, "period must be at least 1, got 0"),
+        ("easgd", {"elasticity": -0.1}, "elasticity must be at least 0.0, got -0.1"),
         (
             "easgd",
             {"rounds": "sometimes"},
-            "EASGD: rounds must be one of 'asynchronous', 'synchronous', got 'sometimes'",
+            "rounds must be one of 'asynchronous', 'synchronous', got 'sometimes'",
         ),
-        ("sgp", {"delay": -1}, "SGP: delay must be at least 0, got -1"),
-        ("sgp", {"peers": "two"}, "SGP: peers must be one of 'one', 'all', got 'two'"),
-        ("choco-sgd", {"gamma": 0.0}, "ChocoSGD: gamma must be above 0.0, got 0.0"),
-        ("d2", {"lazy": 1}, "D2: lazy must be of type bool, got 1"),
-        ("a-psgd", {"servers": 0}, "APSGD: servers must be at least 1, got 0"),
-        ("parameter-server", {"servers": 0}, "ParameterServer: servers must be at least 1, got 0"),
-        ("diloco", {"outer_step": -0.7}, "DiLoCo: outer_step must be at least 0.0, got -0.7"),
-        ("hogwild", {"sparse": 0}, "Hogwild: sparse must be of type bool, got 0"),
+        ("easgd", {"elasticity": 1.1}, "elasticity must be at most 1.0, got 1.1"),
+        ("overlap-local-sgd", {"pull": 1.5}, "pull must be at most 1.0, got 1.5"),
+        ("overlap-local-sgd", {"anchor_momentum": 1.0}, "anchor-momentum must be below 1.0, got 1.0"),
+        ("slowmo", {"slow_momentum": 1.0}, "slow-momentum must be below 1.0, got 1.0"),
+        ("diloco", {"outer_momentum": 1.0}, "outer-momentum must be below 1.0, got 1.0"),
+        ("streaming-diloco", {"outer_momentum": 2.0}, "outer-momentum must be below 1.0, got 2.0"),
+        ("streaming-diloco", {"merge": 1.01}, "merge must be at most 1.0, got 1.01"),
+        ("choco-sgd", {"gamma": 1.5}, "gamma must be at most 1.0, got 1.5"),
+        ("sgp", {"delay": -1}, "delay must be at least 0, got -1"),
+        ("sgp", {"peers": "two"}, "peers must be one of 'one', 'all', got 'two'"),
+        ("choco-sgd", {"gamma": 0.0}, "gamma must be above 0.0, got 0.0"),
+        ("d2", {"lazy": 1}, "lazy must be of type bool, got 1"),
+        ("a-psgd", {"servers": 0}, "servers must be at least 1, got 0"),
+        ("parameter-server", {"servers": 0}, "servers must be at least 1, got 0"),
+        ("diloco", {"outer_step": -0.7}, "outer-step must be at least 0.0, got -0.7"),
+        ("hogwild", {"sparse": 0}, "sparse must be of type bool, got 0"),
         (
             "local-sgd",
             {"state": "lost"},
-            "LocalSGD: state must be one of 'local', 'averaged', 'reset', got 'lost'",
+            "state must be one of 'local', 'averaged', 'reset', got 'lost'",
         ),
     ],
 )
@@ -136,6 +163,68 @@ def test_bad_parameters(name: str, settings: dict[str, Any], message: str) -> No
     with pytest.raises(ValueError, match="must be") as caught:
         algorithm(name)(**settings)
     assert str(caught.value) == message
+
+
+WITHOUT_EFFECT = [
+    (
+        {"name": "katyusha-x", "tau": 0.3},
+        "tau has no effect where form is 'convex'; it needs form 'strongly-convex'",
+    ),
+    (
+        {"name": "katyusha-x", "form": "convex", "convexity": 0.1},
+        "convexity has no effect where form is 'convex'; it needs form 'strongly-convex'",
+    ),
+    (
+        {"name": "katyusha-x", "form": "strongly-convex", "convexity": 0.1, "tau": 0.3},
+        "tau has no effect where convexity is 0.1; it needs convexity 0.0",
+    ),
+    (
+        {"name": "asyvrsc-shared", "estimator": "first", "jacobian": 3},
+        "jacobian has no effect where estimator is 'first'; it needs estimator 'second'",
+    ),
+    (
+        {"name": "dp-sgd", "accountant": "none", "delta": 1e-6},
+        "delta has no effect where accountant is 'none'; it needs accountant 'rdp' or 'prv'",
+    ),
+    (
+        {"name": "signsgd", "warm-up": 5},
+        "warm-up has no effect where beta is 0.0; it needs beta above 0",
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WITHOUT_EFFECT)
+def test_a_key_without_effect_beside_the_others(settings: dict[str, Any], message: str) -> None:
+    given = {key.replace("-", "_"): value for key, value in settings.items() if key != "name"}
+    with pytest.raises(ValueError, match="has no effect") as caught:
+        algorithm(settings["name"])(**given)
+    assert str(caught.value) == message
+
+
+def test_the_defaults_of_keys_without_effect_may_be_written_out() -> None:
+    algorithm("katyusha-x")(form="convex", tau=0.0, convexity=0.0)
+    assert made({"name": "local-sgd", "state": "local"}).uncovered is None
+    assert made("ad-psgd", gossip={"graph": "ring", "mixing": "uniform"}).algorithm.needs_graph
+
+
+def test_mixing_weights_go_to_those_of_several_algorithms_that_mix() -> None:
+    gossip = {"graph": "star", "mixing": "metropolis-hastings"}
+    pair = made("ad-psgd", compare=["d-psgd"], gossip=gossip)
+    alone, mixing = pair.variants()
+    assert alone.sections.gossip is not None
+    assert mixing.sections.gossip is not None
+    assert (alone.sections.gossip.mixing, mixing.sections.gossip.mixing) == ("uniform", "metropolis-hastings")
+
+
+def test_rounds_of_easgd_just_inside_the_limit_keep_their_centre() -> None:
+    """The mean model's distance from the centre shrinks by |1 - alpha (n + 1)| a round, 0.95 here."""
+    n, alpha = 4, 0.39
+    x, centre = 1.0, 0.0
+    for _ in range(10):
+        difference = alpha * (x - centre)
+        x, centre = x - difference, centre + n * difference
+    assert abs(x - centre) == pytest.approx((alpha * (n + 1) - 1) ** 10)
+    made({"name": "easgd", "rounds": "synchronous", "elasticity": alpha})
 
 
 COVERED = {"allreduce-sgd", "parameter-server", "slowmo", "easgd", "diloco", "streaming-diloco"}
@@ -157,7 +246,7 @@ def test_momentum_is_covered_warned_of_or_refused(name: str) -> None:
     warning = made(name, update=MOMENTUM).uncovered
     assert (warning is None) == (expected == "covered")
     if warning is not None:
-        assert warning.startswith(f"the theory of {name} covers plain SGD, ")
+        assert warning == "the theory covers plain SGD, not the update rule 'momentum'."
     assert made(name).uncovered is None
 
 

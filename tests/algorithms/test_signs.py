@@ -362,11 +362,11 @@ def test_it_converges_with_falling_steps(meet: str) -> None:
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
-        ({"name": "signum", "beta": 1.0}, "algorithm: Signum: beta must be below 1.0, got 1.0"),
-        ({"name": "signsgd", "decay": -1.0}, "algorithm: SignSGD: decay must be at least 0.0, got -1.0"),
+        ({"name": "signum", "beta": 1.0}, "algorithm: beta must be below 1.0, got 1.0"),
+        ({"name": "signsgd", "decay": -1.0}, "algorithm: decay must be at least 0.0, got -1.0"),
         (
             {"name": "signsgd", "adversaries": 1.5},
-            "algorithm: SignSGD: adversaries must be at most 1.0, got 1.5",
+            "algorithm: adversaries must be at most 1.0, got 1.5",
         ),
     ],
 )

@@ -190,8 +190,7 @@ def ad_psgd(
         exchange=exchange,
         stragglers=stragglers,
     )
-    gossip = {"graph": graph, "mixing": "metropolis-hastings"}
-    return simulate(scenario.vary(algorithm="ad-psgd", gossip=gossip))
+    return simulate(scenario.vary(algorithm="ad-psgd", gossip={"graph": graph}))
 
 
 @pytest.mark.parametrize("exchange", [0.1, 0.3, 0.5, 2.0])

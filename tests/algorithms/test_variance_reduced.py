@@ -17,7 +17,8 @@ from simulator.scenario import Scenario
 from tests.algorithms.given import SEED, Sum, assert_equal, models, scenario, stream
 from tests.algorithms.mutation import Mutant, Trial, cases
 from tests.algorithms.recursions import katyusha
-from tests.algorithms.recursions.notation import Array
+from tests.algorithms.recursions.notation import Array, StepSize, at
+from tests.algorithms.recursions.rules import warm_up_then_steps
 
 D, STEP, BATCH = 5, 0.05, 2
 UPDATE, COLLECTIVE = 0.06, 0.3
@@ -70,7 +71,9 @@ def mean_length(settings: Mapping[str, Any], workers: int) -> int:
     return int(settings.get("inner", 0)) or max(1, round(sum(SIZES[workers]) / (BATCH * workers)))
 
 
-def recursion(settings: Mapping[str, Any], workers: int, iterations: int) -> katyusha.Epochs:
+def recursion(
+    settings: Mapping[str, Any], workers: int, iterations: int, step: StepSize = STEP
+) -> katyusha.Epochs:
     kind = parts(SIZES[workers])
     lengths = drawn_lengths(settings, mean_length(settings, workers), iterations)
     random = [stream(rank, "samples") for rank in range(workers)]
@@ -86,13 +89,17 @@ def recursion(settings: Mapping[str, Any], workers: int, iterations: int) -> kat
     f = katyusha.Sum(kind.part, kind.sizes)
     prox = katyusha.prox_l1(settings["l1"]) if "l1" in settings else katyusha.no_prox
     if settings["name"] == "svrg":
-        return katyusha.svrg(f, kind.x0, STEP, lengths, samples, prox)
+        return katyusha.svrg(f, kind.x0, step, lengths, samples, prox)
     if settings.get("form", "convex") == "convex":
-        return katyusha.katyusha_xw(f, kind.x0, STEP, lengths, samples, prox)
-    tau = settings.get("tau")
-    if "convexity" in settings:
-        tau = min(0.5, np.sqrt(mean_length(settings, workers) * STEP * settings["convexity"]) / 2)
-    return katyusha.katyusha_xs(f, kind.x0, STEP, tau, lengths, samples, prox)
+        return katyusha.katyusha_xw(f, kind.x0, step, lengths, samples, prox)
+
+    def tau(epoch: int) -> float:
+        if "convexity" not in settings:
+            return float(settings["tau"])
+        eta = at(step, max(before[epoch] - 1, 0))
+        return min(0.5, np.sqrt(mean_length(settings, workers) * eta * settings["convexity"]) / 2)
+
+    return katyusha.katyusha_xs(f, kind.x0, step, tau, lengths, samples, prox)
 
 
 # Agreement with the recursions
@@ -106,6 +113,16 @@ def test_the_models_are_those_of_the_recursion(name: str, workers: int) -> None:
         run = simulate(held(SETTINGS[name], workers, iterations))
         assert_equal(models(run), recursion(SETTINGS[name], workers, iterations).models)
         assert run.iterations == (iterations,) * workers
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_under_a_schedule_each_step_has_its_own_size(name: str, workers: int) -> None:
+    schedule = {"kind": "step", "warm-up": 2, "every": 4, "factor": 0.5}
+    run = simulate(held(SETTINGS[name], workers, 14, update={"rule": "sgd", "schedule": schedule}))
+    sizes = warm_up_then_steps(STEP, 2, 4, 0.5, start=1 / 3)
+    assert len({sizes(t) for t in range(14)}) == 5
+    assert_equal(models(run), recursion(SETTINGS[name], workers, 14, sizes).models)
 
 
 def test_a_slow_worker_changes_the_time_alone() -> None:
@@ -313,21 +330,21 @@ def test_it_needs_a_finite_sum_with_numerics() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
-        ({**STRONGLY, "tau": 0.6}, "algorithm: KatyushaX: tau must be at most 0.5, got 0.6"),
+        ({**STRONGLY, "tau": 0.6}, "algorithm: tau must be at most 0.5, got 0.6"),
         (
             STRONGLY,
-            "algorithm: KatyushaX: the momentum of the strongly-convex form follows from convexity (mu) or "
-            "tau, and neither is given",
+            "algorithm: the momentum of the strongly-convex form follows from convexity (mu) or tau, and "
+            "neither is given",
         ),
         (
             {"name": "katyusha-x", "tau": 0.3},
-            "algorithm: KatyushaX: tau is for form: strongly-convex; the convex form takes none",
+            "algorithm: tau has no effect where form is 'convex'; it needs form 'strongly-convex'",
         ),
         (
             {"name": "katyusha-x", "convexity": 0.3},
-            "algorithm: KatyushaX: convexity is for form: strongly-convex; the convex form takes none",
+            "algorithm: convexity has no effect where form is 'convex'; it needs form 'strongly-convex'",
         ),
-        ({"name": "svrg", "l1": -0.1}, "algorithm: SVRG: l1 must be at least 0.0, got -0.1"),
+        ({"name": "svrg", "l1": -0.1}, "algorithm: l1 must be at least 0.0, got -0.1"),
     ],
 )
 def test_bad_parameters_are_refused(algorithm: Mapping[str, Any], message: str) -> None:

@@ -525,3 +525,49 @@ def test_a_fault_is_one_sentence_for_the_shell_too(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "error: cocod: no such scenario; the nearest that ships is 'cocod-1080ti'\n"
+
+
+# What is refused, and said, before anything is printed.
+
+
+def test_workers_without_a_model_are_refused(paceline: Invoke) -> None:
+    refused(
+        paceline("algorithms", "--workers", 4),
+        "--workers: 4 has no effect without --model, the model whose bytes are told",
+    )
+    code, out, _ = paceline("algorithms", "--model", "resnet50", "--workers", 4)
+    assert code == 0
+    assert "of resnet50 on 4 workers" in out
+    assert "of resnet50 on 16 workers" in paceline("algorithms", "--model", "resnet50")[1]
+
+
+def test_a_parameter_that_is_given_twice_is_refused(paceline: Invoke) -> None:
+    refused(paceline("topology", "ring", "nodes=4", "nodes=8"), "nodes: is given twice, as 4 and as '8'")
+
+
+def test_what_the_objective_refuses_is_said_before_the_heading(paceline: Invoke, real_file: Path) -> None:
+    data = yaml.safe_load(real_file.read_text())
+    data["workload"]["objective"] = {"kind": "scalar-quadratics", "curvatures": [1.0], "centres": [1.0]}
+    real_file.write_text(yaml.safe_dump(data))
+    refused(
+        paceline("run", real_file),
+        "real.yaml: workload.objective: 1 scalar quadratics need 1 workers or 1, got 3",
+    )
+
+
+def test_what_an_execution_refuses_is_said_before_the_heading(paceline: Invoke, real_file: Path) -> None:
+    data = yaml.safe_load(real_file.read_text())
+    data.update(budget={"iterations": 6}, **{"step-size": 0.1})
+    real_file.write_text(yaml.safe_dump(data))
+    refused(
+        paceline("execute", real_file, "--patience", 0), "patience: must be above 0 s and finite, got 0.0"
+    )
+
+
+def test_keys_of_a_scenario(paceline: Invoke) -> None:
+    code, out, err = paceline("keys")
+    assert (code, err) == (0, "")
+    assert any(line.split()[:3] == ["budget.iterations", "whole", "number"] for line in out.splitlines())
+    below = json.loads(paceline("keys", "cluster.transport", "--json")[1])
+    assert {row["of"] for row in below} == {"", "ideal", "nccl", "gloo", "fixed"}
+    refused(paceline("keys", "budgets"), "budgets: no such key of a scenario; the nearest is 'budget'")

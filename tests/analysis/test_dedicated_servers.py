@@ -69,8 +69,8 @@ def test_time_is_that_of_workers(done: Experiment) -> None:
     run = done.entries[0].run
     parts = attribution(run)
     assert len(parts) == 3
-    for own in parts:
-        assert sum(own.values()) == pytest.approx(run.duration)
+    for own, end in zip(parts, run.own_ends, strict=True):
+        assert sum(own.values()) == pytest.approx(end)
     assert compare(run, done.entries[2].run).total_a == run.time_per_iteration
     drawn = figures.worker_timeline(run)
     assert {round(y) for bars in drawn.data for y in bars.y} == {0, 1, 2}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import re
+import warnings as warn
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,7 +26,7 @@ from analysis.report import (
 )
 from simulator.run import LinkUse, Run
 from simulator.scenario import Scenario
-from traces import Span
+from traces import Span, Timeline
 
 Scene = Callable[..., Scenario]
 Make = Callable[..., Run]
@@ -139,12 +141,42 @@ def test_slow_links_in_words(timing_scenario: Scene) -> None:
 def test_warnings_name_what_was_not_reached(loss_scenario: Scene, make_run: Make) -> None:
     done = _by_hand(loss_scenario(), make_run, [0.9, 0.8])
     assert warnings(done) == [
-        "local-sgd on 2 workers did not reach the target (loss <= 0.5) and stay there for 1 more report "
-        "within 8 iterations; the last loss was 0.8. It has no speedup."
+        "local-sgd on 2 workers (last loss 0.8) did not reach the target (loss <= 0.5) and stay there for "
+        "1 more report within 8 iterations. It has no speedup."
     ]
     text = report(done)
     assert '<td class="figure missing">not reached</td>' in text
     assert "did not reach the target (loss &lt;= 0.5)" in text
+
+
+def test_a_loss_that_diverged_is_named(loss_scenario: Scene, make_run: Make) -> None:
+    done = _by_hand(loss_scenario(), make_run, [0.9, 1e44, float("inf"), float("nan")])
+    assert warnings(done) == [
+        "The loss diverged: local-sgd on 2 workers from 4 iterations (6 s) on. The target (loss <= 0.5) was "
+        "not reached because it diverged."
+    ]
+    table = done.table()
+    assert table.rows[0].missing == "diverged"
+    assert "Where the loss diverged, the target was not reached because of that." in table.notes()
+    assert '<td class="figure missing">diverged</td>' in report(done)
+    summary = done.entries[0].run.summary()
+    assert (summary["diverged_at_iteration"], summary["diverged_at_s"]) == (4.0, 6.0)
+
+
+def test_warnings_that_are_alike_are_one(loss_scenario: Scene, make_run: Make) -> None:
+    scenario = loss_scenario(update="adamw", compare=["cocod-sgd", "d-psgd"])
+    done = _by_hand(scenario, make_run, [0.9, 0.8])
+    entries = [
+        dataclasses.replace(done.entries[0], label=variant.sections.algorithm.name, run=run)
+        for variant in scenario.variants()
+        for run in [make_run(variant, [0.9, 0.8])]
+    ]
+    assert warnings(Experiment(scenario, tuple(entries))) == [
+        "local-sgd on 2 workers (last loss 0.8), cocod-sgd on 2 workers (last loss 0.8) and d-psgd on 2 "
+        "workers (last loss 0.8) did not reach the target (loss <= 0.5) and stay there for 1 more report "
+        "within 8 iterations. They have no speedup.",
+        "local-sgd, cocod-sgd and d-psgd: the theory covers plain SGD, not the update rule 'adamw'.",
+    ]
 
 
 def test_warnings_name_a_step_size_at_the_edge(loss_scenario: Scene, make_run: Make) -> None:
@@ -163,10 +195,7 @@ def test_warnings_name_too_little_memory(timing_scenario: Scene) -> None:
     need = done.entries[0].run.peak_memory()
     assert need >= 32e9
     sentence = f"a worker needs {need / 1e9:.4g} GB at its peak, but gtx-1080-ti has 11 GB."
-    assert warnings(done) == [
-        f"allreduce-sgd on 3 workers: {sentence}",
-        f"allreduce-sgd on 1 worker: {sentence}",
-    ]
+    assert warnings(done) == [f"allreduce-sgd on 3 workers and allreduce-sgd on 1 worker: {sentence}"]
 
 
 def test_facts_name_an_update_rule_that_is_not_plain(timing_scenario: Scene, loss_scenario: Scene) -> None:
@@ -186,7 +215,7 @@ def test_warnings_name_what_the_theory_does_not_cover(timing_scenario: Scene) ->
     done = experiment(
         timing_scenario(algorithm="local-sgd", compare=["allreduce-sgd"], update="adamw"), jobs=1
     )
-    sentence = "the theory of local-sgd covers plain SGD, not the update rule 'adamw'."
+    sentence = "the theory covers plain SGD, not the update rule 'adamw'."
     assert [text for text in warnings(done) if "theory" in text] == [f"local-sgd: {sentence}"]
 
 
@@ -221,6 +250,22 @@ def test_a_timeline_never_has_too_many_bars(loss_scenario: Scene, make_run: Make
     figure = figures.worker_timeline(run)
     assert sum(len(trace.x) for trace in figure.data) == figures.MOST_BARS
     assert figure.layout.title.text == "local-sgd: beginning of the first iteration, 2 s of 5 s"
+
+
+def test_a_window_has_a_length_where_too_many_spans_begin_at_once(
+    loss_scenario: Scene, make_run: Make
+) -> None:
+    """64 workers that wait for each of the others: a window of no length would divide by 0."""
+    spans = [Span(0, "wait", "recv", 0.0, 1.0 + k, 1, 0.0, 1) for k in range(figures.MOST_BARS + 9)]
+    links = LinkUse(["a"], [10.0], [7.5], [0, 0], [1.0, 2.5], [5.0, 0.0])
+    run = make_run(loss_scenario(), spans=spans, duration=5.0, iterations=(1, 1), links=links)
+    assert figures.window(run) == (5.0, 0)
+    later = [*spans, Span(1, "compute", "gradient", 2.0, 3.0, iteration=1)]
+    assert figures.window(dataclasses.replace(run, timeline=Timeline(later))) == (2.0, 0)
+    with warn.catch_warnings():
+        warn.simplefilter("error")
+        assert figures.link_utilisation(run) is not None
+        np.testing.assert_array_equal(figures.utilisation(links, [0], 0.0, 3), np.zeros((1, 3)))
 
 
 def test_utilisation_is_the_exact_mean_of_the_load() -> None:

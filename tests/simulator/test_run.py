@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from simulator.engine.simulate import simulate
-from simulator.observation import Observer, Samples
+from simulator.observation import Observer, Pace, Samples
 from simulator.parts import BadInput
 from simulator.run import Run, whole_folder
 from simulator.scenario import Scenario
@@ -197,7 +198,7 @@ def test_iteration_and_statistical_targets_need_no_numerics() -> None:
     assert (reached.iterations, reached.time, reached.extrapolated) == (10, run.pace.time[4], False)
     beyond = simulate(Scenario({**timing, "target": {"iterations": 100}})).reached()
     assert beyond is not None
-    assert (beyond.time, beyond.extrapolated) == (100 * run.time_per_iteration, True)
+    assert (beyond.time, beyond.extrapolated) == (pytest.approx(100 * run.time_per_iteration), True)
     stopped = simulate(
         Scenario({**timing, "target": {"iterations": 10}, "budget": {"iterations": 40, "stop": "target"}})
     )
@@ -282,8 +283,107 @@ def test_time_shares_count_overlap_once(run: Run) -> None:
         Span(0, "transfer", "all_reduce", 5.0, 7.0),
         Span(0, "wait", "all_reduce", 7.0, 8.0, 1),
     ]
-    one = dataclasses.replace(run, timeline=Timeline(spans), duration=10.0, iterations=(1,))
+    one = dataclasses.replace(run, timeline=Timeline(spans), duration=10.0, iterations=(1,), ends=())
     assert one.time_shares() == pytest.approx({"compute": 0.4, "transfer": 0.3, "wait": 0.3})
+
+
+def test_what_a_worker_does_after_its_own_end_is_no_part_of_its_time(run: Run) -> None:
+    """Worker 0 ends at 4 s and serves until 10 s; worker 1 takes all of the 10 s."""
+    import dataclasses
+
+    spans = [
+        Span(0, "compute", "gradient", 0.0, 2.0),
+        Span(0, "compute", "update", 3.0, 9.0),
+        Span(0, "transfer", "send", 9.0, 10.0),
+        Span(1, "compute", "gradient", 0.0, 5.0),
+        Span(1, "transfer", "send", 5.0, 7.0),
+    ]
+    known = dataclasses.replace(
+        run, timeline=Timeline(spans), duration=10.0, iterations=(4, 4), ends=(4.0, 10.0)
+    )
+    assert known.time_shares() == pytest.approx({"compute": 8 / 14, "transfer": 2 / 14, "wait": 4 / 14})
+    assert known.time_per_iteration == 14 / 8
+    assert known.summary()["ends_s"] == [4.0, 10.0]
+    unknown = dataclasses.replace(known, ends=())
+    assert unknown.time_per_iteration == 20 / 8
+    assert unknown.time_shares()["compute"] == pytest.approx(13 / 20)
+    # The workers go on at 1 and 0.4 iterations a second: 0.7 on average.
+    beyond = dataclasses.replace(
+        known, scenario=known.scenario.vary(target={"iterations": 7000}), pace=Pace()
+    ).reached()
+    assert beyond is not None
+    assert beyond.time == pytest.approx(10_000)
+
+
+def slow_at_the_end(algorithm: object, **changes: Any) -> Run:
+    """Three workers that take 1 s an iteration, and one that takes 4 s."""
+    return simulate(
+        Scenario(
+            {
+                "name": "uneven",
+                "cluster": {
+                    "topology": {"builder": "two-level", "hosts": 1, "gpus-per-host": 4},
+                    "device": "ideal",
+                    "transport": {"name": "fixed"},
+                    "stragglers": [{"kind": "persistent", "workers": [2], "slowdown": 4.0}],
+                },
+                "workload": {"cost": {"parameters": 10, "batch": 1, "gradient": "1 s"}},
+                "algorithm": algorithm,
+                "budget": {"iterations": 12},
+                **changes,
+            }
+        )
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["a-psgd", "pair-averaging", "hogwild", "ad-psgd"])
+def test_fast_workers_of_an_asynchronous_algorithm_do_not_wait_for_slow_ones_at_the_end(
+    algorithm: str,
+) -> None:
+    run = slow_at_the_end(algorithm)
+    assert run.duration == pytest.approx(48)
+    assert run.own_ends == pytest.approx((12, 12, 48, 12))
+    assert run.time_per_iteration == pytest.approx((3 * 1 + 4) / 4)
+    assert run.time_shares()["compute"] == pytest.approx(1)
+    assert run.time_shares()["wait"] == pytest.approx(0, abs=1e-12)
+
+
+def test_those_of_a_synchronous_one_wait_in_every_iteration() -> None:
+    run = slow_at_the_end("allreduce-sgd")
+    assert run.own_ends == pytest.approx((48,) * 4)
+    assert run.time_per_iteration == pytest.approx(4)
+    assert run.time_shares()["wait"] == pytest.approx(3 * 0.75 / 4)
+
+
+def test_a_loss_has_diverged_where_it_stays_beyond_all_bounds() -> None:
+    nan, inf = float("nan"), float("inf")
+    for losses, index in (
+        ([], None),
+        ([2.0, 1.0], None),
+        ([2.0, 1e7, 1.0], None),
+        ([2.0, 1.9e6], None),
+        ([2.0, 3.0, 2.1e6, 1e9], 2),
+        ([0.1, 1.1e6], 1),
+        ([2.0, nan, 1e3, inf, nan], 3),
+        ([nan], 0),
+        ([1e44, 1e45], 0),
+        ([1e9, 1e11], None),
+    ):
+        assert Samples(loss=losses).diverged() == index, losses
+
+
+def test_a_step_size_that_is_far_too_large_diverges_and_says_so(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an overflow is no news then
+        run = simulate(Scenario({**SMALL, "algorithm": "allreduce-sgd", "compare": [], "step-size": 1e8}))
+    assert not np.isfinite(run.samples.loss[-1])
+    where = run.diverged()
+    assert where is not None
+    assert 1 <= where.iterations < 40
+    assert run.reached() is None
+    assert repr(run).endswith(f", diverged at {where.iterations:g} iterations, {where.time:.6g} s)")
+    run.save(tmp_path / "run")
+    assert Run.load(tmp_path / "run").diverged() == where
 
 
 def test_nothing_half_written_stays(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ REFUSED = [
     (
         "step-size",
         {"grid": []},
-        "good.yaml: step-size.grid: tuple should have at least 1 item after validation, not 0, got []",
+        "good.yaml: step-size.grid: list should have at least 1 item after validation, not 0, got []",
     ),
     ("cluster.workers", True, "good.yaml: cluster.workers: expected a number, got True"),
     (
@@ -160,7 +160,7 @@ REFUSED = [
     (
         "algorithm",
         {"name": "local-sgd", "period": 0},
-        "good.yaml: algorithm: LocalSGD: period must be at least 1, got 0",
+        "good.yaml: algorithm: period must be at least 1, got 0",
     ),
     (
         "cluster.topology.gpus-per-hosts",
@@ -311,6 +311,16 @@ REFUSED = [
     ),
     (
         "update",
+        {"rule": "adamw", "betas": [0.9]},
+        "good.yaml: update.betas: has too few entries, got [0.9]",
+    ),
+    (
+        "cluster.background",
+        4,
+        "good.yaml: cluster.background: input should be a valid list, got 4",
+    ),
+    (
+        "update",
         {"rule": "adamw", "epsilon": 0},
         "good.yaml: update: epsilon must be above 0 and finite, got 0.0",
     ),
@@ -448,6 +458,18 @@ def test_d_psgd_refuses_a_matrix_that_does_not_fit() -> None:
     [
         (b"name: [1, 2", "s.yaml: is not YAML in line 1: expected ',' or ']', but got '<stream end>'"),
         (b"\xff\xfe\x00", "s.yaml: is not a text file in UTF-8"),
+        (
+            b"name: x\nbudget: {iterations: 5}\nseed: 1\nbudget: {iterations: 9}\n",
+            "s.yaml: the key 'budget' is given in line 2 and in line 4",
+        ),
+        (
+            b"name: x\ncluster:\n  workers: 4\n  device: ideal\n  workers: 8\n",
+            "s.yaml: the key 'workers' is given in line 3 and in line 5",
+        ),
+        (
+            b"step-size: 0.1\nstep_size: 0.2\n",
+            "s.yaml: the key 'step_size' is given in line 1 and in line 2",
+        ),
         (b"just words", "s.yaml: is not a scenario; expected keys and values"),
         (b"", "s.yaml: is not a scenario; expected keys and values"),
     ],
@@ -457,6 +479,13 @@ def test_unreadable_files(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(BadInput) as caught:
         Scenario.load(tmp_path / "s.yaml")
     assert str(caught.value) == message
+
+
+def test_merged_keys_may_be_overruled(tmp_path: Path) -> None:
+    text = yaml.safe_dump({key: GOOD[key] for key in GOOD if key != "budget"})
+    text += "budget: {<<: {iterations: 3, stop: end}, iterations: 9}\n"
+    (tmp_path / "s.yaml").write_text(text)
+    assert Scenario.load(tmp_path / "s.yaml").sections.budget.iterations == 9
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

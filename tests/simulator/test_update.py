@@ -261,7 +261,8 @@ def timing(update: object, algorithm: object = "allreduce-sgd", **more: Any) -> 
 
 @pytest.mark.parametrize(("rule", "vectors"), [("sgd", 0), ("momentum", 1), ("nesterov", 1), ("adamw", 2)])
 def test_passes_memory_and_messages_of_a_state(rule: str, vectors: int) -> None:
-    chosen = timing(rule, {"name": "local-sgd", "period": 2, "state": "averaged"})
+    averaged = {"state": "averaged"} if vectors else {}
+    chosen = timing(rule, {"name": "local-sgd", "period": 2, **averaged})
     run = simulate(chosen)
     nbytes = chosen.cost.parameters * chosen.cost.parameter_bytes
     seconds = {round(s.end - s.start, 12) for s in run.timeline if s.operation == "update"}
@@ -273,9 +274,8 @@ def test_passes_memory_and_messages_of_a_state(rule: str, vectors: int) -> None:
 
 @pytest.mark.parametrize("state", ["local", "reset"])
 def test_only_an_averaged_state_is_sent(state: str) -> None:
-    plain, kept = (
-        simulate(timing(rule, {"name": "local-sgd", "state": state})) for rule in ("sgd", "momentum")
-    )
+    plain = simulate(timing("sgd", "local-sgd"))
+    kept = simulate(timing("momentum", {"name": "local-sgd", "state": state}))
     assert kept.bytes_sent == plain.bytes_sent
 
 
@@ -301,7 +301,7 @@ def test_what_the_theory_does_not_cover_is_said() -> None:
     assert timing({"rule": "sgd", "weight-decay": 0.1}, "local-sgd").uncovered is None
     assert timing("adamw", "allreduce-sgd").uncovered is None
     assert timing("adamw", "cocod-sgd").uncovered == (
-        "the theory of cocod-sgd covers plain SGD, not the update rule 'adamw'."
+        "the theory covers plain SGD, not the update rule 'adamw'."
     )
 
 

@@ -446,6 +446,7 @@ def _assembled(scenario: Scenario, brought: Sequence[tuple[Record, list[Observat
         timeline=Timeline(spans(records)),
         samples=_losses(observations, len(records)),
         pace=observer.pace,
+        ends=tuple(observer.ends),
     )
     measured = run.profile().cost()
     return dataclasses.replace(run, scenario=scenario.vary({"workload.cost": measured}))

@@ -263,12 +263,15 @@ def test_every_entry_loads_and_documents_its_parameters(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: QSGD(levels=0), "QSGD: levels must be at least 1, got 0"),
-        (lambda: QSGD(scaling="rms"), "QSGD: scaling must be one of 'norm', 'max', got 'rms'"),  # type: ignore[arg-type]
-        (lambda: TopK(density=0.0), "TopK: density must be above 0.0, got 0.0"),
-        (lambda: RandomK(density=1.5), "RandomK: density must be at most 1.0, got 1.5"),
-        (lambda: DGC(warm_up=(0.5, 2.0)), "DGC: a warm-up density must be above 0 and at most 1, got 2.0"),
-        (lambda: PowerSGD(rank=0), "PowerSGD: rank must be at least 1, got 0"),
+        (lambda: QSGD(levels=0), "levels must be at least 1, got 0"),
+        (lambda: QSGD(scaling="rms"), "scaling must be one of 'norm', 'max', got 'rms'"),  # type: ignore[arg-type]
+        (lambda: TopK(density=0.0), "density must be above 0.0, got 0.0"),
+        (lambda: RandomK(density=1.5), "density must be at most 1.0, got 1.5"),
+        (
+            lambda: DGC(stage=1, warm_up=(0.5, 2.0)),
+            "a warm-up density must be above 0 and at most 1, got 2.0",
+        ),
+        (lambda: PowerSGD(rank=0), "rank must be at least 1, got 0"),
     ],
 )
 def test_refused(make: Any, message: str) -> None:

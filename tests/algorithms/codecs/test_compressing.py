@@ -477,7 +477,7 @@ def test_what_a_codec_keeps_counts_in_the_peak_memory() -> None:
         (
             "local-sgd",
             {"codec": "top-k", "density": 2.0},
-            "compression: TopK: density must be at most 1.0, got 2.0",
+            "compression: density must be at most 1.0, got 2.0",
         ),
     ],
 )

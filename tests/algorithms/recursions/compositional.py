@@ -30,6 +30,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.algorithms.recursions.notation import StepSize
+from tests.algorithms.recursions.notation import at as step_size
+
 Array = NDArray[np.float64]
 Indices = Sequence[int]
 
@@ -185,12 +188,14 @@ def next_snapshot(iterates: Sequence[Array], rule: str | int) -> Array:
 class Update(NamedTuple):
     """One update of AsyVRSC-Shared, in the order of the counter.
 
-    Its read took coordinate c at version `versions[c]`; it wrote the coordinates `coordinates`.
+    Its read took coordinate c at version `versions[c]`; it wrote the coordinates `coordinates`. It was made
+    in iteration `t` of its worker.
     """
 
     draw: Draw
     versions: Sequence[int]
     coordinates: Sequence[int]
+    t: int = 0
 
 
 class Arrival(NamedTuple):
@@ -201,9 +206,9 @@ class Arrival(NamedTuple):
 
 
 def shared_epoch(
-    problem: Problem, x: Array, eta: float, estimator: int, updates: Sequence[Update]
+    problem: Problem, x: Array, eta: StepSize, estimator: int, updates: Sequence[Update]
 ) -> list[Array]:
-    """All the iterates x_0 .. x_K of one epoch of AsyVRSC-Shared."""
+    """All the iterates x_0 .. x_K of one epoch of AsyVRSC-Shared; eta depends on a worker's iteration."""
     at = snapshot_at(problem, x)
     iterates = [x]
     for update in updates:
@@ -211,7 +216,7 @@ def shared_epoch(
         v = estimate(problem, estimator, at, read, update.draw)
         x = iterates[-1].copy()
         for c in update.coordinates:
-            x[c] -= eta * v[c]
+            x[c] -= step_size(eta, update.t) * v[c]
         iterates.append(x)
     return iterates
 
@@ -219,7 +224,7 @@ def shared_epoch(
 def asyvrsc_shared(
     problem: Problem,
     x0: Array,
-    eta: float,
+    eta: StepSize,
     estimator: int,
     epochs: Sequence[Sequence[Update]],
     snapshots: Sequence[str | int],
@@ -234,22 +239,24 @@ def asyvrsc_shared(
 def asyvrsc_distributed(
     problem: Problem,
     x0: Array,
-    eta: float,
+    eta: StepSize,
     estimator: int,
     epochs: Sequence[Sequence[Arrival]],
     snapshots: Sequence[str | int],
 ) -> Array:
     """AsyVRSC-Distributed: return the snapshots x~ [epochs + 1, N], the first of them x0.
 
-    A worker pulls a consistent model of version `version`; the master applies x - eta v on arrival.
+    A worker pulls a consistent model of version `version`; the master applies x - eta v on arrival. eta
+    depends on the number of updates that the master has made, over all epochs.
     """
-    points = [x0]
+    points, made = [x0], 0
     for arrivals, rule in zip(epochs, snapshots, strict=True):
         at = snapshot_at(problem, points[-1])
         iterates = [points[-1]]
         for arrival in arrivals:
             v = estimate(problem, estimator, at, iterates[arrival.version], arrival.draw)
-            iterates.append(iterates[-1] - eta * v)
+            iterates.append(iterates[-1] - step_size(eta, made) * v)
+            made += 1
         points.append(next_snapshot(iterates, rule))
     return np.array(points)
 

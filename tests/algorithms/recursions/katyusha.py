@@ -10,6 +10,7 @@ Conventions chosen where the paper is silent:
   keeps the estimator unbiased whatever the b_w.
 - The inner length K of each epoch and the samples are given: ``lengths[epoch]`` and
   ``samples(worker, epoch, k)``, the indices of worker's own parts. The theory's K is geometric with mean m.
+- A step size or a tau that changes is given by step, counted over all epochs, or by epoch.
 - ``tau`` is given; the y-form needs nothing else. The z-form's alpha follows from m eta = 4 tau^2 / mu.
 - The batch b of `constants` is the whole batch, the sum over the workers.
 """
@@ -21,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tests.algorithms.recursions.notation import StepSize, at
 
 Array = NDArray[np.float64]
 Part = Callable[[int, int, Array], Array]
@@ -77,9 +80,19 @@ def full_gradient(f: Sum, x: Array) -> Array:
 
 
 def svrg_epoch(
-    f: Sum, x: Array, eta: float, length: int, samples: Samples, epoch: int, prox: Prox = no_prox
+    f: Sum,
+    x: Array,
+    step: StepSize,
+    length: int,
+    samples: Samples,
+    epoch: int,
+    prox: Prox = no_prox,
+    before: int = 0,
 ) -> Array:
-    """One epoch of SVRG from x: `length` steps w - eta (G + correction), each followed by the prox."""
+    """One epoch of SVRG from x: `length` steps w - eta (G + correction), each followed by the prox.
+
+    There were `before` steps in the epochs before.
+    """
     gradient = full_gradient(f, x)
     w = x
     for k in range(length):
@@ -88,6 +101,7 @@ def svrg_epoch(
             indices = samples(worker, epoch, k)
             correction = sum(f.part(worker, i, w) - f.part(worker, i, x) for i in indices) / len(indices)
             g = g + size / sum(f.sizes) * correction
+        eta = at(step, before + k)
         w = prox(w - eta * g, eta)
     return w
 
@@ -105,37 +119,44 @@ def _epochs(f: Sum, x: list[Array], y: list[Array]) -> Epochs:
 
 
 def svrg(
-    f: Sum, x0: Array, eta: float, lengths: Sequence[int], samples: Samples, prox: Prox = no_prox
+    f: Sum, x0: Array, eta: StepSize, lengths: Sequence[int], samples: Samples, prox: Prox = no_prox
 ) -> Epochs:
     """SVRG: every epoch starts where the last one ended."""
     x, y = [x0], [x0]
     for epoch, length in enumerate(lengths):
         x.append(y[-1])
-        y.append(svrg_epoch(f, x[-1], eta, length, samples, epoch, prox))
+        y.append(svrg_epoch(f, x[-1], eta, length, samples, epoch, prox, sum(lengths[:epoch])))
     return _epochs(f, x, y)
 
 
 def katyusha_xs(
-    f: Sum, x0: Array, eta: float, tau: float, lengths: Sequence[int], samples: Samples, prox: Prox = no_prox
+    f: Sum,
+    x0: Array,
+    eta: StepSize,
+    tau: StepSize,
+    lengths: Sequence[int],
+    samples: Samples,
+    prox: Prox = no_prox,
 ) -> Epochs:
     """Katyusha X^s, for strongly convex F; tau = 1/2 is SVRG."""
     x, y, y_before = [x0], [x0], x0
     for epoch, length in enumerate(lengths):
-        x.append((1.5 * y[-1] + 0.5 * x[-1] - (1 - tau) * y_before) / (1 + tau))
+        its_tau = at(tau, epoch)
+        x.append((1.5 * y[-1] + 0.5 * x[-1] - (1 - its_tau) * y_before) / (1 + its_tau))
         y_before = y[-1]
-        y.append(svrg_epoch(f, x[-1], eta, length, samples, epoch, prox))
+        y.append(svrg_epoch(f, x[-1], eta, length, samples, epoch, prox, sum(lengths[:epoch])))
     return _epochs(f, x, y)
 
 
 def katyusha_xw(
-    f: Sum, x0: Array, eta: float, lengths: Sequence[int], samples: Samples, prox: Prox = no_prox
+    f: Sum, x0: Array, eta: StepSize, lengths: Sequence[int], samples: Samples, prox: Prox = no_prox
 ) -> Epochs:
     """Katyusha X^w, for convex F."""
     x, y, y_before = [x0], [x0], x0
     for k, length in enumerate(lengths):
         x.append(((3 * k + 1) * y[-1] + (k + 1) * x[-1] - (2 * k - 2) * y_before) / (2 * k + 4))
         y_before = y[-1]
-        y.append(svrg_epoch(f, x[-1], eta, length, samples, k, prox))
+        y.append(svrg_epoch(f, x[-1], eta, length, samples, k, prox, sum(lengths[:k])))
     return _epochs(f, x, y)
 
 

@@ -85,10 +85,11 @@ def a_psgd(
         ("gradient", i)     worker i computes a gradient at its copy, its next iteration
         ("push", i, s)      server s applies shard s of worker i's latest gradient at once
 
-    A push is applied whole, not divided by the number of workers, with the step size of the gradient's own
-    iteration at its worker. A rule's state lives at the server, one for each shard. All copies are x0 at
-    first. Staleness counts all updates of the shard since the pull; a worker that pulls before each gradient
-    has none of its own among them. Pushes may be compressed; pulls are exact.
+    A push is applied whole, not divided by the number of workers, with the step size of iteration
+    floor(k / workers), where k is the number of updates that the shard has had. A rule's state lives at the
+    server, one for each shard. All copies are x0 at first. Staleness counts all updates of the shard since
+    the pull; a worker that pulls before each gradient has none of its own among them. Pushes may be
+    compressed; pulls are exact.
     """
     server = np.array(x0, dtype=np.float64)
     shards = shards or [np.arange(len(server))]
@@ -109,7 +110,7 @@ def a_psgd(
         elif kind == "push":
             (s,) = of
             slice_ = arrives(i, s, g[i][shards[s]])
-            server[shards[s]] = rules[s].step(server[shards[s]], slice_, at(step, own[i] - 1))
+            server[shards[s]] = rules[s].step(server[shards[s]], slice_, at(step, version[s] // workers))
             staleness.append((i, s, version[s] - pulled[i][s]))
             version[s] += 1
         else:

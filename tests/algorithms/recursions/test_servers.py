@@ -88,9 +88,10 @@ def test_a_stale_gradient_by_hand(problem: Quadratics) -> None:
         problem.gradient, problem.x0, falling, 2,
         [("gradient", 1), *visit(0), *visit(0), ("push", 1, 0), ("pull", 1, 0)],
     )  # fmt: skip
+    # Two updates of the server are one iteration of each of the two workers.
     x = problem.x0 - 0.2 * problem.gradient(0, problem.x0, 0)
-    x = x - 0.1 * problem.gradient(0, x, 1)
-    x = x - 0.2 * problem.gradient(1, problem.x0, 0)
+    x = x - 0.2 * problem.gradient(0, x, 1)
+    x = x - 0.1 * problem.gradient(1, problem.x0, 0)
     np.testing.assert_allclose(served.model, x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(served.copies[1], x, rtol=0, atol=1e-12)
     assert served.staleness == [(0, 0, 0), (0, 0, 0), (1, 0, 2)]
@@ -157,9 +158,9 @@ def component_events(turns: list[int], workers: int, names: tuple[str, str]) -> 
 @pytest.mark.parametrize("seed", range(3))
 def test_hogwild_is_a_server_for_each_component(problem: Quadratics, seed: int) -> None:
     turns = random_components(seed, 400, 3)
-    a = hogwild(problem.gradient, problem.x0, falling, 3, component_events(turns, 3, ("read", "write")))
+    a = hogwild(problem.gradient, problem.x0, 0.05, 3, component_events(turns, 3, ("read", "write")))
     b = a_psgd(
-        problem.gradient, problem.x0, falling, 3, component_events(turns, 3, ("pull", "push")), shards=SINGLE
+        problem.gradient, problem.x0, 0.05, 3, component_events(turns, 3, ("pull", "push")), shards=SINGLE
     )
     np.testing.assert_allclose(a.model, b.model, rtol=0, atol=1e-12)
     np.testing.assert_allclose(a.copies, b.copies, rtol=0, atol=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,24 +12,31 @@ import networkx as nx
 import pytest
 
 from algorithms import Algorithm, Plan, Worker
+from simulator import faults
 from simulator.engine.simulate import simulate
 from simulator.faults import AlgorithmError, WorkerFailed
 from simulator.scenario import Scenario
 
 
-def failure(algorithm: Algorithm, kind: type[Exception] = AlgorithmError, workers: int = 2) -> str:
-    """Run an algorithm that breaks a rule and return what is said."""
-    scenario = Scenario(
+def made(algorithm: Algorithm, workers: int = 2, **cluster: Any) -> Scenario:
+    topology = {"builder": "switch", "gpus": workers}
+    return Scenario(
         {
             "name": "fault",
-            "cluster": {"topology": {"builder": "switch", "gpus": workers}, "device": "ideal"},
+            "cluster": {"topology": topology, "device": "ideal", **cluster},
             "workload": {"cost": {"parameters": 8, "batch": 1, "gradient": "1 s", "forward-share": 0}},
             "algorithm": algorithm,
             "budget": {"iterations": 3},
         }
     )
+
+
+def failure(
+    algorithm: Algorithm, kind: type[Exception] = AlgorithmError, workers: int = 2, **cluster: Any
+) -> str:
+    """Run an algorithm that breaks a rule and return what is said."""
     with pytest.raises(kind) as caught:
-        simulate(scenario)
+        simulate(made(algorithm, workers, **cluster))
     return str(caught.value)
 
 
@@ -70,6 +78,75 @@ def test_a_handle_that_nobody_awaited() -> None:
     assert failure(ForgetsToAwait()) == (
         "worker 0 ended, but nobody awaited the update that it started in iteration 1"
     )
+
+
+@dataclass(frozen=True)
+class GoesRound(Algorithm):
+    """After a gradient it does one kind of operation that takes no time, again and again."""
+
+    what: str = "compute"
+    times: int = 1_000_000_000
+
+    def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
+        return Plan({}, ((0, 1, "there"), (1, 0, "back")))
+
+    async def run(self, worker: Worker) -> None:
+        x = worker.initial_model()
+        while worker.running:
+            await worker.gradient(x)
+            for _ in range(self.times):
+                if self.what == "compute":
+                    await worker.compute(lambda x: x, x, nbytes=0)
+                elif self.what == "nothing new":
+                    await self.waited(worker.spawn(self.nothing()))
+                elif worker.rank == 0:
+                    await worker.send(x, 1, "there")
+                    await worker.recv(1, "back")
+                else:
+                    await worker.recv(0, "there")
+                    await worker.send(x, 0, "back")
+            worker.report(x)
+
+    async def waited(self, handle: Any) -> None:
+        for _ in range(self.times):
+            await handle
+
+    async def nothing(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("what", "operation", "line"),
+    [("compute", "compute", 6), ("nothing new", "task", 19)],
+)
+def test_a_task_that_never_waits_ends(
+    what: str, operation: str, line: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "MOST_AT_ONCE", 2000)
+    where = f"test_faults.py:{GoesRound.run.__code__.co_firstlineno + line}"
+    assert failure(GoesRound(what)) == (
+        "the clock stands still at 1 s: 2,000 operations ended there, the last of them the "
+        f"{operation} of worker 0's task GoesRound.run at {where}; its algorithm goes round without taking "
+        "time"
+    )
+
+
+def test_tasks_that_wait_for_each_other_without_time_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "MOST_AT_ONCE", 2000)
+    said = failure(GoesRound("messages"), transport={"name": "fixed"})
+    assert re.fullmatch(
+        r"the clock stands still at 1 s: 2,000 operations ended there, the last of them the "
+        r"(send|recv) of worker [01]'s task GoesRound\.run at test_faults\.py:\d+; its algorithm goes round "
+        "without taking time",
+        said,
+    )
+
+
+@pytest.mark.parametrize("what", ["compute", "messages"])
+def test_many_operations_at_once_are_no_standstill(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "MOST_AT_ONCE", 2000)
+    run = simulate(made(GoesRound(what, times=400), transport={"name": "fixed"}))
+    assert run.duration == 3.0
 
 
 @dataclass(frozen=True)

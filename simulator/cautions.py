@@ -1,0 +1,76 @@
+"""What may be meant, but brings less than it seems to: sentences for whoever reads a run.
+
+What cannot work is refused when a scenario is read. What is said here may be legitimate in a sweep over
+periods, budgets or densities. Each sentence is about one algorithm and is read after its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from algorithms.algorithm import Setting
+from algorithms.codecs import Message
+from simulator.schedules import MultiStep, Step
+from simulator.units import format_quantity
+
+if TYPE_CHECKING:
+    from simulator.scenario import Scenario
+
+
+def cautions(scenario: Scenario) -> list[str]:
+    """Return what a reader of a run of the scenario's algorithm must not overlook."""
+    found = [scenario.uncovered] if scenario.uncovered else []
+    return [*found, *_of_the_budget(scenario), *_of_the_schedule(scenario), *_of_the_codec(scenario)]
+
+
+def _of_the_budget(scenario: Scenario) -> Iterator[str]:
+    """Yield that a period is too long for workers to meet more than once."""
+    period, budget = getattr(scenario.algorithm, "period", None), scenario.sections.budget.iterations
+    if isinstance(period, int) and period > budget and scenario.workers > 1:
+        yield (
+            f"the period of {period:,} iterations is longer than the budget of {budget:,}, so that the "
+            "workers' models meet once at most."
+        )
+
+
+def _of_the_schedule(scenario: Scenario) -> Iterator[str]:
+    """Yield which parts of a schedule lie beyond the budget."""
+    schedule, budget = scenario.update.schedule, scenario.sections.budget.iterations
+    beyond = f"beyond the budget of {budget:,} iterations"
+    if schedule.warm_up >= budget:
+        yield f"the schedule's warm-up of {schedule.warm_up:,} updates ends {beyond}."
+    if isinstance(schedule, MultiStep):
+        late = [f"{milestone:,}" for milestone in schedule.milestones if milestone >= budget]
+        if late:
+            has = "s {} lie" if len(late) > 1 else " {} lies"
+            yield f"the schedule's milestone{has.format(', '.join(late))} {beyond}, without effect."
+    first = schedule.warm_up + schedule.every if isinstance(schedule, Step) else 0
+    if first >= budget:
+        yield f"the schedule's first drop, after {first:,} updates, lies {beyond}."
+
+
+def _of_the_codec(scenario: Scenario) -> Iterator[str]:
+    """Yield that a codec makes a worker send more than it would without."""
+    codec, n = scenario.codec, scenario.workers
+    if codec is None or n == 1:
+        return
+    objective, layers = scenario.objective, scenario.layers
+    itemsize = scenario.cost.parameter_bytes if objective is None else objective.dtype.itemsize
+    elements = scenario.cost.parameters if objective is None else objective.parameters
+    # A message in the midst of the run: the first ones may be those of a warm-up.
+    number = scenario.sections.budget.iterations
+    message = Message(elements, itemsize, layers, n, number)
+    wire = codec.wire_bytes(message) + codec.agreed_elements(message) * itemsize
+    name = scenario.sections.compression.name if scenario.sections.compression else ""
+    if scenario.algorithm.compresses in ("gradients", "models"):
+        reduced = Setting(n, elements, itemsize).reduced
+        exact = reduced(message.nbytes)
+        sent = reduced(wire) if codec.summable else (n - 1) * wire
+        whose = f"a worker sends {{}} for a mean of all {n}, {{}} times the {{}} of an exact all-reduce"
+    else:
+        exact, sent = float(message.nbytes), float(wire)
+        whose = "a message takes {}, {} times the {} of an exact one"
+    if sent > exact:
+        said = whose.format(format_quantity(sent, "B"), f"{sent / exact:.3g}", format_quantity(exact, "B"))
+        yield f"with {name} {said}."

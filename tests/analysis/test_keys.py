@@ -1,0 +1,111 @@
+"""The list of keys holds every key that a scenario may have, each with a value, a default and a meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from analysis.keys import PARTS, REQUIRED, Key, keys
+from simulator.parts import BadInput, Part, Section, section_of
+from simulator.scenario import SCENARIOS, Scenario
+from simulator.sections import Sections
+
+TOP = [field.alias or name for name, field in Sections.model_fields.items()]
+
+
+def every() -> list[Key]:
+    return [*keys(), *(key for top in TOP if top != "compare" for key in keys(top))]
+
+
+def test_every_key_has_a_value_and_a_meaning() -> None:
+    for key in every():
+        assert key.value, key
+        assert re.fullmatch(r"\S.*\.", key.meaning), key
+        assert key.default, key
+
+
+def test_every_key_of_the_scenarios_that_ship_is_listed() -> None:
+    """What is written out of a resolved scenario is found again, whatever the list was made from."""
+    known = {key.key for key in every()}
+
+    def written(value: Any, path: str) -> Iterator[str]:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                yield from written(inner, f"{path}.{key}" if path else key)
+        elif isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value):
+            for entry in value:
+                yield from written(entry, path)
+        else:
+            yield path
+
+    tags = {f"{path}.{catalogue.tag}" for path, catalogue in PARTS.items()}
+    for file in SCENARIOS.glob("*.yaml"):
+        for path in written(Scenario.load(file).resolved(), ""):
+            listed = re.sub(r"^compare\.", "algorithm.", path)
+            assert listed in known or path in tags, path
+
+
+@pytest.mark.parametrize("path", PARTS)
+def test_every_parameter_of_every_part_is_listed(path: str) -> None:
+    below = {(key.key, key.of) for key in keys(path)}
+    prefix = re.sub(r"^compare\b", "algorithm", path)
+    for name in PARTS[path].names:
+        for field in section_of(PARTS[path].find(name)).model_fields.values():
+            assert (f"{prefix}.{field.alias}", name) in below
+
+
+def test_every_choice_of_a_part_is_known() -> None:
+    """A section's field that holds parts is among `PARTS`, so that nothing below it is left out."""
+
+    def parts_in(section: type[Section], prefix: str) -> Iterator[str]:
+        for name, field in section.model_fields.items():
+            if "Part" in str(field.annotation):
+                yield f"{prefix}{field.alias or name}"
+            for model in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if isinstance(model, type) and issubclass(model, Section):
+                    yield from parts_in(model, f"{prefix}{field.alias or name}.")
+
+    assert set(parts_in(Sections, "")) == set(PARTS) - {"update.schedule"}
+    assert Part.__name__ == "Part"
+
+
+def found(path: str, of: str = "") -> Key:
+    (key,) = [key for key in keys(path) if key.key == path and key.of == of]
+    return key
+
+
+def test_some_keys_in_full() -> None:
+    assert dataclasses.astuple(found("budget.iterations")) == (
+        "budget.iterations",
+        "",
+        "whole number",
+        REQUIRED,
+        "Of each worker; a round that has begun is finished.",
+    )
+    assert dataclasses.astuple(found("cluster.transport.segment-size", "gloo"))[2:4] == ("B", "1.049 MB")
+    assert dataclasses.astuple(found("cluster.topology.link.bandwidth", "ring"))[2:4] == ("B/s", REQUIRED)
+    assert found("cluster.device.peak-flops").value == "FLOP/s"
+    assert found("cluster.fairness").value == "maxmin | rtt"
+    assert found("update.schedule.milestones", "multi-step").default == REQUIRED
+    assert found("algorithm.period", "local-sgd").default == "4"
+    assert found("algorithm.period", "local-sgd").meaning == "Local steps between two averages (k)."
+    assert found("compression.density", "top-k").default == "0.01"
+    assert found("execution.compute").default == "objective"
+    assert found("update").value == "rule: sgd | momentum | nesterov | adamw"
+    assert re.fullmatch(r"name: one of \d+", found("algorithm").value)
+    assert (
+        found("workload.objective.mu", "quadratic").meaning
+        == found("workload.objective.L", "quadratic").meaning
+    )
+
+
+def test_a_key_that_there_is_not() -> None:
+    with pytest.raises(BadInput) as caught:
+        keys("budget.iteration")
+    assert str(caught.value) == (
+        "budget.iteration: no such key of a scenario; the nearest is 'budget.iterations'"
+    )

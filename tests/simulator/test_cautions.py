@@ -1,0 +1,113 @@
+"""What may be meant but brings less than it seems to is said, once, with its figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from simulator.cautions import cautions
+from simulator.scenario import Scenario
+
+
+def made(workers: int = 4, **changes: Any) -> Scenario:
+    return Scenario(
+        {
+            "name": "cautious",
+            "cluster": {
+                "topology": {"builder": "switch", "gpus": 8},
+                "device": "gtx-1080-ti",
+                "workers": workers,
+            },
+            "workload": {
+                "cost": {"model": "mlp-digits", "batch": 8},
+                "objective": {"kind": "mlp", "data": "digits"},
+            },
+            "algorithm": "allreduce-sgd",
+            "step-size": 0.1,
+            "budget": {"iterations": 100},
+            **changes,
+        }
+    )
+
+
+def test_a_plain_scenario_has_none() -> None:
+    assert cautions(made()) == []
+    assert cautions(made(algorithm={"name": "local-sgd", "period": 100})) == []
+
+
+@pytest.mark.parametrize("name", ["local-sgd", "cocod-sgd", "diloco", "easgd"])
+def test_a_period_beyond_the_budget(name: str) -> None:
+    long = {"name": name, "period": 101}
+    assert cautions(made(algorithm=long)) == [
+        "the period of 101 iterations is longer than the budget of 100, so that the workers' models meet "
+        "once at most."
+    ]
+    assert cautions(made(algorithm=long, workers=1)) == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "sentences"),
+    [
+        ({"kind": "multi-step", "milestones": [50, 99]}, []),
+        (
+            {"kind": "multi-step", "milestones": [50, 100]},
+            ["the schedule's milestone 100 lies beyond the budget of 100 iterations, without effect."],
+        ),
+        (
+            {"kind": "multi-step", "milestones": [150, 1200]},
+            ["the schedule's milestones 150, 1,200 lie beyond the budget of 100 iterations, without effect."],
+        ),
+        ({"kind": "step", "every": 99}, []),
+        (
+            {"kind": "step", "every": 60, "warm-up": 40},
+            ["the schedule's first drop, after 100 updates, lies beyond the budget of 100 iterations."],
+        ),
+        (
+            {"kind": "constant", "warm-up": 100},
+            ["the schedule's warm-up of 100 updates ends beyond the budget of 100 iterations."],
+        ),
+        ({"kind": "cosine", "span": 1000}, []),
+    ],
+)
+def test_a_schedule_beyond_the_budget(schedule: dict[str, Any], sentences: list[str]) -> None:
+    assert cautions(made(update={"rule": "sgd", "schedule": schedule})) == sentences
+
+
+# 2,410 parameters of 4 bytes are 9.64 kB, and an all-reduce of 4 workers sends 1.5 times as much, 14.46 kB.
+CODECS: list[tuple[dict[str, Any], str, int, list[str]]] = [
+    ({"codec": "top-k"}, "allreduce-sgd", 4, []),
+    ({"codec": "top-k", "density": 0.24}, "allreduce-sgd", 4, []),
+    (
+        # 723 values and indices are 5.784 kB, which each of three others gets.
+        {"codec": "top-k", "density": 0.3},
+        "allreduce-sgd",
+        4,
+        [
+            "with top-k a worker sends 17.35 kB for a mean of all 4, 1.2 times the 14.46 kB of an exact "
+            "all-reduce."
+        ],
+    ),
+    ({"codec": "top-k", "density": 0.3}, "allreduce-sgd", 1, []),
+    ({"codec": "top-k", "density": 0.3}, "a-psgd", 4, []),
+    (
+        {"codec": "top-k", "density": 0.75},
+        "a-psgd",
+        4,
+        ["with top-k a message takes 14.46 kB, 1.5 times the 9.64 kB of an exact one."],
+    ),
+    ({"codec": "powersgd", "rank": 1}, "allreduce-sgd", 4, []),
+]
+
+
+@pytest.mark.parametrize(("codec", "algorithm", "workers", "sentences"), CODECS)
+def test_a_codec_that_makes_messages_larger(
+    codec: dict[str, Any], algorithm: str, workers: int, sentences: list[str]
+) -> None:
+    assert cautions(made(workers, compression=codec, algorithm=algorithm)) == sentences
+
+
+def test_what_the_theory_does_not_cover() -> None:
+    assert cautions(made(update="momentum", algorithm="cocod-sgd")) == [
+        "the theory covers plain SGD, not the update rule 'momentum'."
+    ]
