@@ -191,8 +191,11 @@ def _workers_text(scenario: Scenario) -> str:
     unused = gpus - len(set(scenario.cluster.nodes))
     rest = f"; {unused} of the {gpus} GPUs unused" if unused else ""
     efficiencies = sorted({device.efficiency for device in scenario.cluster.devices})
-    share = " and ".join(f"{100 * value:g} %" for value in efficiencies)
-    return f"{scenario.workers} ({named}, {share} of the peak rate){rest}"
+    share = " and ".join(f"{100 * value:g} %" for value in efficiencies) + " of the peak rate"
+    tables = {table.model for device in scenario.cluster.devices for table in device.tables or ()}
+    if getattr(scenario.cost, "model", None) in tables:
+        share = "times measured by batch size"
+    return f"{scenario.workers} ({named}, {share}){rest}"
 
 
 def _topology_text(scenario: Scenario) -> str:
@@ -203,7 +206,7 @@ def _topology_text(scenario: Scenario) -> str:
         for key, value in data.items()
         if isinstance(value, int) and not isinstance(value, bool)
     ]
-    name = data.get("builder") or f"from {data.get('file')}"
+    name = data.get("builder") or (f"from {data['file']}" if "file" in data else "given as a graph")
     return f"{name} ({', '.join(plain)})" if plain else str(name)
 
 

@@ -40,6 +40,7 @@ from simulator.sections import (
     Sections,
     StepSizeGrid,
     TopologyFile,
+    described,
 )
 from simulator.stragglers import LinkFailure, SlowLink, Straggler
 from simulator.transports import Fixed, Transport
@@ -80,6 +81,8 @@ class Scenario:
         self._source = source
         self._folder = folder
         try:
+            if "cluster" in self._data:
+                self._data["cluster"] = described(self._data["cluster"], folder)
             self.sections: Sections = check(Sections, self._data, folder)
             self._check_together()
         except BadInput as error:
@@ -527,8 +530,10 @@ class Scenario:
     def _check_machines(self) -> None:
         """Refuse settings of the machines that this workload or group of workers cannot use."""
         if isinstance(self.cost, GivenCost):
-            for choice in self.sections.cluster.device:
-                for key in type(choice).model_fields.keys() - {"name"}:
+            # A measured device may go with a workload whose seconds are given: it still has its interference.
+            typed = [choice for choice in self.sections.cluster.device if choice.tables is None]
+            for choice in typed:
+                for key in type(choice).model_fields.keys() - {"name", "interference"}:
                     if getattr(choice, key) is not None:
                         problem = "has no effect; the workload's cost is given in seconds"
                         raise BadInput(f"cluster.device.{key.replace('_', '-')}", problem)
@@ -597,6 +602,14 @@ class Scenario:
                 "cluster.transport.pipelined": (transport.pipelined, "has no flow over many links at once"),
                 "cluster.transport.segment-size": (transport.segment_size < math.inf, "cuts by its 'chunk'"),
                 "cluster.transport.least-segments": (transport.least_segments > 1, "cuts by its 'chunk'"),
+                "cluster.transport.collective-latency": (
+                    transport.collective_latency != 1,
+                    "knows single messages only",
+                ),
+                "cluster.transport.collective-share": (
+                    transport.collective_share != 1,
+                    "knows single messages only",
+                ),
                 "cluster.transport.half-duplex-pairs": (
                     transport.half_duplex_pairs,
                     "has no connections, only links",

@@ -99,6 +99,10 @@ class Network:
         self.rerouted: list[Done] = []
         self._pair_links: dict[tuple[int, int], int] = {}
         self._devices: dict[Hashable, int] = {}
+        self._bursting: dict[int, float] = {}
+        self._moving: dict[int, int] = {}
+        self._on: dict[int, list[int]] = {}
+        self.interferes = any(device.interference > 1 for device in self._cluster.devices)
         self._add_devices(scenario.stragglers)
         self._daemons = 0
         for flow in scenario.sections.cluster.background:
@@ -129,8 +133,11 @@ class Network:
         slowed = [straggler for straggler in stragglers if isinstance(straggler, Bursts)]
         for rank, node in enumerate(nodes):
             disturbed = workers[node] > 1 or any(straggler.concerns(rank) for straggler in slowed)
+            disturbed = disturbed or self._cluster.devices[rank].interference > 1
             if disturbed and node not in self._devices:
                 self._devices[node] = self.clock.core.add_link(1.0)
+            if disturbed:
+                self._on.setdefault(self._devices[node], []).append(rank)
 
     @property
     def one_by_one(self) -> bool:
@@ -153,6 +160,22 @@ class Network:
         if link is None:
             return self.clock.core.add_route(()), 1.0
         return self.clock.core.add_route((link,)), math.inf
+
+    def moving(self, rank: int, change: int) -> None:
+        """Note that transfers of a worker begin (1) or have ended (-1), which slow its computations down.
+
+        Called only where ``interferes``.
+        """
+        before = self._moving.get(rank, 0)
+        self._moving[rank] = before + change
+        if bool(before) != bool(before + change) and self._cluster.devices[rank].interference > 1:
+            self._set_speed(self.device(rank))
+
+    def _set_speed(self, link: int) -> None:
+        """Set the capacity of a GPU from its bursts and from the transfers of its workers."""
+        moving = [rank for rank in self._on.get(link, ()) if self._moving.get(rank)]
+        slowdown = max((self._cluster.devices[rank].interference for rank in moving), default=1.0)
+        self.clock.core.set_capacity(link, self._bursting.get(link, 1.0) / slowdown)
 
     def path(self, source: int, destination: int) -> Path:
         """Return the way between two ranks."""
@@ -202,11 +225,18 @@ class Network:
 
         transport = self.transport
         assert isinstance(transport, Transport)
-        segments = transport.segments(nbytes) if message.step else 1
-        latency = segments * transport.latency_factor * self.path(*ranks).latency
+        latency = transport.latency_factor * self.path(*ranks).latency
+        if message.step:
+            latency *= transport.segments(nbytes) * transport.collective_latency
         message.route = self.message_route(*ranks)
-        size = nbytes / transport.payload_share
+        size = nbytes / self._share(message)
         message.flow = self.clock.flow(message.route, size, done, latency=latency)
+
+    def _share(self, message: Message) -> float:
+        """Return the payload bytes of a message per byte that its links carry."""
+        transport = self.transport
+        assert isinstance(transport, Transport)
+        return transport.payload_share * (transport.collective_share if message.step else 1.0)
 
     def message_route(self, source: int, destination: int) -> tuple[int, ...]:
         """Return the links of a message: those of the path, and the connection where that is one link."""
@@ -285,8 +315,7 @@ class Network:
         self._paths.clear()
         for message in list(self._under_way.values()):
             if self.message_route(message.source, message.destination) != message.route:
-                assert isinstance(self.transport, Transport)
-                self._start(message, self.clock.cancel(message.flow) * self.transport.payload_share)
+                self._start(message, self.clock.cancel(message.flow) * self._share(message))
         for communicator in self.rerouted:
             communicator()
 
@@ -306,9 +335,9 @@ class Network:
     def _burst(self, link: int, straggler: Bursts, random: np.random.Generator, slow: bool) -> None:
         def switch() -> None:
             core = self.clock.core
-            core.set_capacity(
-                link, core.capacity(link) * (straggler.slowdown if slow else 1 / straggler.slowdown)
-            )
+            factor = straggler.slowdown if slow else 1 / straggler.slowdown
+            self._bursting[link] = self._bursting.get(link, 1.0) * factor
+            self._set_speed(link)
             # With nothing else left that could happen, going on would hide a deadlock.
             if core.live or self.clock.scheduled >= self._daemons:
                 self._burst(link, straggler, random, not slow)
