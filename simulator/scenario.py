@@ -81,12 +81,22 @@ class Scenario:
         self._source = source
         self._folder = folder
         try:
-            if "cluster" in self._data:
-                self._data["cluster"] = described(self._data["cluster"], folder)
+            self._describe_cluster()
             self.sections: Sections = check(Sections, self._data, folder)
             self._check_together()
         except BadInput as error:
             raise BadInput(": ".join(filter(None, (source, error.key))), error.problem) from None
+
+    def _describe_cluster(self) -> None:
+        """Put the keys of the cluster description in its place, where the cluster is one's name."""
+        given = self._data.get("cluster")
+        found = described(given, self._folder)
+        if found is given:
+            return
+        self._data["cluster"] = found
+        own = given if isinstance(given, Mapping) else {}
+        if isinstance(own.get("workers"), int) and "stragglers" not in own:
+            keep_workers(self._data, range(own["workers"]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the raw data, and what was derived at some expense and is plain."""

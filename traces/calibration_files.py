@@ -1,12 +1,12 @@
-"""Cluster descriptions as files: what a calibration measured, in the words that a scenario's ``cluster`` takes.
+"""Cluster descriptions as files: what a calibration measured, in the words of a scenario's ``cluster``.
 
 A description is one YAML or JSON document with exactly these keys:
 
 ``format``    the name and version of the format (:data:`FORMAT`);
-``cluster``   the keys of a scenario's ``cluster`` section: topology, device with its compute tables, transport,
-              stragglers. Quantities carry their units;
-``measured``  where these numbers come from: date, versions, machine, the measured values, spread, residuals of
-              the fits and the range in which they hold. Plain numbers in SI units.
+``cluster``   the keys of a scenario's ``cluster`` section: topology, device with its compute tables,
+              transport, stragglers. Quantities carry their units;
+``measured``  where these numbers come from: date, versions, machine, the measured values, spread, residuals
+              of the fits and the range in which they hold. Plain numbers in SI units.
 
 Beside the file that is to be written, :class:`Parts` keeps what has been measured so far, a file for each
 measurement, so that a calibration that was interrupted goes on where it was.
@@ -140,7 +140,7 @@ class Parts:
         self.folder = description.with_name(f".{description.name}.parts")
 
     def find(self, identity: Mapping[str, Any]) -> Any:
-        """Return what was measured under an identity: its settings, machine and versions. None if nothing was."""
+        """Return what was measured under an identity: settings, machine and versions. None if nothing was."""
         try:
             kept = json.loads(self._file(identity).read_text(encoding="utf-8"))
         except (OSError, ValueError):

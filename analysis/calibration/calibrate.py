@@ -325,7 +325,8 @@ def against(
 ) -> dict[str, Any]:
     """Let the simulator make the same measurements on the description; return how far it is off.
 
-    Of each measurement (simulated - measured) / measured: the mean of the absolute values, the largest, and each.
+    Of each measurement (simulated - measured) / measured: the mean of the absolute values, the largest, and
+    each of them.
     """
     measurements: dict[str, Measurement] = {
         "ping-pong": PingPong(pairs=chosen_pairs(hosts), sizes=settings.sizes, repeats=1),
@@ -419,12 +420,12 @@ def _lines(measured: Mapping[str, Any]) -> list[str]:
             f"{said['latency-factor']:.2f} times their latency; "
             f"residuals up to {part(max(map(abs, said['residuals'])))}"
         )
-    for model in measured.get("gradients", ()):
-        lines.append(
-            f"  gradient of {model['model']}: {format_quantity(model['t0'], 's')} + "
-            f"{format_quantity(model['t1'], 's')} a sample; residuals up to "
-            f"{part(max(map(abs, model['residuals'])))}"
-        )
+    lines += [
+        f"  gradient of {model['model']}: {format_quantity(model['t0'], 's')} + "
+        f"{format_quantity(model['t1'], 's')} a sample; residuals up to "
+        f"{part(max(map(abs, model['residuals'])))}"
+        for model in measured.get("gradients", ())
+    ]
     if "objective-cost" in measured:
         given = measured["objective-cost"]
         lines.append(f"  gradient of the objective: {given['gradient']} for a batch of {given['batch']}")
@@ -442,7 +443,6 @@ def _lines(measured: Mapping[str, Any]) -> list[str]:
             f"transfers beside computations {said['transfers']:.2f} times"
         )
     for name, errors in measured.get("model-against-measured", {}).items():
-        lines.append(
-            f"  the simulator on {name}: {part(errors['mean'])} off in the mean, {part(errors['largest'])} at most"
-        )
+        off = f"{part(errors['mean'])} off in the mean, {part(errors['largest'])} at most"
+        lines.append(f"  the simulator on {name}: {off}")
     return lines

@@ -47,7 +47,8 @@ def device(
 ) -> dict[str, Any]:
     """Return the device of a description, as a scenario's ``device`` takes it.
 
-    Of one in no catalogue whose computations were not measured nothing is known; a scenario has to name it then.
+    Of one in no catalogue whose computations were not measured nothing is known; a scenario has to name it
+    then.
     """
     name = device_name(machine)
     said: dict[str, Any] = {"name": name}
@@ -74,9 +75,10 @@ def arithmetic(found: Observed) -> float:
 
 
 def efficiency(tables: Sequence[Mapping[str, Any]], peak: float) -> float:
-    """Return the part of the arithmetic's rate that the measured networks reach at their largest batch.
+    """Return the largest part of the arithmetic's rate that a measured network reaches at its largest batch.
 
-    The median over the networks, and the roofline's usual figure where none was measured.
+    Small networks are bound by what starts their layers, which says nothing of others. Without any network it
+    is the roofline's usual figure.
     """
     reached = []
     for table in tables:
@@ -84,7 +86,7 @@ def efficiency(tables: Sequence[Mapping[str, Any]], peak: float) -> float:
         flops = (profile.forward_flops + profile.backward_flops) * table["batches"][-1]
         seconds = _seconds(table["forward"][-1]) + _seconds(table["backward"][-1])
         reached.append(min(1.0, flops / seconds / peak))
-    return float(f"{fit.median(reached):.4g}") if reached else DEFAULT_EFFICIENCY
+    return float(f"{max(reached):.4g}") if reached else DEFAULT_EFFICIENCY
 
 
 def _seconds(text: str) -> float:
@@ -184,7 +186,7 @@ class Gradients:
         return fit.jitter(series) if series else None
 
     def given(self, pass_seconds: fit.Line | None) -> GivenCost | None:
-        """Return the cost of the scenario's objective in seconds, for a scenario whose cost is no network."""
+        """Return the cost of the scenario's objective in seconds, for one whose cost is no network."""
         if self._objective is None:
             return None
         assert self._settings.scenario is not None
@@ -197,7 +199,7 @@ class Gradients:
         return GivenCost(objective.parameters, single.batches[0], seconds, bucket_count=1, update=update)
 
     def measured(self) -> list[dict[str, Any]]:
-        """Return what a description says of each model: spread, autocorrelation, and the line t0 + t1 batch."""
+        """Return what a description says of each model: spread, autocorrelation, the line t0 + t1 batch."""
         said = []
         for model, by_batch in self._times.items():
             batches = sorted(by_batch)

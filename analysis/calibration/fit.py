@@ -2,8 +2,8 @@
 
 A message or a collective takes latency + size / rate (Hockney, Parallel Computing 1994); a gradient takes
 t0 + t1 · batch. Both are lines, fitted so that the sum of squared *relative* errors is least, because sizes
-and times span many orders of magnitude. Times are first reduced to their median (messages) or mean (gradients,
-whose spread is modelled beside). Spread is described by quantiles, order by autocorrelation.
+and times span many orders of magnitude. Times are first reduced to their median (messages) or mean
+(gradients, whose spread is modelled beside). Spread is described by quantiles, order by autocorrelation.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def autocorrelation(values: Sequence[float], lag: int = 1) -> float:
 
 
 def normal_scores(values: Sequence[float]) -> list[float]:
-    """Return, for each value, the standard normal quantile at its rank; equal values share their mean rank."""
+    """Return the standard normal quantile at the rank of each value; equal ones share their mean rank."""
     from scipy.special import ndtri
     from scipy.stats import rankdata
 

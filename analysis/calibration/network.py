@@ -1,9 +1,10 @@
 """From measured messages to a topology and a transport.
 
-Inside a host all messages go from the sender's link over the host's memory to the receiver's link; the two links
-have the rate of a message that is alone, the memory that of all workers sending at once. Between hosts a message
-crosses the sender's host's interface, a switch and the receiver's host's interface. So the graph has arcs, which
-the routes follow one way:
+Inside a host all messages go from the sender's link over the host's memory to the receiver's link; the two
+links have the rate of a message that is alone, the memory that of all workers sending at once. Between hosts
+a message crosses the sender's host's interface, a switch and the receiver's host's interface; where all hosts
+sending at once reach less than their interfaces, the switch is two, and the arc between them has that rate.
+So the graph has arcs, which the routes follow one way:
 
     gpu -> host, out -> host, in -> gpu          inside a host
     gpu -> host, out -> switch -> host, in -> gpu    between hosts
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.calibration import fit
-from analysis.calibration.settings import Settings, chosen_pairs, flow_sets
+from analysis.calibration.settings import ALL_HOSTS, Settings, chosen_pairs, flow_sets
 from simulator.execution.calibrate import Observed
 from simulator.measurements import Pair
 
@@ -129,19 +130,22 @@ def topology(hosts: Sequence[str], network: Network | None) -> dict[str, Any]:
         {"name": f"gpu{rank}", "kind": "gpu", "host": host} for rank, host in enumerate(hosts)
     ]
     nodes += [{"name": f"{host}/{side}", "kind": "host"} for host in names for side in ("out", "in")]
-    edges = []
-    for rank, host in enumerate(hosts):
-        edges.append(_arc(f"gpu{rank}", f"{host}/out", inside.rate, inside.latency / 2))
-        edges.append(_arc(f"{host}/in", f"gpu{rank}", inside.rate, inside.latency / 2))
-    for host in names:
-        edges.append(_arc(f"{host}/out", f"{host}/in", _memory_rate(inside, hosts.count(host)), 0.0))
+    half = inside.latency / 2
+    edges = [_arc(f"gpu{rank}", f"{host}/out", inside.rate, half) for rank, host in enumerate(hosts)]
+    edges += [_arc(f"{host}/in", f"gpu{rank}", inside.rate, half) for rank, host in enumerate(hosts)]
+    edges += [
+        _arc(f"{host}/out", f"{host}/in", _memory_rate(inside, hosts.count(host)), 0.0) for host in names
+    ]
     if network.between is not None:
-        nodes.append({"name": "switch", "kind": "switch"})
+        rates = {host: interface_rate(host, hosts, network) for host in names}
+        core = _core_rate(rates, network)
+        into, out = ("switch", "switch") if core is None else ("switch/in", "switch/out")
+        nodes += [{"name": name, "kind": "switch"} for name in dict.fromkeys((into, out))]
         latency = max(0.0, network.between.latency - inside.latency) / 2
-        for host in names:
-            rate = interface_rate(host, hosts, network)
-            edges.append(_arc(f"{host}/out", "switch", rate, latency))
-            edges.append(_arc("switch", f"{host}/in", rate, latency))
+        edges += [_arc(f"{host}/out", into, rate, latency) for host, rate in rates.items()]
+        edges += [_arc(out, f"{host}/in", rate, latency) for host, rate in rates.items()]
+        if core is not None:
+            edges.append(_arc(into, out, core, 0.0))
     return {"directed": True, "nodes": nodes, "edges": edges}
 
 
@@ -156,6 +160,14 @@ def _memory_rate(inside: Rates, workers: int) -> float:
         return alone
     # A message that is alone has its own rate in any case.
     return max(inside.together, inside.rate)
+
+
+def _core_rate(interfaces: Mapping[str, float], network: Network) -> float | None:
+    """Return the rate that all messages between hosts share; None where the interfaces alone set the pace."""
+    reached = network.sets.get(ALL_HOSTS)
+    if reached is None or reached >= SHARED * sum(interfaces.values()):
+        return None
+    return max(reached, *interfaces.values())
 
 
 def interface_rate(host: str, hosts: Sequence[str], network: Network) -> float:

@@ -27,6 +27,9 @@ from simulator.scenario import Scenario
 PARTS = ("network", "collectives", "compute", "interference")
 """What may be chosen. The clocks are always measured, and with ``compute`` passes over vectors too."""
 
+ALL_HOSTS = "between: every host to the next"
+"""The set of messages that shows what the switch between the hosts carries."""
+
 MOST_PAIRS = 24
 """Pairs that ping-pong is played on, at most."""
 
@@ -62,8 +65,8 @@ class Settings:
     repeats
         Of each message or collective; the first one more does not count.
     models, batches, precision
-        Networks, samples and arithmetic of the gradients; no models stand for those of the catalogue that suit
-        the device.
+        Networks, samples and arithmetic of the gradients; no models stand for those of the catalogue that
+        suit the device.
     samples
         Gradients of each model and batch.
     seconds
@@ -181,7 +184,7 @@ class Settings:
 
 
 def measured_model(scenario: Scenario) -> str | None:
-    """Return the cost model whose network a scenario's objective is, by the number of parameters, if it is."""
+    """Return the cost model whose network a scenario's objective is, by its parameters; None if it is not."""
     model = getattr(scenario.cost, "model", None)
     objective = scenario.objective
     if model is None or objective is None or objective.parameters != scenario.cost.parameters:
@@ -248,6 +251,6 @@ def flow_sets(hosts: Sequence[str]) -> list[tuple[str, tuple[Pair, ...]]]:
         onward = tuple(
             (groups[k][j], groups[(k + 1) % len(groups)][j]) for k in range(len(groups)) for j in range(least)
         )
-        sets.append(("between: every host to the next", onward))
+        sets.append((ALL_HOSTS, onward))
     assert ranks
     return sets

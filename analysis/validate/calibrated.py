@@ -1,9 +1,9 @@
 """The loop closed: calibrate this machine, simulate a scenario on the description, execute it, compare.
 
-``python -m analysis.validate.calibrated`` (``make validate-calibrated``) calibrates this machine for the workload
-below, then simulates and executes it with several algorithms on local processes over the loopback device. The
-error is simulated over measured mean time per iteration, less one. Nothing but the calibration is fitted, and
-that knows no algorithm. With ``--cluster`` it takes a description that is there already.
+``python -m analysis.validate.calibrated`` (``make validate-calibrated``) calibrates this machine for the
+workloads below, then simulates and executes them with several algorithms on local processes over the loopback
+device. The error is simulated over measured mean time per iteration, less one. Nothing but the calibration is
+fitted, and that knows no algorithm. With ``--cluster`` it takes a description that is there already.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ def compared(
 def table(workload: str, results: Sequence[Result]) -> str:
     """Return the results as a table in Markdown."""
     lines = [f"| {workload} | simulated | measured | spread | error |", "|---|---:|---:|---:|---:|"]
-    for result in results:
-        lines.append(
-            f"| {result.name} | {1e3 * result.simulated:.3f} ms | "
-            f"{1e3 * statistics.fmean(result.measured):.3f} ms | {100 * result.spread:.1f} % | "
-            f"{100 * result.error:+.1f} % |"
-        )
+    lines += [
+        f"| {result.name} | {1e3 * result.simulated:.3f} ms | "
+        f"{1e3 * statistics.fmean(result.measured):.3f} ms | {100 * result.spread:.1f} % | "
+        f"{100 * result.error:+.1f} % |"
+        for result in results
+    ]
     return "\n".join(lines)
 
 

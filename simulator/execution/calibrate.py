@@ -1,8 +1,8 @@
 """Measuring a machine or a cluster: measurements executed one after another, and what each of them noted.
 
-Every measurement is an execution of its own (:func:`simulator.execution.execute.execute`): on local processes,
-or as a rank of torchrun's or Slurm's. What is finished is kept, so a calibration that was ended goes on after
-its last finished measurement. Nothing is fitted here.
+Every measurement is an execution of its own (:func:`simulator.execution.execute.execute`): on local
+processes, or as a rank of torchrun's or Slurm's. What is finished is kept, so a calibration that was ended
+goes on after its last finished measurement. Nothing is fitted here.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def versions() -> dict[str, str]:
         own = importlib.metadata.version("paceline")
     except importlib.metadata.PackageNotFoundError:
         own = "not installed"
-    found = {"paceline": own, "torch": torch.__version__, "Python": platform.python_version()}
+    found = {"paceline": own, "torch": str(torch.__version__), "Python": platform.python_version()}
     if torch.version.cuda is not None:
         found["CUDA"] = torch.version.cuda
     return found

@@ -1,9 +1,10 @@
 """Measurements of machines, written as algorithms over the worker.
 
-A measurement is a coroutine like any algorithm's, so it is launched, joined under torchrun or Slurm, watched and
-ended as any run is, it measures what algorithms meet (threads, copies, framing and rendezvous included), and it
-runs on the virtual clock too: there it says what a cluster description predicts for the very same calls. What it
-finds it notes with ``worker.observe``; :mod:`analysis.calibration` makes a cluster description of that.
+A measurement is a coroutine like any algorithm's, so it is launched, joined under torchrun or Slurm, watched
+and ended as any run is, it measures what algorithms meet (threads, copies, framing and rendezvous included),
+and it runs on the virtual clock too: there it says what a cluster description predicts for the very same
+calls. What it finds it notes with ``worker.observe``; :mod:`analysis.calibration` makes a cluster description
+of that.
 
 Messages are vectors of 4-byte elements, on the device of the worker.
 """

@@ -1,7 +1,7 @@
 """Measurements of computations: gradients by batch size, passes over vectors, and what transfers do to them.
 
-All workers measure at the same time, since they share their machine in training too. Everything is timed as an
-algorithm meets it, from the call to the end of the await; on a GPU an awaited computation has ended there.
+All workers measure at the same time, since they share their machine in training too. Everything is timed as
+an algorithm meets it, from the call to the end of the await; on a GPU an awaited computation has ended there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MATRIX = 512
 class Passes(Measurement):
     """Passes over vectors, and a matrix product.
 
-    Notes on every worker, in seconds: ``combine/BYTES`` (the sum of two vectors through the worker, which moves
-    three), ``add/BYTES`` (a vector added to another in place: a reduction), ``copy/BYTES``, on a GPU
+    Notes on every worker, in seconds: ``combine/BYTES`` (the sum of two vectors through the worker, which
+    moves three), ``add/BYTES`` (a vector added to another in place: a reduction), ``copy/BYTES``, on a GPU
     ``to-host/BYTES`` and ``from-host/BYTES``, and ``matrix`` (a product of two square matrices).
 
     Attributes
@@ -84,8 +84,8 @@ class Computing(Measurement):
     Attributes
     ----------
     model
-        A name of the catalogue of models, or ``package.module:Object`` as in a scenario's cost; nothing for the
-        objective.
+        A name of the catalogue of models, or ``package.module:Object`` as in a scenario's cost; nothing for
+        the objective.
     batches
         Samples; only one for the objective, whose scenario says it.
     precision
@@ -228,9 +228,9 @@ def _arithmetic(precision: str, device: str) -> Iterator[None]:
 class Interference(Measurement):
     """Computations while all-reduces are under way, and both alone.
 
-    Notes on every worker, in seconds: ``alone`` (a matrix product, or several, and nothing else), ``beside`` (the
-    same while transfers are under way all the time), ``transfer-alone`` and ``transfer-beside`` (an
-    all-reduce without and with computations going on).
+    Notes on every worker, in seconds: ``alone`` (a matrix product and nothing else), ``beside`` (the same
+    while transfers are under way all the time), ``transfer-alone`` and ``transfer-beside`` (an all-reduce
+    without and with computations going on).
 
     Attributes
     ----------

@@ -201,7 +201,7 @@ class Clocks(Measurement):
 
 
 def _tick(worker: Worker) -> float:
-    """Return the first step that the worker's clock makes; 0 where it stands still, as the virtual one does."""
+    """Return the first step that the worker's clock makes; 0 where it stands still, as a virtual one does."""
     began = worker.now
     for _ in range(1000):
         step = worker.now - began

@@ -12,8 +12,8 @@ products and attention alone (`torch.utils.flop_counter`); element-wise layers c
 
 The backward pass moves twice as much, because it forms the gradient of the input and of the weights.
 Each output is charged to the layer that writes it, once: the least that any implementation moves. Where the
-device has a measured table of the model, its times take the roofline's place, and the roofline says only which
-part of the backward pass each bucket has.
+device has a measured table of the model, its times take the roofline's place, and the roofline says only
+which part of the backward pass each bucket has.
 
 `GivenCost` takes measured seconds instead. Both cut the flat parameter vector into buckets in the order in
 which back-propagation frees them: the last parameters first. `ModelCost` follows DistributedDataParallel

@@ -90,7 +90,7 @@ def test_a_graph_written_out_is_the_graph() -> None:
     ("changes", "message"),
     [
         ({"nodes": [*GRAPH["nodes"], GRAPH["nodes"][0]]}, "node 'a' is given twice"),
-        ({"edges": [{"between": ["a", "c"], "bandwidth": "1 GB/s"}]}, "an edge ends at 'c', which is not among"),
+        ({"edges": [{"between": ["a", "c"], "bandwidth": "1 GB/s"}]}, "an edge ends at 'c', which is not"),
         ({"edges": [GRAPH["edges"][0]] * 2}, "the edge between 'a' and 'b' is given twice"),
         ({"edges": []}, "the graph is disconnected"),
     ],
@@ -166,7 +166,7 @@ def test_share_and_latency_of_collectives() -> None:
         cost = {"parameters": 250_000_000, "batch": 1, "gradient": "0 s"}
         return simulate(scenario(None, cluster, workload={"cost": cost})).duration
 
-    # A ring of two over one arc of 1 GB/s and one of 2: 2 rounds of half a GB, each with 1 ms on the slow arc.
+    # A ring of two over arcs of 1 and 2 GB/s: 2 rounds of half a GB, each with 1 ms on the slow arc.
     for pipelined in (True, False):
         plain = seconds(pipelined=pipelined)
         shared = seconds(pipelined=pipelined, **{"collective-share": 0.5})

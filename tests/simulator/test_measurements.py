@@ -9,7 +9,7 @@ import torch
 
 from simulator.engine.simulate import simulate
 from simulator.measurements import Collectives, Concurrent, Interference, Measurement, PingPong
-from simulator.measurements.computing import Network, entry_of
+from simulator.measurements.computing import Network, _passes, entry_of
 from simulator.scenario import Scenario
 from simulator.workload.models import MODELS
 
@@ -106,3 +106,42 @@ def test_models_that_cannot_be_run() -> None:
     with pytest.raises(ValueError, match="is no network that can be run, but a int"):
         entry_of("simulator.measurements.computing:MATRIX")
     assert entry_of("vgg16") is MODELS["vgg16"]
+
+
+class OnDevice:
+    """Memory of a GPU, which is that of the CPU in truth, and what stands in page-locked memory."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+        self.locked = False
+
+    def cpu(self) -> OnDevice:
+        return OnDevice(self.values.clone())
+
+    def pin_memory(self) -> OnDevice:
+        self.locked = True
+        return self
+
+    def add_(self, other: OnDevice) -> OnDevice:
+        self.values += other.values
+        return self
+
+    def clone(self) -> OnDevice:
+        return OnDevice(self.values.clone())
+
+    def copy_(self, other: OnDevice) -> OnDevice:
+        assert self.locked != other.locked, "one side of a copy between host and device is page-locked"
+        self.values.copy_(other.values)
+        return self
+
+
+def test_passes_between_host_and_device_go_through_page_locked_memory() -> None:
+    one, other = OnDevice(torch.zeros(3)), OnDevice(torch.ones(3))
+    passes = _passes(one, other)  # type: ignore[arg-type]  # it stands for a tensor
+    assert list(passes) == ["add", "copy", "to-host", "from-host"]
+    for function in passes.values():
+        function()
+    assert one.values.tolist() == [1.0] * 3
+    assert list(_passes(torch.zeros(2), torch.zeros(2))) == ["add", "copy"]

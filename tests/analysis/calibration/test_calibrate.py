@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
 from analysis.calibration import Settings, calibrate
 from analysis.calibration.calibrate import usual_workers
+from analysis.cli import app
 from analysis.validate import calibrated
 from simulator.engine.simulate import simulate
 from simulator.execution.calibrate import Means, Ranks
@@ -87,7 +89,8 @@ def test_a_description_has_everything_and_nothing_else_stays(machine: Path) -> N
     assert [entry["kind"] for entry in cluster["stragglers"]][-1] == "measured"
     assert {
         "date", "versions", "machine", "ranks", "backend", "range", "clocks", "network", "collectives",
-        "passes", "interference", "gradients", "jitter", "objective-cost", "model-against-measured", "seconds",
+        "passes", "interference", "gradients", "jitter", "objective-cost", "model-against-measured",
+        "seconds",
     } == set(measured)  # fmt: skip
     assert measured["versions"]["torch"] == torch.__version__
     assert measured["range"] == {
@@ -118,6 +121,31 @@ def test_the_loop_closes(machine: Path, tmp_path: Path) -> None:
     assert predicted.models.tobytes() == real.models.tobytes()  # type: ignore[union-attr]
     # How well they agree is a matter of the machine's state; that they are of one order is not.
     assert 0.02 < predicted.time_per_iteration / real.time_per_iteration < 50
+
+
+def test_run_takes_a_description(machine: Path, tmp_path: Path) -> None:
+    file = tmp_path / "scenario.yaml"
+    file.write_text(yaml.safe_dump(workload(cluster={"file": str(machine), "workers": 1})))
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["run", str(file), "--jobs", "1", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "measured-cpu, times measured by batch size" in done.stdout
+    assert yaml.safe_load((out / "scenario.yaml").read_text())["cluster"]["topology"]["directed"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--part", "nets"], "part: 'nets' is no part; the nearest is 'network'"),
+        (["--size", "4"], "size: '4' has no unit; write it like '102 MB'"),
+        (["--seed", "1"], "seed: has no effect without a scenario whose objective is measured"),
+        (["--out", "m"], "out: 'm' should end with .yaml, .yml, .json"),
+        (["--scenario", "none"], "none: no such scenario; the nearest that ships is 'cocod-1080ti'"),
+    ],
+)
+def test_what_the_command_refuses(arguments: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["calibrate", *arguments])
+    assert (done.exit_code, done.stderr) == (2, f"error: {message}\n")
 
 
 def test_calibration_and_execution_are_compared(machine: Path) -> None:
@@ -162,7 +190,8 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     assert os.listdir(tmp_path) == ["m.yaml"]
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert [name for _, name in told] == [
-        "clocks", "ping-pong", "concurrent", "collectives", "passes", "gradients of mlp-digits", "interference", "",
+        "clocks", "ping-pong", "concurrent", "collectives", "passes", "gradients of mlp-digits",
+        "interference", "",
     ]  # fmt: skip
 
 

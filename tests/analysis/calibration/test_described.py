@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from analysis.calibration import compute, network
-from analysis.calibration.settings import Settings, chosen_pairs, flow_sets
+from analysis.calibration.settings import ALL_HOSTS, Settings, chosen_pairs, flow_sets
 from simulator.scenario import Scenario
 from simulator.units import parse_quantity
 
@@ -19,6 +19,16 @@ def truth(hosts: list[str], transport: Any, **rates: Any) -> dict[str, Any]:
     between = network.Rates(50e-6, 1e9, None, None) if len(set(hosts)) > 1 else None
     topology = network.topology(hosts, network.Network({}, inside, between, {}))
     return {"topology": topology, "device": "ideal", "workers": len(hosts), "transport": transport, **rates}
+
+
+def test_a_switch_that_carries_less_than_the_interfaces_is_seen(calibrated: Any) -> None:
+    hosts = ["a", "b", "c"]
+    messages = network.Network({}, None, network.Rates(50e-6, 1e9, None, None), {ALL_HOSTS: 1.5e9})
+    cluster = {"topology": network.topology(hosts, messages), "device": "ideal", "workers": 3}
+    found = calibrated({**cluster, "transport": IDEAL}, hosts, SETTINGS)
+    assert edges(found.cluster)["switch/in", "switch/out"] == pytest.approx((1.5e9, 0.0), rel=1e-3)
+    assert edges(found.cluster)["a/out", "switch/in"] == pytest.approx((1e9, 25e-6), rel=1e-3)
+    assert found.measured["model-against-measured"]["concurrent"]["largest"] < 0.01
 
 
 def edges(cluster: Any) -> dict[tuple[str, str], tuple[float, float]]:
