@@ -37,7 +37,7 @@ from simulator.target import Target
 from simulator.transports import TRANSPORTS
 from simulator.update import RULES, Rule
 from simulator.workload import OBJECTIVES, GivenCost, ModelCost
-from traces.calibration_files import read_description
+from traces.calibration_files import SUFFIXES, read_description
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -200,7 +200,7 @@ def described(value: Any, folder: Path | None) -> Any:
     BadInput
         The file is no cluster description.
     """
-    if isinstance(value, str):
+    if isinstance(value, str) and value.endswith(SUFFIXES):
         value = {"file": value}
     if not isinstance(value, Mapping) or "file" not in value:
         return value
