@@ -612,19 +612,14 @@ class Scenario:
                 "cluster.transport.pipelined": (transport.pipelined, "has no flow over many links at once"),
                 "cluster.transport.segment-size": (transport.segment_size < math.inf, "cuts by its 'chunk'"),
                 "cluster.transport.least-segments": (transport.least_segments > 1, "cuts by its 'chunk'"),
-                "cluster.transport.collective-latency": (
-                    transport.collective_latency != 1,
-                    "knows single messages only",
-                ),
-                "cluster.transport.collective-share": (
-                    transport.collective_share != 1,
-                    "knows single messages only",
-                ),
                 "cluster.transport.half-duplex-pairs": (
                     transport.half_duplex_pairs,
                     "has no connections, only links",
                 ),
             }
+            for key in ("collective_latency", "collective_share", "exchange_latency", "exchange_share"):
+                name = f"cluster.transport.{key.replace('_', '-')}"
+                refused[name] = (getattr(transport, key) != 1, "treats all messages alike")
         for index, straggler in enumerate(self.stragglers):
             changes = isinstance(straggler, (SlowLink, LinkFailure))
             refused[f"cluster.stragglers.{index}"] = (changes, "has links of constant capacity")

@@ -44,11 +44,12 @@ class Transport:
         True: a message starts when both sides have called. False: when the sender has.
     half_duplex_pairs
         True: the two directions between a pair of ranks share one connection.
-    collective_latency
-        What a transfer of a collective pays of the latency that a single message pays, as a factor.
-    collective_share
-        The rate that a collective reaches over that which its links would give to single messages: what the
-        reductions and the copies between its transfers cost. Measured.
+    collective_latency, exchange_latency
+        What a transfer of a collective, or a message of an exchange with neighbours, pays of the latency that
+        a message of a channel pays, as a factor. Measured: a channel's message has a header before it.
+    collective_share, exchange_share
+        The rate that a collective or an exchange reaches over that which its links would give to messages of
+        channels: what the reductions and the copies between its transfers cost. Measured.
     """
 
     pattern: Pattern = "ring"
@@ -62,18 +63,20 @@ class Transport:
     half_duplex_pairs: bool = False
     collective_latency: float = 1.0
     collective_share: float = 1.0
+    exchange_latency: float = 1.0
+    exchange_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.payload_share <= 1:
             raise ValueError(f"payload-share must be above 0 and at most 1, got {self.payload_share!r}")
         if not 0 <= self.latency_factor < math.inf:
             raise ValueError(f"latency-factor must be finite and 0 or more, got {self.latency_factor!r}")
-        if not 0 <= self.collective_latency < math.inf:
-            raise ValueError(
-                f"collective-latency must be finite and 0 or more, got {self.collective_latency!r}"
-            )
-        if not 0 < self.collective_share < math.inf:
-            raise ValueError(f"collective-share must be above 0 and finite, got {self.collective_share!r}")
+        for kind in ("collective", "exchange"):
+            latency, share = getattr(self, f"{kind}_latency"), getattr(self, f"{kind}_share")
+            if not 0 <= latency < math.inf:
+                raise ValueError(f"{kind}-latency must be finite and 0 or more, got {latency!r}")
+            if not 0 < share < math.inf:
+                raise ValueError(f"{kind}-share must be above 0 and finite, got {share!r}")
         if not self.segment_size > 0:
             raise ValueError(f"segment-size must be above 0 B, got {self.segment_size!r}")
         if self.least_segments < 1:

@@ -15,7 +15,7 @@ from analysis.calibration.settings import Settings, chosen_pairs, flow_sets
 from simulator.engine.simulate import simulate
 from simulator.execution.calibrate import Means, Observed, Ranks, bench, machine, observed, versions
 from simulator.execution.device import chosen_backend, side
-from simulator.measurements import Collectives, Concurrent, Measurement, PingPong
+from simulator.measurements import Collectives, Concurrent, Exchanges, Measurement, PingPong
 from simulator.parts import BadInput
 from simulator.scenario import Scenario
 from simulator.units import format_quantity
@@ -183,6 +183,8 @@ def described(
     cluster = {key: value for key, value in cluster.items() if value is not None}
     if messages is not None:
         measured["network"] = network.measured(settings, messages)
+    if messages is not None:
+        cluster["transport"], measured["exchanges"] = exchanges(cluster, found["exchanges"], settings)
     if "collectives" in found and messages is not None:
         cluster["transport"], measured["collectives"] = collectives(cluster, found["collectives"], settings)
     if "passes" in found:
@@ -256,8 +258,11 @@ def collectives(
     for pattern, keys in PATTERNS.items():
         if pattern == "hierarchical" and not _several_in_several(cluster):
             continue
+        transport = {**cluster["transport"], **_keys(name, keys)}
+        reduction = Collectives(kinds=("all_reduce",), sizes=sizes, repeats=1)
         try:
-            candidates[pattern] = fit.collective(*_two_parts(cluster, keys, sizes), measured)
+            parts = _two_parts({**cluster, "transport": transport}, reduction)
+            candidates[pattern] = fit.collective(*parts, measured)
         except BadInput:
             continue  # a pattern that so many workers cannot run
     chosen, alike = fit.best(candidates, USUAL[name])
@@ -284,6 +289,32 @@ def collectives(
     return transport, said
 
 
+def exchanges(
+    cluster: Mapping[str, Any], found: Observed, settings: Settings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fit the latency and the share of exchanges with neighbours.
+
+    Returns
+    -------
+    The transport of the description, and what it says of the exchanges.
+    """
+    sizes = settings.collective_sizes
+    measured = [_of_ranks(found[f"exchange/{size}"]) for size in sizes]
+    fitted = fit.collective(*_two_parts(cluster, Exchanges(sizes=sizes, repeats=1)), measured)
+    transport = {
+        **cluster["transport"],
+        "exchange-latency": fitted.latency,
+        "exchange-share": fitted.share,
+    }
+    return transport, {
+        "sizes": list(sizes),
+        "latency-factor": fitted.latency,
+        "share": fitted.share,
+        "residuals": list(fitted.residuals),
+        "median-seconds": measured,
+    }
+
+
 def _keys(backend: str, pattern: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a pattern beside those that a backend has anyway."""
     keys = dict(pattern)
@@ -295,18 +326,14 @@ def _keys(backend: str, pattern: Mapping[str, Any]) -> dict[str, Any]:
     return keys
 
 
-def _two_parts(
-    cluster: Mapping[str, Any], pattern: Mapping[str, Any], sizes: tuple[int, ...]
-) -> tuple[list[float], list[float]]:
-    """Return the latency and the transfer of all-reduces by a pattern on a described cluster, by size."""
-    transport = {**cluster["transport"], **_keys(cluster["transport"]["name"], pattern)}
+def _two_parts(cluster: Mapping[str, Any], measurement: Measurement) -> tuple[list[float], list[float]]:
+    """Return the latency and the transfer of what a measurement finds on a described cluster, by size."""
     parts = []
     for changes in ({"bandwidth": f"{INFINITE!r} B/s"}, {"latency": "0 s"}):
         graph = cluster["topology"]
         changed = {**graph, "edges": [{**edge, **changes} for edge in graph["edges"]]}
-        measurement = Collectives(kinds=("all_reduce",), sizes=sizes, repeats=1)
-        times = predicted({**cluster, "topology": changed, "transport": transport}, measurement)
-        parts.append([_of_ranks(times[f"all_reduce/{size}"]) for size in sizes])
+        found = predicted({**cluster, "topology": changed}, measurement)
+        parts.append([_of_ranks(times) for times in found.values()])
     return parts[0], parts[1]
 
 
@@ -334,6 +361,7 @@ def against(
             sets=tuple(arcs for _, arcs in flow_sets(hosts)), sizes=settings.large, repeats=1
         ),
     }
+    measurements["exchanges"] = Exchanges(sizes=settings.collective_sizes, repeats=1)
     if "collectives" in found:
         measurements["collectives"] = Collectives(sizes=settings.collective_sizes, repeats=1)
     said = {}
@@ -412,6 +440,12 @@ def _lines(measured: Mapping[str, Any]) -> list[str]:
                 f"{format_quantity(said['rate'], 'B/s')}{all_at_once}; "
                 f"both ways {said['exchange-over-one-way']:.2f} times one way"
             )
+    if "exchanges" in measured:
+        said = measured["exchanges"]
+        lines.append(
+            f"  exchanges: {100 * said['share']:.0f} % of the messages' rate, {said['latency-factor']:.2f} "
+            f"times their latency; residuals up to {part(max(map(abs, said['residuals'])))}"
+        )
     if "collectives" in measured:
         said = measured["collectives"]
         unlike = f" (or {', '.join(said['not-told-apart-from'])})" if said["not-told-apart-from"] else ""

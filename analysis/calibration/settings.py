@@ -14,6 +14,7 @@ from simulator.measurements import (
     Collectives,
     Computing,
     Concurrent,
+    Exchanges,
     Interference,
     Measurement,
     Pair,
@@ -128,6 +129,8 @@ class Settings:
             add("ping-pong", PingPong(pairs=pairs, sizes=self.sizes, **limits), weight)
             sets = tuple(arcs for _, arcs in flow_sets(hosts))
             add("concurrent", Concurrent(sets=sets, sizes=self.large, **limits), 2 * len(sets))
+            sizes = self.collective_sizes
+            add("exchanges", Exchanges(sizes=sizes, **limits), len(sizes))
         if "collectives" in self.parts and workers > 1:
             add(
                 "collectives",

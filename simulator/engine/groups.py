@@ -214,7 +214,8 @@ class Message:
 class Mailbox:
     """A channel: messages from one rank to another, one after another over one connection."""
 
-    def __init__(self, network: Network, source: int, destination: int) -> None:
+    def __init__(self, network: Network, source: int, destination: int, exchange: bool = False) -> None:
+        self._exchange = exchange
         self.source = source
         self.destination = destination
         self._network = network
@@ -257,7 +258,9 @@ class Mailbox:
                 arrival()
             else:
                 self._note_moving(1)
-                self._network.send(self.source, self.destination, message.nbytes, arrival)
+                self._network.send(
+                    self.source, self.destination, message.nbytes, arrival, exchange=self._exchange
+                )
 
     def _note_moving(self, change: int) -> None:
         if self._network.interferes:

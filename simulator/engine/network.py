@@ -53,6 +53,8 @@ class Message:
         Called when its last byte has arrived.
     step
         Whether it is a transfer of a stepped all-reduce, each of whose segments pays latency.
+    exchange
+        Whether it belongs to an exchange with neighbours.
     flow, route
         What carries it at present.
     """
@@ -61,6 +63,7 @@ class Message:
     destination: int
     done: Done
     step: bool = False
+    exchange: bool = False
     flow: int = -1
     route: tuple[int, ...] = ()
 
@@ -199,8 +202,20 @@ class Network:
         links = tuple(dict.fromkeys(self._table.index[edge] for edge in route))
         return Path(links, math.fsum(self._table.latency[link] for link in links))
 
-    def send(self, source: int, destination: int, nbytes: float, done: Done, *, step: bool = False) -> None:
-        """Start a message, or a transfer of a stepped all-reduce; ``done`` is called when all has arrived."""
+    def send(
+        self,
+        source: int,
+        destination: int,
+        nbytes: float,
+        done: Done,
+        *,
+        step: bool = False,
+        exchange: bool = False,
+    ) -> None:
+        """Start a message of a channel or an exchange, or a transfer of a stepped all-reduce.
+
+        ``done`` is called when all has arrived.
+        """
         transport = self.transport
         if isinstance(transport, Fixed):
             self.clock.at(self.clock.now + transport.exchange, done)
@@ -209,7 +224,7 @@ class Network:
             links = self.path(source, destination).links
             self._forwarding.send(links, nbytes / transport.payload_share, done, chunk=self._chunk)
         else:
-            self._start(Message(source, destination, done, step), nbytes)
+            self._start(Message(source, destination, done, step, exchange), nbytes)
 
     def _start(self, message: Message, nbytes: float) -> None:
         """Start a message, or what is left of it, over its present way."""
@@ -228,6 +243,8 @@ class Network:
         latency = transport.latency_factor * self.path(*ranks).latency
         if message.step:
             latency *= transport.segments(nbytes) * transport.collective_latency
+        elif message.exchange:
+            latency *= transport.exchange_latency
         message.route = self.message_route(*ranks)
         size = nbytes / self._share(message)
         message.flow = self.clock.flow(message.route, size, done, latency=latency)
@@ -236,7 +253,9 @@ class Network:
         """Return the payload bytes of a message per byte that its links carry."""
         transport = self.transport
         assert isinstance(transport, Transport)
-        return transport.payload_share * (transport.collective_share if message.step else 1.0)
+        if message.step:
+            return transport.payload_share * transport.collective_share
+        return transport.payload_share * (transport.exchange_share if message.exchange else 1.0)
 
     def message_route(self, source: int, destination: int) -> tuple[int, ...]:
         """Return the links of a message: those of the path, and the connection where that is one link."""

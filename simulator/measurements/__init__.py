@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from simulator.measurements.computing import Computing, Interference, Passes
 from simulator.measurements.measurement import Measurement, Pair
-from simulator.measurements.network import Clocks, Collectives, Concurrent, PingPong
+from simulator.measurements.network import Clocks, Collectives, Concurrent, Exchanges, PingPong
 
 __all__ = [
     "Clocks",
     "Collectives",
     "Computing",
     "Concurrent",
+    "Exchanges",
     "Interference",
     "Measurement",
     "Pair",

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from algorithms import WORLD, Plan
+from algorithms.algorithm import graph_channels
 from algorithms.worker import Worker
 from simulator.measurements.measurement import ITEMSIZE, Measurement, Pair, agreed, first_of, vector
 
@@ -156,6 +157,42 @@ class Collectives(Measurement):
             await worker.all_gather(part)
         else:
             await worker.all_to_all([part] * worker.world_size)
+        return worker.now - began
+
+
+@dataclass(frozen=True)
+class Exchanges(Measurement):
+    """Exchanges of all workers with their neighbours on the run's graph, at the same time.
+
+    Notes ``exchange/BYTES`` on every worker: seconds.
+
+    Attributes
+    ----------
+    sizes
+        Bytes of each message.
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset({"graph"})
+
+    sizes: tuple[int, ...] = (4096, 2**20)
+
+    def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
+        """Declare the exchange channels of the graph."""
+        assert graph is not None
+        return Plan({WORLD: tuple(range(world_size))}, graph_channels(graph))
+
+    async def measure(self, worker: Worker, x: Any) -> None:
+        """Exchange again and again."""
+        for size in self.sizes:
+            payload = vector(x, size)
+            first = await agreed(worker, x, await self._once(worker, payload))
+            for _ in range(self.fewer(first)):
+                await agreed(worker, x, 0.0)
+                worker.observe(f"exchange/{size}", await self._once(worker, payload))
+
+    async def _once(self, worker: Worker, payload: Any) -> float:
+        began = worker.now
+        await worker.exchange(payload)
         return worker.now - began
 
 

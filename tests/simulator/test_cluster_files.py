@@ -179,6 +179,19 @@ def test_share_and_latency_of_collectives() -> None:
         seconds(**{"collective-latency": -1.0})
 
 
+def test_share_and_latency_of_exchanges() -> None:
+    def seconds(**transport: Any) -> float:
+        cluster = {**CLUSTER, "stragglers": [], "transport": {"name": "ideal", **transport}}
+        workload = {"cost": {"parameters": 250_000_000, "batch": 1, "gradient": "0 s"}}
+        return simulate(scenario(None, cluster, workload=workload, algorithm="d-psgd")).duration
+
+    # 1 GB over the slower arc, and 1 ms.
+    assert seconds() == pytest.approx(1.001)
+    assert seconds(**{"exchange-share": 0.5}) == pytest.approx(2.001)
+    assert seconds(**{"exchange-latency": 3.0}) == pytest.approx(1.003)
+    assert seconds(**{"collective-share": 0.5}) == pytest.approx(1.001)
+
+
 # Interference
 
 

@@ -10,7 +10,7 @@ import pytest
 from analysis.calibration.calibrate import Calibration, described, predicted
 from analysis.calibration.settings import Settings, chosen_pairs, flow_sets
 from simulator.execution.calibrate import Observed
-from simulator.measurements import Collectives, Concurrent, PingPong
+from simulator.measurements import Collectives, Concurrent, Exchanges, PingPong
 
 Calibrated = Callable[..., Calibration]
 
@@ -36,6 +36,7 @@ def calibrated() -> Calibrated:
         measurements = {
             "ping-pong": PingPong(pairs=chosen_pairs(hosts), sizes=settings.sizes, repeats=2),
             "concurrent": Concurrent(sets=sets, sizes=settings.large, repeats=2),
+            "exchanges": Exchanges(sizes=settings.collective_sizes, repeats=2),
             "collectives": Collectives(sizes=settings.collective_sizes, repeats=2),
         }
         found = {name: predicted(cluster, measurement) for name, measurement in measurements.items()}

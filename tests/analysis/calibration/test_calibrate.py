@@ -88,7 +88,8 @@ def test_a_description_has_everything_and_nothing_else_stays(machine: Path) -> N
     assert cluster["device"]["interference"] >= 1
     assert [entry["kind"] for entry in cluster["stragglers"]][-1] == "measured"
     assert {
-        "date", "versions", "machine", "ranks", "backend", "range", "clocks", "network", "collectives",
+        "date", "versions", "machine", "ranks", "backend", "range", "clocks", "network", "exchanges",
+        "collectives",
         "passes", "interference", "gradients", "jitter", "objective-cost", "model-against-measured",
         "seconds",
     } == set(measured)  # fmt: skip
@@ -186,11 +187,19 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     executed.clear()
     told: list[tuple[float, str]] = []
     assert calibrate(settings, path, workers=2, progress=lambda done, name: told.append((done, name)))
-    assert executed == ["Clocks", "Concurrent", "Collectives", "Passes", "Computing", "Interference"]
+    assert executed == [
+        "Clocks",
+        "Concurrent",
+        "Exchanges",
+        "Collectives",
+        "Passes",
+        "Computing",
+        "Interference",
+    ]
     assert os.listdir(tmp_path) == ["m.yaml"]
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert [name for _, name in told] == [
-        "clocks", "ping-pong", "concurrent", "collectives", "passes", "gradients of mlp-digits",
+        "clocks", "ping-pong", "concurrent", "exchanges", "collectives", "passes", "gradients of mlp-digits",
         "interference", "",
     ]  # fmt: skip
 

@@ -79,13 +79,17 @@ def test_all_reduce_is_named_and_predicted(
     assert all(abs(error) < 0.06 for name, error in errors.items() if name.startswith("all_reduce"))
 
 
-def test_share_and_latency_of_collectives_are_those_of_the_truth(calibrated: Any) -> None:
+def test_shares_and_latencies_are_those_of_the_truth(calibrated: Any) -> None:
     hosts = ["a"] * 3
     transport = {"name": "gloo", "payload-share": 1.0, "latency-factor": 1.0}
-    slower = {**transport, "collective-share": 0.6, "collective-latency": 1.7}
-    found = calibrated(truth(hosts, slower), hosts, SETTINGS).cluster["transport"]
-    assert found["collective-share"] == pytest.approx(0.6, rel=0.01)
-    assert found["collective-latency"] == pytest.approx(1.7, rel=0.01)
+    other = {
+        "collective-share": 0.6,
+        "collective-latency": 1.7,
+        "exchange-share": 0.8,
+        "exchange-latency": 0.3,
+    }
+    found = calibrated(truth(hosts, {**transport, **other}), hosts, SETTINGS).cluster["transport"]
+    assert {key: found[key] for key in other} == pytest.approx(other, rel=0.01)
 
 
 def test_pairs_with_one_connection_are_seen(calibrated: Any) -> None:
@@ -98,7 +102,7 @@ def test_pairs_with_one_connection_are_seen(calibrated: Any) -> None:
 def test_every_measurement_is_predicted(calibrated: Any) -> None:
     hosts = ["a", "a", "b", "b"]
     found = calibrated(truth(hosts, IDEAL), hosts, SETTINGS)
-    for name in ("ping-pong", "concurrent"):
+    for name in ("ping-pong", "concurrent", "exchanges"):
         assert found.measured["model-against-measured"][name]["largest"] < 0.01
 
 
