@@ -6,9 +6,7 @@ import math
 
 import numpy as np
 import pytest
-import scipy.optimize
-import scipy.stats  # noqa: F401 - likewise
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.calibration import fit
@@ -16,6 +14,7 @@ from analysis.calibration import fit
 SIZES = [4 * 16**k for k in range(7)]
 
 
+@settings(deadline=None)
 @given(latency=st.floats(1e-7, 1e-2), rate=st.floats(1e5, 1e12))
 def test_latency_and_rate_are_recovered(latency: float, rate: float) -> None:
     found = fit.message({size: [latency + size / rate] * 3 for size in SIZES})
@@ -32,6 +31,7 @@ def test_the_median_takes_no_notice_of_a_few_slow_messages() -> None:
     assert (found.latency, found.rate) == pytest.approx((1e-5, 1e9), rel=1e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_noise_of_a_few_per_cent_moves_the_fit_by_a_few_per_cent(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -66,6 +66,7 @@ def test_what_makes_no_line(x: list[float], y: list[float]) -> None:
         fit.line(x, y)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=50))
 def test_quantiles_are_those_of_the_sample(values: list[float]) -> None:
     found = fit.quantiles(values)
@@ -74,6 +75,7 @@ def test_quantiles_are_those_of_the_sample(values: list[float]) -> None:
     assert fit.median(values) == pytest.approx(found[fit.LEVELS.index(0.5)])
 
 
+@settings(deadline=None)
 @given(st.floats(-0.9, 0.9), st.integers(0, 50))
 def test_autocorrelation_is_recovered(correlation: float, seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -107,6 +109,7 @@ def test_jitter_and_slow_workers_are_told_apart() -> None:
     assert found.values[fit.LEVELS.index(0.95)] == pytest.approx(math.exp(-0.02 + 1.645 * 0.2), rel=0.03)
 
 
+@settings(deadline=None)
 @given(factor=st.floats(0.05, 20), share=st.floats(0.05, 5))
 def test_factors_of_a_collective_are_recovered(factor: float, share: float) -> None:
     latencies, transfers = [1e-4] * 5, [size / 1e9 for size in (1e4, 1e5, 1e6, 1e7, 1e8)]
