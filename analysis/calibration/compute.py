@@ -140,7 +140,7 @@ class Gradients:
         model = measured_model(single)
         batch = single.objective_batches[0]
         charged = single.batches[0]
-        if model is None or batch != charged:
+        if model is None or batch != charged or batch not in self._times.get(model, {}):
             return
         whole = observed[f"gradient/{batch}"]
         forward, backward = self._times[model][batch]

@@ -97,23 +97,32 @@ class Computing(Measurement):
     precision: str = "fp32"
 
     async def measure(self, worker: Worker, x: Any) -> None:
-        """Time gradients at each batch."""
+        """Time gradients at each batch, as far as they have room in the device's memory."""
         for batch in self.batches:
             if not self.model:
                 await self._objective(worker, x, batch)
                 continue
             network = Network(self.model, batch, self.precision, x.device)
-            count = self.repeats
-            for number in range(count + 1):
-                forward = await _timed(worker, partial(worker.compute, network.forward, nbytes=0))
-                backward = await _timed(worker, partial(worker.compute, network.backward, nbytes=0))
-                if number == 0:
-                    count = self.fewer(await agreed(worker, x, forward + backward))
-                elif number <= count:
-                    worker.observe(f"forward/{self.model}/{batch}", forward)
-                    worker.observe(f"backward/{self.model}/{batch}", backward)
-                if number >= count:
-                    break
+            first = await agreed(worker, x, await self._first(worker, network))
+            if first == math.inf:
+                return
+            for _ in range(self.fewer(first)):
+                forward, backward = await self._once(worker, network)
+                worker.observe(f"forward/{self.model}/{batch}", forward)
+                worker.observe(f"backward/{self.model}/{batch}", backward)
+
+    async def _once(self, worker: Worker, network: Network) -> tuple[float, float]:
+        forward = await _timed(worker, partial(worker.compute, network.forward, nbytes=0))
+        return forward, await _timed(worker, partial(worker.compute, network.backward, nbytes=0))
+
+    async def _first(self, worker: Worker, network: Network) -> float:
+        """Return the seconds of the first gradient; infinitely many where it has no room."""
+        import torch
+
+        try:
+            return sum(await self._once(worker, network))
+        except torch.OutOfMemoryError:
+            return math.inf
 
     async def _objective(self, worker: Worker, x: Any, batch: int) -> None:
         first = await agreed(worker, x, await _timed(worker, lambda: worker.gradient(x)))

@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from simulator.engine.simulate import simulate
-from simulator.measurements import Collectives, Concurrent, Interference, Measurement, PingPong
+from simulator.execution.calibrate import bench
+from simulator.execution.launch import perform
+from simulator.measurements import (
+    Collectives,
+    Computing,
+    Concurrent,
+    Interference,
+    Measurement,
+    PingPong,
+    computing,
+)
 from simulator.measurements.computing import Network, _passes, entry_of
 from simulator.scenario import Scenario
 from simulator.workload.models import MODELS
@@ -98,6 +108,26 @@ def test_a_network_gives_its_whole_gradient(model: str, precision: str) -> None:
     assert torch.equal(*gradients)  # nothing is left of the pass before
     assert gradients[0].abs().sum() > 0
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_batches_without_room_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(Network):
+        def __init__(self, model: str, batch: int, precision: str, device: torch.device) -> None:
+            super().__init__(model, batch, precision, device)
+            self._batch = batch
+
+        def backward(self) -> torch.Tensor:
+            if self._batch > 4:
+                raise torch.OutOfMemoryError("there is no room")
+            return super().backward()
+
+    monkeypatch.setattr(computing, "Network", Small)
+    measurement = Computing(model="mlp-digits", batches=(2, 4, 8, 16), repeats=3)
+    record, _ = perform(bench(measurement, 1), 0)
+    found = {(noted.name, noted.value > 0) for noted in record.observations}
+    names = [f"{kind}/mlp-digits/{batch}" for batch in (2, 4) for kind in ("forward", "backward")]
+    assert found == {(name, True) for name in names}
+    assert len(record.observations) == 12
 
 
 def test_models_that_cannot_be_run() -> None:
