@@ -1,4 +1,4 @@
-# make demo | test | lint | cases | mutants | bench | bench-simgrid | validate-emulated —
+# make demo | test | lint | cases | mutants | bench | bench-simgrid | validate-emulated | validate-calibrated —
 # each sets up everything it needs in .venv first.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -10,7 +10,7 @@ PAGE ?= simulator/engine/COSTS.md
 VALIDATION ?= analysis/validate/README.md
 PACKAGES := algorithms analysis simulator topologies traces
 
-.PHONY: setup demo test lint stress cases mutants rounds bench bench-simgrid validate-emulated clean
+.PHONY: setup demo test lint stress cases mutants rounds bench bench-simgrid validate-emulated validate-calibrated clean
 
 setup: $(INSTALLED)
 
@@ -68,6 +68,10 @@ $(SIMGRID): tests/benchmarks/simgrid/workload.cpp
 # make validate-emulated VALIDATION= ARGUMENTS="--only star-4-200-even --runs 2"
 validate-emulated: $(INSTALLED)
 	$(BIN)/python -m analysis.validate.emulated $(if $(VALIDATION),--write $(VALIDATION)) $(ARGUMENTS)
+
+# Calibrate this machine, then simulate and execute the same scenarios on it: some minutes.
+validate-calibrated: $(INSTALLED)
+	$(BIN)/python -m analysis.validate.calibrated $(ARGUMENTS)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from algorithms import ALGORITHMS, Algorithm, Plan, Worker, parameter
+    from analysis.calibration import calibrate
     from analysis.compare import Comparison, bit_identical, compare
     from analysis.experiment import Experiment, experiment
     from analysis.projection import simulate_like
@@ -38,6 +39,7 @@ __all__ = [
     "Trainer",
     "Worker",
     "bit_identical",
+    "calibrate",
     "compare",
     "execute",
     "experiment",
@@ -51,6 +53,7 @@ __all__ = [
 
 _HOMES = {
     "algorithms": ("ALGORITHMS", "Algorithm", "Plan", "Worker", "parameter"),
+    "analysis.calibration": ("calibrate",),
     "analysis.compare": ("Comparison", "bit_identical", "compare"),
     "analysis.experiment": ("Experiment", "experiment"),
     "analysis.projection": ("simulate_like",),

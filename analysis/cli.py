@@ -418,7 +418,8 @@ def taken_from_the_machine(scenario: Scenario, emulated: bool = False) -> list[s
     topology = cluster.topology.data()
     devices = dict.fromkeys(device.name for device in scenario.cluster.devices)
     execution = scenario.execution
-    network = f"{topology.get('builder') or topology.get('file')}, transport {cluster.transport.name}"
+    graph = topology.get("builder") or topology.get("file") or "a graph in full"
+    network = f"{graph}, transport {cluster.transport.name}"
     taken = [] if execution.compute == "emulated" else [f"devices ({', '.join(devices)})"]
     taken += [
         f"transport ({cluster.transport.name})" if emulated else f"network ({network})",
@@ -463,6 +464,13 @@ def _execution_text(done: Run) -> str:
 @contextlib.contextmanager
 def _progress(what: str) -> Iterator[Progress | None]:
     """Give what shows a progress bar with the time that is left, or None where nobody would see it."""
+    with _named_progress(what) as told:
+        yield None if told is None else lambda done: told(done, "")
+
+
+@contextlib.contextmanager
+def _named_progress(what: str) -> Iterator[Callable[[float, str], None] | None]:
+    """Do the same for work in steps, each of which has a name."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -486,7 +494,114 @@ def _progress(what: str) -> Iterator[Progress | None]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=1.0)
-        yield lambda done: bar.update(task, completed=done)
+        yield lambda done, name: bar.update(task, completed=done, description=f"{what} {name}".rstrip())
+
+
+# Calibrate.
+
+
+@app.command()
+def calibrate(
+    out: Annotated[
+        Path, typer.Option("--out", help="Cluster description to write: .yaml, .yml or .json.")
+    ] = Path("cluster.yaml"),
+    part: Annotated[
+        list[str] | None,
+        typer.Option("--part", help="network, collectives, compute or interference; by default all."),
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option("--size", help="Size of a message, such as '1 MiB'; may be repeated.")
+    ] = None,
+    collective_size: Annotated[
+        list[str] | None, typer.Option("--collective-size", help="Size of a collective; may be repeated.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Network whose gradients are measured; may be repeated."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="Samples of a gradient; may be repeated.")
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "tf32", "bf16", "fp16"], typer.Option("--precision", help="Of the gradients.")
+    ] = "fp32",
+    scenario: Annotated[
+        str | None,
+        typer.Option("--scenario", help="A scenario whose objective is measured too, at its batch."),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help="Of each message and collective; 20.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, help="Gradients of each network and batch; 200.")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", help="After so long with one size or batch, fewer repeats do; 20."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few sizes and repeats: a look, in seconds, not a calibration.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Local processes; by default one per processor.")
+    ] = None,
+    patience: Annotated[
+        float, typer.Option("--patience", help="Seconds without any progress after which it is ended.")
+    ] = 300.0,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        typer.Option("--device", help="What to compute on; by default a GPU if there is one."),
+    ] = "auto",
+    backend: Annotated[
+        Literal["auto", "gloo", "nccl"],
+        typer.Option("--backend", help="Collectives; by default NCCL if every rank has a GPU of its own."),
+    ] = "auto",
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again what an interrupted calibration has measured.")
+    ] = False,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine, or those of a torchrun or Slurm job, into a cluster description for 'run'."""
+    from analysis.calibration import calibrate as calibrate_machines
+    from analysis.calibration.settings import QUICK, Settings
+    from simulator.execution.calibrate import Means
+    from simulator.parts import BadInput
+    from simulator.units import parse_quantity
+
+    def sizes(key: str, given: Sequence[str]) -> tuple[int, ...]:
+        try:
+            return tuple(sorted({int(parse_quantity(text, "B")) for text in given}))
+        except ValueError as error:
+            raise BadInput(key, str(error)) from None
+
+    if seed is not None and scenario is None:
+        raise BadInput("seed", "has no effect without a scenario whose objective is measured")
+    chosen: dict[str, Any] = {
+        "parts": part and tuple(dict.fromkeys(part)),
+        "sizes": size and sizes("size", size),
+        "collective_sizes": collective_size and sizes("collective-size", collective_size),
+        "models": model and tuple(dict.fromkeys(model)),
+        "batches": batch and tuple(sorted(set(batch))),
+        "precision": precision,
+        "repeats": repeats,
+        "samples": samples,
+        "seconds": seconds,
+        "scenario": None if scenario is None else _load(scenario, seed),
+    }
+    settings = Settings(
+        **{**(QUICK if quick else {}), **{key: value for key, value in chosen.items() if value is not None}}
+    )
+    means = Means(device, backend, patience)
+    with _terminable(), _named_progress("calibrating") as progress:
+        told = {} if progress is None else {"progress": progress}
+        made = calibrate_machines(settings, out, workers, means, fresh=fresh, **told)
+    if made is None:
+        return
+    if as_json:
+        _print_json({"cluster": made.cluster, "measured": made.measured, "saved_to": str(out)})
+    else:
+        typer.echo(f"{made}\nSaved to {out}; a scenario takes it by 'cluster: {out}'.")
 
 
 # Compare.

@@ -195,8 +195,11 @@ def _workers_text(scenario: Scenario) -> str:
         served = f"{scenario.servers} dedicated server{'s' if scenario.servers > 1 else ''}"
         rest = f"; {served} ({scenario.cluster.devices[-1].name}){rest}"
     efficiencies = sorted({device.efficiency for device in devices})
-    share = " and ".join(f"{100 * value:g} %" for value in efficiencies)
-    return f"{scenario.workers} ({named}, {share} of the peak rate){rest}"
+    share = " and ".join(f"{100 * value:g} %" for value in efficiencies) + " of the peak rate"
+    tables = {table.model for device in devices for table in device.tables or ()}
+    if getattr(scenario.cost, "model", None) in tables:
+        share = "times measured by batch size"
+    return f"{scenario.workers} ({named}, {share}){rest}"
 
 
 def _topology_text(scenario: Scenario) -> str:
@@ -207,7 +210,7 @@ def _topology_text(scenario: Scenario) -> str:
         for key, value in data.items()
         if isinstance(value, int) and not isinstance(value, bool)
     ]
-    name = data.get("builder") or f"from {data.get('file')}"
+    name = data.get("builder") or (f"from {data['file']}" if "file" in data else "given as a graph")
     return f"{name} ({', '.join(plain)})" if plain else str(name)
 
 

@@ -7,7 +7,7 @@ bandwidth,
     seconds = max(FLOP / (efficiency · peak), bytes / bandwidth).
 
 A pass over a vector (an update, a linear combination) does almost no arithmetic, so it takes
-bytes / bandwidth.
+bytes / bandwidth. Where the times of a model were measured, a `ComputeTable` takes the roofline's place.
 
 A FLOP is one addition or one multiplication, so a fused multiply-add counts as two, as in the datasheets.
 Rates are dense: a datasheet that prints tensor-core rates "with sparsity" is halved here. `GB` is 1e9 bytes
@@ -17,8 +17,11 @@ powers of two on the board, and the smaller decimal figure is the safe side of a
 
 from __future__ import annotations
 
+import bisect
 import difflib
+import itertools
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
@@ -33,6 +36,64 @@ DEFAULT_EFFICIENCY = 0.5
 
 DEFAULT_LAUNCH_OVERHEAD: Annotated[float, "s"] = 5e-6
 """Time an eager framework needs to dispatch and start one layer; see `Device`."""
+
+
+@dataclass(frozen=True)
+class ComputeTable:
+    """Measured seconds of a model's gradient by batch size: what goes before the roofline.
+
+    Between two batches that were measured the times are interpolated; outside they go on from the nearest one
+    with the slope of the line t0 + t1 batch that fits all of them best, and a single batch is scaled.
+
+    Parameters
+    ----------
+    model : str
+        Name of the cost model.
+    precision : {"fp32", "tf32", "bf16", "fp16"}
+        Arithmetic in which it was measured.
+    batches : tuple of int
+        Samples, ascending.
+    forward, backward : tuple of float
+        Mean seconds of either pass over each of these batches.
+
+    Raises
+    ------
+    ValueError
+        If the lists differ in length, are empty, or a number is out of range.
+    """
+
+    model: str
+    batches: tuple[int, ...]
+    forward: tuple[Annotated[float, "s"], ...]
+    backward: tuple[Annotated[float, "s"], ...]
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        where = f"table of {self.model!r}"
+        if not self.batches or not len(self.batches) == len(self.forward) == len(self.backward):
+            raise ValueError(f"{where}: batches, forward and backward must be of one length above 0")
+        if self.batches[0] < 1 or any(b >= c for b, c in itertools.pairwise(self.batches)):
+            raise ValueError(f"{where}: batches must be at least 1 and ascending, got {list(self.batches)}")
+        for key in ("forward", "backward"):
+            for value in getattr(self, key):
+                if not 0 <= value < math.inf:
+                    raise ValueError(f"{where}: {key} must be finite and at least 0 s, got {value}")
+
+    def seconds(self, batch: int) -> tuple[float, float]:
+        """Seconds of the forward and of the backward pass over `batch` samples."""
+        return self._at(self.forward, batch), self._at(self.backward, batch)
+
+    def _at(self, times: tuple[float, ...], batch: int) -> float:
+        batches = self.batches
+        if len(batches) == 1:
+            return times[0] * batch / batches[0]
+        if batches[0] <= batch <= batches[-1]:
+            right = max(1, bisect.bisect_left(batches, batch))
+            part = (batch - batches[right - 1]) / (batches[right] - batches[right - 1])
+            return times[right - 1] + part * (times[right] - times[right - 1])
+        slope = statistics.linear_regression(batches, times).slope
+        nearest = 0 if batch < batches[0] else -1
+        return max(0.0, times[nearest] + slope * (batch - batches[nearest]))
 
 
 @dataclass(frozen=True)
@@ -63,11 +124,18 @@ class Device:
         predicted to take no time, and is lost in the noise of large ones.
     source : str
         Where the figures come from.
+    pass_overhead : float
+        Seconds added to each pass over a vector, beside its bytes.
+    interference : float
+        How many times longer a computation takes while a transfer of its worker is under way; 1 where they
+        do not disturb each other.
+    tables : tuple of ComputeTable, optional
+        Measured times of models; None for a device that was not measured.
 
     Raises
     ------
     ValueError
-        If a rate, a size or the efficiency is out of range.
+        If a rate, a size, the efficiency or the interference is out of range.
     """
 
     name: str
@@ -80,6 +148,9 @@ class Device:
     efficiency: float = DEFAULT_EFFICIENCY
     launch_overhead: Annotated[float, "s"] = DEFAULT_LAUNCH_OVERHEAD
     source: str = "given by the user"
+    pass_overhead: Annotated[float, "s"] = 0.0
+    interference: float = 1.0
+    tables: tuple[ComputeTable, ...] | None = None
 
     def __post_init__(self) -> None:
         for key in ("peak_flops", "memory_bandwidth", "memory"):
@@ -92,10 +163,13 @@ class Device:
                 raise ValueError(f"device {self.name!r}: {key} must be above 0, got {value}")
         if not 0 < self.efficiency <= 1:
             raise ValueError(f"device {self.name!r}: efficiency must be in (0, 1], got {self.efficiency}")
-        if not 0 <= self.launch_overhead < math.inf:
+        for key in ("launch_overhead", "pass_overhead"):
+            value = getattr(self, key)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"device {self.name!r}: {key} must be finite and at least 0, got {value}")
+        if not 1 <= self.interference < math.inf:
             raise ValueError(
-                f"device {self.name!r}: launch_overhead must be finite and at least 0, "
-                f"got {self.launch_overhead}"
+                f"device {self.name!r}: interference must be finite and at least 1, got {self.interference}"
             )
 
     def peak(self, precision: Precision = "fp32") -> float:
@@ -145,7 +219,12 @@ class Device:
 
     def pass_seconds(self, nbytes: float) -> float:
         """Seconds of an element-wise pass that touches `nbytes` bytes of memory."""
-        return nbytes / self.memory_bandwidth
+        return self.pass_overhead + nbytes / self.memory_bandwidth
+
+    def table(self, model: str, precision: Precision) -> ComputeTable | None:
+        """Return what was measured of a model in a precision; None if nothing was."""
+        found = (t for t in self.tables or () if (t.model, t.precision) == (model, precision))
+        return next(found, None)
 
 
 _CATALOGUE = (

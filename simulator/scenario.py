@@ -42,6 +42,7 @@ from simulator.sections import (
     Sections,
     StepSizeGrid,
     TopologyFile,
+    described,
 )
 from simulator.stragglers import LinkFailure, SlowLink, Straggler
 from simulator.transports import Fixed, Transport
@@ -84,10 +85,22 @@ class Scenario:
         self._folder = folder
         try:
             self._data = hyphenated(data)
+            self._describe_cluster()
             self.sections: Sections = check(Sections, self._data, folder)
             self._check_together()
         except BadInput as error:
             raise BadInput(": ".join(filter(None, (source, error.key))), error.problem) from None
+
+    def _describe_cluster(self) -> None:
+        """Put the keys of the cluster description in its place, where the cluster is one's name."""
+        given = self._data.get("cluster")
+        found = described(given, self._folder)
+        if found is given:
+            return
+        self._data["cluster"] = found
+        own = given if isinstance(given, Mapping) else {}
+        if isinstance(own.get("workers"), int) and "stragglers" not in own:
+            keep_workers(self._data, range(own["workers"]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the raw data, and what was derived at some expense and is plain."""
@@ -602,8 +615,10 @@ class Scenario:
     def _check_machines(self) -> None:
         """Refuse settings of the machines that this workload or group of workers cannot use."""
         if isinstance(self.cost, GivenCost):
-            for choice in self.sections.cluster.device:
-                for key in type(choice).model_fields.keys() - {"name"}:
+            # A measured device may go with a workload whose seconds are given: it still has its interference.
+            typed = [choice for choice in self.sections.cluster.device if choice.tables is None]
+            for choice in typed:
+                for key in type(choice).model_fields.keys() - {"name", "interference"}:
                     if getattr(choice, key) is not None:
                         problem = "has no effect; the workload's cost is given in seconds"
                         raise BadInput(f"cluster.device.{key.replace('_', '-')}", problem)
@@ -681,6 +696,9 @@ class Scenario:
                     "shares no link between flows",
                 ),
             }
+            for key in ("collective_latency", "collective_share", "exchange_latency", "exchange_share"):
+                name = f"cluster.transport.{key.replace('_', '-')}"
+                refused[name] = (getattr(transport, key) != 1, "treats all messages alike")
         for index, straggler in enumerate(self.stragglers):
             changes = isinstance(straggler, (SlowLink, LinkFailure))
             refused[f"cluster.stragglers.{index}"] = (changes, "has links of constant capacity")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 
 import topologies
 from algorithms import ALGORITHMS, Algorithm, algorithm
 from algorithms.codecs import CODECS, Codec, codec
-from simulator.devices import DEVICES, Device
+from simulator.devices import DEVICES, ComputeTable, Device, Precision
 from simulator.networks import NETWORKS
 from simulator.parts import (
     PART_WRITER,
@@ -37,6 +37,10 @@ from simulator.target import Target
 from simulator.transports import TRANSPORTS
 from simulator.update import RULES, Rule
 from simulator.workload import OBJECTIVES, GivenCost, ModelCost
+from traces.calibration_files import SUFFIXES, read_description
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 COSTS = {"model": ModelCost, "given": GivenCost}
 """What a gradient costs: the layers of a model, or given seconds."""
@@ -73,8 +77,128 @@ class TopologyFile(Section):
         return {"file": self.file}
 
 
+class TopologyNode(Section):
+    """A node of a topology that is written out in full.
+
+    Attributes
+    ----------
+    name
+        By which edges call it.
+    kind
+        What it is: gpu, switch, ...
+    host
+        The machine that it is in.
+    """
+
+    name: str | int
+    kind: str
+    host: str | int | None = None
+
+
+class TopologyEdge(Section):
+    """An edge of a topology that is written out in full; an arc in a directed one.
+
+    Attributes
+    ----------
+    between
+        The two nodes.
+    bandwidth
+        Line rate of each direction.
+    latency
+        Of each direction.
+    efficiency
+        Part of the line rate that payload reaches.
+    duplex
+        Whether both directions share the rate (half) or not (full).
+    """
+
+    between: tuple[str | int, str | int]
+    bandwidth: BytesPerSecond
+    latency: Seconds = 0.0
+    efficiency: float = 1.0
+    duplex: Literal["full", "half"] | None = None
+
+
+class TopologyGraph(Section):
+    """A topology that is written out in full, as a calibration does.
+
+    Attributes
+    ----------
+    nodes
+        All nodes.
+    edges
+        All edges.
+    directed
+        Whether edges are arcs, which carry in one direction.
+    """
+
+    nodes: tuple[TopologyNode, ...] = pydantic.Field(min_length=1)
+    edges: tuple[TopologyEdge, ...] = ()
+    directed: bool = False
+
+    def data(self) -> dict[str, Any]:
+        """Return the graph as a file would hold it."""
+        return self.model_dump(by_alias=True, mode="json", exclude_none=True)
+
+    def build(self) -> nx.Graph[Any]:
+        """Return the graph; its attributes are not checked here.
+
+        Raises
+        ------
+        ValueError
+            A node is given twice, or an edge ends at none.
+        """
+        import networkx as nx
+
+        graph: nx.Graph[Any] = nx.DiGraph() if self.directed else nx.Graph()
+        for node in self.nodes:
+            if node.name in graph:
+                raise ValueError(f"node {node.name!r} is given twice")
+            graph.add_node(node.name, **_given(node, "name"))
+        for edge in self.edges:
+            for end in edge.between:
+                if end not in graph:
+                    raise ValueError(f"an edge ends at {end!r}, which is not among the nodes")
+            if graph.has_edge(*edge.between):
+                raise ValueError(
+                    f"the edge between {edge.between[0]!r} and {edge.between[1]!r} is given twice"
+                )
+            graph.add_edge(*edge.between, **_given(edge, "between"))
+        return graph
+
+
+def _given(section: Section, name: str) -> dict[str, Any]:
+    """Return the fields of a section that are not None, without that of a name; quantities as numbers."""
+    found = {key: getattr(section, key) for key in type(section).model_fields if key != name}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+class Table(Section):
+    """Measured seconds of a model's gradient by batch size; see :class:`simulator.devices.ComputeTable`.
+
+    Attributes
+    ----------
+    model
+        Its name in the catalogue.
+    batches
+        Samples of a gradient, ascending.
+    forward
+        Time of the forward pass for each.
+    backward
+        Time of the backward pass for each.
+    precision
+        Of the arithmetic.
+    """
+
+    model: str
+    batches: tuple[int, ...]
+    forward: tuple[Seconds, ...]
+    backward: tuple[Seconds, ...]
+    precision: Precision = "fp32"
+
+
 class DeviceChoice(Section):
-    """A device of the catalogue, with figures that replace its own.
+    """A device of the catalogue, with figures that replace its own; one that is not there needs its rates.
 
     Attributes
     ----------
@@ -90,6 +214,12 @@ class DeviceChoice(Section):
         Size of its memory.
     launch_overhead
         Time that starting a layer's work takes, a direction.
+    pass_overhead
+        Time that an element-wise pass takes beyond that of its bytes.
+    interference
+        How many times longer computations take while a message moves.
+    tables
+        Measured times of models' gradients by batch size.
     """
 
     name: str
@@ -98,13 +228,24 @@ class DeviceChoice(Section):
     memory_bandwidth: BytesPerSecond | None = None
     memory: Bytes | None = None
     launch_overhead: Seconds | None = None
+    pass_overhead: Seconds | None = None
+    interference: float | None = None
+    tables: tuple[Table, ...] | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether the name or the figures say what the device is."""
+        own = (self.peak_flops, self.memory_bandwidth, self.memory)
+        return self.name in DEVICES or None not in own
 
     def device(self) -> Device:
         """Return the device with its replaced figures."""
-        changes = {
-            key: getattr(self, key) for key in type(self).model_fields if getattr(self, key) is not None
-        }
-        return dataclasses.replace(DEVICES[self.name], **changes)
+        changes = _given(self, "")
+        if self.tables is not None:
+            changes["tables"] = tuple(ComputeTable(**_given(table, "")) for table in self.tables)
+        if self.name in DEVICES:
+            return dataclasses.replace(DEVICES[self.name], **changes)
+        return Device(**changes)
 
 
 class Background(Section):
@@ -134,12 +275,40 @@ class Background(Section):
             raise ValueError(f"start must be 0 s or later and before end, got {self.start!r}")
 
 
-def _read_topology(value: object, folder: Path | None) -> Part | TopologyFile:
-    if isinstance(value, TopologyFile):
+def described(value: Any, folder: Path | None) -> Any:
+    """Return a ``cluster`` section with the keys of the cluster description that it names.
+
+    ``cluster: machine.yaml`` takes all of a description's keys, ``cluster: {file: machine.yaml, workers: 2}``
+    replaces some of them. A scenario is complete without the file afterwards.
+
+    Raises
+    ------
+    BadInput
+        The file is no cluster description.
+    """
+    if isinstance(value, str) and value.endswith(SUFFIXES):
+        value = {"file": value}
+    if not isinstance(value, Mapping) or "file" not in value:
+        return value
+    name = value["file"]
+    if not isinstance(name, str):
+        raise BadInput("cluster.file", f"expected the name of a cluster description, got {name!r}")
+    try:
+        data = read_description((folder or Path()) / name)
+    except ValueError as error:
+        raise BadInput("cluster.file", str(error)) from None
+    return {**data["cluster"], **{key: entry for key, entry in value.items() if key != "file"}}
+
+
+def _read_topology(value: object, folder: Path | None) -> Part | TopologyFile | TopologyGraph:
+    if isinstance(value, (TopologyFile, TopologyGraph)):
         return value
     if isinstance(value, Mapping) and "file" in value:
         chosen: TopologyFile = check(TopologyFile, value)
         return chosen
+    if isinstance(value, Mapping) and isinstance(value.get("nodes"), (list, tuple)):
+        graph: TopologyGraph = check(TopologyGraph, value)
+        return graph
     return TOPOLOGY.read(value, folder)
 
 
@@ -147,7 +316,7 @@ def _read_device(value: object) -> DeviceChoice:
     if isinstance(value, DeviceChoice):
         return value
     chosen: DeviceChoice = check(DeviceChoice, {"name": value} if isinstance(value, str) else value)
-    if chosen.name not in DEVICES:
+    if not chosen.known:
         raise BadInput(
             "", f"unknown device '{chosen.name}'; the nearest known one is '{nearest(chosen.name, DEVICES)}'"
         )
@@ -255,7 +424,7 @@ class ClusterSection(Section):
         Where dedicated servers are, which an algorithm has (``dedicated: true``).
     """
 
-    topology: Annotated[Part | TopologyFile, reader(_read_topology), PART_WRITER]
+    topology: Annotated[Part | TopologyFile | TopologyGraph, reader(_read_topology), PART_WRITER]
     device: Annotated[tuple[DeviceChoice, ...], reader(_read_devices), _DEVICES_WRITER]
     workers: int | None = pydantic.Field(default=None, ge=1)
     placement: Literal["linear", "round-robin"] | tuple[int, ...] = "linear"

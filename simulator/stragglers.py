@@ -11,6 +11,7 @@ the mean speed.
 
 from __future__ import annotations
 
+import itertools
 import math
 from array import array
 from collections.abc import Callable
@@ -194,6 +195,86 @@ class ParetoJitter(Straggler):
 
 
 @dataclass(frozen=True)
+class MeasuredJitter(Straggler):
+    """Per-gradient factors with measured quantiles and a measured correlation from one gradient to the next.
+
+    Factors are the quantiles at the levels of a standard normal autoregression of first order, by straight
+    lines between those that were measured, over their mean, so that their mean is 1.
+
+    Attributes
+    ----------
+    levels, values
+        Parts of the gradients, ascending from 0 to 1, and the factor that each of them does not exceed.
+    correlation
+        Of the normal scores of successive gradients, from -1 to 1, both excluded.
+    """
+
+    levels: tuple[float, ...] = (0.0, 1.0)
+    values: tuple[float, ...] = (0.9, 1.1)
+    correlation: float = 0.0
+
+    def check(self) -> None:
+        """Raise ValueError where a parameter is out of range."""
+        levels, values = self.levels, self.values
+        ends = len(levels) > 1 and (levels[0], levels[-1]) == (0, 1)
+        rises = ends and all(low < high for low, high in itertools.pairwise(levels))
+        _require(rises, f"levels must ascend from 0 to 1, got {list(levels)!r}")
+        _require(len(values) == len(levels), f"{len(values)} values are given for {len(levels)} levels")
+        sound = all(0 <= low <= high < math.inf for low, high in itertools.pairwise(values))
+        _require(sound and values[-1] > 0, f"values must be 0 or more and never fall, got {list(values)!r}")
+        _require(-1 < self.correlation < 1, f"correlation must be between -1 and 1, got {self.correlation!r}")
+
+    @property
+    def mean(self) -> float:
+        """The mean of the quantiles as they are given."""
+        parts = zip(itertools.pairwise(self.levels), itertools.pairwise(self.values), strict=True)
+        return math.fsum((high - low) * (a + b) / 2 for (low, high), (a, b) in parts)
+
+    def step_factor(self, random: np.random.Generator) -> Draw:
+        """Return draws of the measured factor."""
+        if self.correlation == 0:
+            return _Blocks(random, lambda generator, count: self._at(generator.random(count)))
+        return _Blocks(random, _Correlated(self.correlation, self._at))
+
+    def _at(self, levels: Factors) -> Factors:
+        import numpy as np
+
+        return np.interp(levels, self.levels, np.asarray(self.values) / self.mean)
+
+
+class _Correlated:
+    """Draws in blocks that go on where the last one ended.
+
+    Parameters
+    ----------
+    correlation
+        Of a normal score with the one before.
+    quantiles
+        Makes factors of levels between 0 and 1.
+    """
+
+    __slots__ = ("_correlation", "_last", "_quantiles")
+
+    def __init__(self, correlation: float, quantiles: Callable[[Factors], Factors]) -> None:
+        self._correlation = correlation
+        self._quantiles = quantiles
+        self._last: float | None = None
+
+    def __call__(self, random: np.random.Generator, count: int) -> Factors:
+        import numpy as np
+
+        new = random.standard_normal(count)
+        spread = math.sqrt(1 - self._correlation**2)
+        last = self._last
+        for place, value in enumerate(new):
+            last = value if last is None else self._correlation * last + spread * value
+            new[place] = last
+        self._last = last
+        half = math.sqrt(0.5)
+        return self._quantiles(np.array([0.5 * math.erfc(-half * score) for score in new]))
+
+
+@dataclass(frozen=True)
 class Bursts(Straggler):
     """A two-state Markov process: fast for Exp(fast) seconds, then ``slowdown`` times slower for Exp(slow).
 
@@ -274,6 +355,7 @@ STRAGGLERS: dict[str, type] = {
     "gamma": GammaJitter,
     "shifted-exponential": ShiftedExponentialJitter,
     "pareto": ParetoJitter,
+    "measured": MeasuredJitter,
     "bursts": Bursts,
     "slow-link": SlowLink,
     "link-failure": LinkFailure,

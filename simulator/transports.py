@@ -50,6 +50,12 @@ class Transport:
         for links, drawn for each message: TCP's short flows share a link unequally. It is that of the ratio
         of the rates of two messages that end on one link, over the square root of 2. Collectives share
         equally.
+    collective_latency, exchange_latency
+        What a transfer of a collective, or a message of an exchange with neighbours, pays of the latency that
+        a message of a channel pays, as a factor. Measured: a channel's message has a header before it.
+    collective_share, exchange_share
+        The rate that a collective or an exchange reaches over that which its links would give to messages of
+        channels: what the reductions and the copies between its transfers cost. Measured.
     """
 
     pattern: Pattern = "ring"
@@ -62,6 +68,10 @@ class Transport:
     rendezvous: bool = False
     half_duplex_pairs: bool = False
     share_spread: float = 0.0
+    collective_latency: float = 1.0
+    collective_share: float = 1.0
+    exchange_latency: float = 1.0
+    exchange_share: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.payload_share <= 1:
@@ -70,6 +80,12 @@ class Transport:
             raise ValueError(f"latency-factor must be finite and 0 or more, got {self.latency_factor!r}")
         if not 0 <= self.share_spread < math.inf:
             raise ValueError(f"share-spread must be finite and 0 or more, got {self.share_spread!r}")
+        for kind in ("collective", "exchange"):
+            latency, share = getattr(self, f"{kind}_latency"), getattr(self, f"{kind}_share")
+            if not 0 <= latency < math.inf:
+                raise ValueError(f"{kind}-latency must be finite and 0 or more, got {latency!r}")
+            if not 0 < share < math.inf:
+                raise ValueError(f"{kind}-share must be above 0 and finite, got {share!r}")
         if not self.segment_size > 0:
             raise ValueError(f"segment-size must be above 0 B, got {self.segment_size!r}")
         if self.least_segments < 1:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulator.parts import BadInput, Part, Section, nearest
-from simulator.sections import ClusterSection, Sections, TopologyFile, WorkloadSection
+from simulator.sections import ClusterSection, Sections, TopologyFile, TopologyGraph, WorkloadSection
 from simulator.stragglers import Straggler
 
 
@@ -33,7 +33,7 @@ def assign(data: dict[str, Any], path: tuple[str, ...], value: object) -> None:
     for step in parents:
         place = _place(holder, step, path)
         inner = holder[place] if isinstance(holder, list) else holder.get(place, {})
-        if isinstance(inner, (Part, TopologyFile)):
+        if isinstance(inner, (Part, TopologyFile, TopologyGraph)):
             inner = inner.data()
         elif isinstance(inner, Section):
             inner = inner.model_dump(by_alias=True, mode="json", exclude_none=True)

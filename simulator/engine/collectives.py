@@ -108,7 +108,7 @@ class Communicator:
             rounds = depth(self._kind, len(self.ranks))
         else:
             rounds = sum(phase.repeat for phase in self._schedule)
-        return rounds * transport.latency_factor * longest
+        return rounds * transport.latency_factor * transport.collective_latency * longest
 
     def arrive(self, pending: Pending, position: int) -> None:
         """Note that a member has called; the collective starts as its transport says."""
@@ -149,10 +149,10 @@ class Communicator:
             self._pattern,
             pending.nbytes,
             pending.done,
-            payload_share=transport.payload_share,
+            payload_share=transport.payload_share * transport.collective_share,
             segment_size=transport.segment_size,
             least_segments=transport.least_segments,
-            latency_factor=transport.latency_factor,
+            latency_factor=transport.latency_factor * transport.collective_latency,
         )
         return functools.partial(clock.enter, number)
 
@@ -185,7 +185,8 @@ class Communicator:
             clock.at(clock.now, end)
         else:
             self._end = end
-            size = self._busiest * pending.nbytes / self._transport.payload_share
+            share = self._transport.payload_share * self._transport.collective_share
+            size = self._busiest * pending.nbytes / share
             self._flow = clock.flow(self._links, size, end, demand=self._demand, latency=self._latency)
 
     def _reroute(self) -> None:

@@ -128,6 +128,9 @@ class Group:
             del self._open[index]
             meeting.last_call, meeting.last_rank = worker.clock.now, worker.rank
             meeting.results = self._results(meeting)
+            if worker.network.interferes:
+                for rank in self._ranks:
+                    worker.network.moving(rank, 1)
         assert meeting.pending is not None
         self._communicator(_kind(what)).arrive(meeting.pending, position)
 
@@ -161,6 +164,8 @@ class Group:
         moving = max(operation.since, meeting.last_call, pending.began)
         worker.record(WAIT, operation, operation.since, meeting.last_call, meeting.last_rank)
         worker.record(TRANSFER, operation, moving, worker.clock.now, nbytes=sent)
+        if worker.network.interferes:
+            worker.network.moving(worker.rank, -1)
         operation.missing = None
         result = meeting.results[position]
         operation.succeed(tuple(x.clone() for x in result) if isinstance(result, tuple) else result.clone())
@@ -220,7 +225,8 @@ class Message:
 class Mailbox:
     """A channel: messages from one rank to another, one after another over one connection."""
 
-    def __init__(self, network: Network, source: int, destination: int) -> None:
+    def __init__(self, network: Network, source: int, destination: int, exchange: bool = False) -> None:
+        self._exchange = exchange
         self.source = source
         self.destination = destination
         self._network = network
@@ -262,10 +268,20 @@ class Mailbox:
             if self._local:
                 arrival()
             else:
-                self._network.send(self.source, self.destination, message.nbytes, arrival)
+                self._note_moving(1)
+                self._network.send(
+                    self.source, self.destination, message.nbytes, arrival, exchange=self._exchange
+                )
+
+    def _note_moving(self, change: int) -> None:
+        if self._network.interferes:
+            self._network.moving(self.source, change)
+            self._network.moving(self.destination, change)
 
     def _arrive(self, message: Message) -> None:
         self._under_way -= 1
+        if not self._local:
+            self._note_moving(-1)
         if self._receivers:
             self._receivers.popleft()(message)
         else:

@@ -58,6 +58,8 @@ class Message:
         Called when its last byte has arrived.
     step
         Whether it is a transfer of a stepped all-reduce, each of whose segments pays latency.
+    exchange
+        Whether it belongs to an exchange with neighbours.
     weight
         With which it competes for links.
     flow, route
@@ -68,6 +70,7 @@ class Message:
     destination: int
     done: Done
     step: bool = False
+    exchange: bool = False
     weight: float = 1.0
     flow: int = -1
     route: tuple[int, ...] = ()
@@ -109,6 +112,10 @@ class Network:
         self._seed = scenario.seed
         self._shares: dict[tuple[int, int], np.random.Generator] = {}
         self._devices: dict[Hashable, int] = {}
+        self._bursting: dict[int, float] = {}
+        self._moving: dict[int, int] = {}
+        self._on: dict[int, list[int]] = {}
+        self.interferes = any(device.interference > 1 for device in self._cluster.devices)
         self._add_devices(scenario.stragglers)
         self._daemons = 0
         for flow in scenario.sections.cluster.background:
@@ -140,8 +147,11 @@ class Network:
         for rank, node in enumerate(nodes):
             works = rank < self._cluster.workers
             disturbed = users[node] > 1 or (works and any(straggler.concerns(rank) for straggler in slowed))
+            disturbed = disturbed or self._cluster.devices[rank].interference > 1
             if disturbed and node not in self._devices:
                 self._devices[node] = self.clock.core.add_link(1.0)
+            if disturbed:
+                self._on.setdefault(self._devices[node], []).append(rank)
 
     @property
     def one_by_one(self) -> bool:
@@ -165,6 +175,22 @@ class Network:
             return self.clock.core.add_route(()), 1.0
         return self.clock.core.add_route((link,)), math.inf
 
+    def moving(self, rank: int, change: int) -> None:
+        """Note that transfers of a worker begin (1) or have ended (-1), which slow its computations down.
+
+        Called only where ``interferes``.
+        """
+        before = self._moving.get(rank, 0)
+        self._moving[rank] = before + change
+        if bool(before) != bool(before + change) and self._cluster.devices[rank].interference > 1:
+            self._set_speed(self.device(rank))
+
+    def _set_speed(self, link: int) -> None:
+        """Set the capacity of a GPU from its bursts and from the transfers of its workers."""
+        moving = [rank for rank in self._on.get(link, ()) if self._moving.get(rank)]
+        slowdown = max((self._cluster.devices[rank].interference for rank in moving), default=1.0)
+        self.clock.core.set_capacity(link, self._bursting.get(link, 1.0) / slowdown)
+
     def path(self, source: int, destination: int) -> Path:
         """Return the way between two ranks."""
         found = self._paths.get((source, destination))
@@ -187,8 +213,20 @@ class Network:
         links = tuple(dict.fromkeys(self._table.index[edge] for edge in route))
         return Path(links, math.fsum(self._table.latency[link] for link in links))
 
-    def send(self, source: int, destination: int, nbytes: float, done: Done, *, step: bool = False) -> None:
-        """Start a message, or a transfer of a stepped all-reduce; ``done`` is called when all has arrived."""
+    def send(
+        self,
+        source: int,
+        destination: int,
+        nbytes: float,
+        done: Done,
+        *,
+        step: bool = False,
+        exchange: bool = False,
+    ) -> None:
+        """Start a message of a channel or an exchange, or a transfer of a stepped all-reduce.
+
+        ``done`` is called when all has arrived.
+        """
         transport = self.transport
         if isinstance(transport, Fixed):
             self.clock.at(self.clock.now + transport.exchange, done)
@@ -198,7 +236,7 @@ class Network:
             self._forwarding.send(links, nbytes / transport.payload_share, done, chunk=self._chunk)
         else:
             weight = 1.0 if step or not transport.share_spread else self._weight(source, destination)
-            self._start(Message(source, destination, done, step, weight), nbytes)
+            self._start(Message(source, destination, done, step, exchange, weight), nbytes)
 
     def _weight(self, source: int, destination: int) -> float:
         """Draw the weight of the next message between two ranks."""
@@ -222,11 +260,22 @@ class Network:
 
         transport = self.transport
         assert isinstance(transport, Transport)
-        segments = transport.segments(nbytes) if message.step else 1
-        latency = segments * transport.latency_factor * self.path(*ranks).latency
+        latency = transport.latency_factor * self.path(*ranks).latency
+        if message.step:
+            latency *= transport.segments(nbytes) * transport.collective_latency
+        elif message.exchange:
+            latency *= transport.exchange_latency
         message.route = self.message_route(*ranks)
-        size = nbytes / transport.payload_share
+        size = nbytes / self._share(message)
         message.flow = self.clock.flow(message.route, size, done, latency=latency, weight=message.weight)
+
+    def _share(self, message: Message) -> float:
+        """Return the payload bytes of a message per byte that its links carry."""
+        transport = self.transport
+        assert isinstance(transport, Transport)
+        if message.step:
+            return transport.payload_share * transport.collective_share
+        return transport.payload_share * (transport.exchange_share if message.exchange else 1.0)
 
     def message_route(self, source: int, destination: int) -> tuple[int, ...]:
         """Return the links of a message: those of the path, and the connection where that is one link."""
@@ -305,8 +354,7 @@ class Network:
         self._paths.clear()
         for message in list(self._under_way.values()):
             if self.message_route(message.source, message.destination) != message.route:
-                assert isinstance(self.transport, Transport)
-                self._start(message, self.clock.cancel(message.flow) * self.transport.payload_share)
+                self._start(message, self.clock.cancel(message.flow) * self._share(message))
         for communicator in self.rerouted:
             communicator()
 
@@ -326,9 +374,9 @@ class Network:
     def _burst(self, link: int, straggler: Bursts, random: np.random.Generator, slow: bool) -> None:
         def switch() -> None:
             core = self.clock.core
-            core.set_capacity(
-                link, core.capacity(link) * (straggler.slowdown if slow else 1 / straggler.slowdown)
-            )
+            factor = straggler.slowdown if slow else 1 / straggler.slowdown
+            self._bursting[link] = self._bursting.get(link, 1.0) * factor
+            self._set_speed(link)
             # With nothing else left that could happen, going on would hide a deadlock.
             if core.live or self.clock.scheduled >= self._daemons:
                 self._burst(link, straggler, random, not slow)

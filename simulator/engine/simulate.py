@@ -186,7 +186,8 @@ class Simulation:
         self._plan = planned(scenario)
         self._groups = {name: self._group(name, ranks) for name, ranks in self._plan.groups.items()}
         self._mailboxes = {
-            channel: Mailbox(self.network, channel[0], channel[1]) for channel in self._plan.channels
+            channel: Mailbox(self.network, channel[0], channel[1], channel[2] == EXCHANGE)
+            for channel in self._plan.channels
         }
         self._by_rank: dict[int, tuple[dict[int, Mailbox], dict[int, Mailbox]]] = {}
         self._memories: dict[str, Memory] = {}

@@ -33,6 +33,7 @@ from traces import COMPUTE, Span
 if TYPE_CHECKING:
     import numpy as np
 
+    from simulator.engine.network import Network
     from simulator.engine.simulate import Simulation
 
 
@@ -350,6 +351,11 @@ class VirtualWorker:
         if key not in self._random:
             self._random[key] = random_numbers(self._simulation.scenario.seed, self.rank, purpose, shared)
         return self._random[key]
+
+    @property
+    def network(self) -> Network:
+        """What its messages run on."""
+        return self._simulation.network
 
     # Whether time passes.
 

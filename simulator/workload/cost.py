@@ -11,7 +11,9 @@ products and attention alone (`torch.utils.flop_counter`); element-wise layers c
     moved    = weight bytes + batch · activation bytes
 
 The backward pass moves twice as much, because it forms the gradient of the input and of the weights.
-Each output is charged to the layer that writes it, once: the least that any implementation moves.
+Each output is charged to the layer that writes it, once: the least that any implementation moves. Where the
+device has a measured table of the model, its times take the roofline's place, and the roofline says only
+which part of the backward pass each bucket has.
 
 `GivenCost` takes measured seconds instead. Both cut the flat parameter vector into buckets in the order in
 which back-propagation frees them: the last parameters first. `ModelCost` follows DistributedDataParallel
@@ -237,7 +239,7 @@ class ModelCost:
         return tuple(bounds)
 
     def gradient_seconds(self, device: Device, batch: int) -> StepTime:
-        """Seconds of a gradient, by the roofline of each layer.
+        """Seconds of a gradient, as measured on the device, else by the roofline of each layer.
 
         Parameters
         ----------
@@ -262,6 +264,12 @@ class ModelCost:
             sum(self._layer_seconds(layer, device, batch)[1] for layer in members)
             for members in self._layers_by_bucket
         )
+        table = device.table(self.model, self.precision)
+        if table is not None:
+            forward, whole = table.seconds(batch)
+            modelled = sum(backward)
+            parts = [part / modelled if modelled else 1 / len(backward) for part in backward]
+            backward = tuple(part * whole for part in parts)
         return StepTime(forward, backward)
 
     def pass_seconds(self, device: Device, nbytes: float) -> float:

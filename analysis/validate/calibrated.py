@@ -1,0 +1,138 @@
+"""The loop closed: calibrate this machine, simulate a scenario on the description, execute it, compare.
+
+``python -m analysis.validate.calibrated`` (``make validate-calibrated``) calibrates this machine for the
+workloads below, then simulates and executes them with several algorithms on local processes over the loopback
+device. The error is simulated over measured mean time per iteration, less one. Nothing but the calibration is
+fitted, and that knows no algorithm. With ``--cluster`` it takes a description that is there already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.calibration import Settings, calibrate
+from simulator.engine.simulate import simulate
+from simulator.execution.execute import execute
+from simulator.parts import BadInput
+from simulator.scenario import Scenario
+
+ALGORITHMS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("allreduce-sgd", {"name": "allreduce-sgd"}),
+    ("allreduce-sgd, no overlap", {"name": "allreduce-sgd", "overlap": False}),
+    ("local-sgd (4)", {"name": "local-sgd", "period": 4}),
+    ("cocod-sgd (4)", {"name": "cocod-sgd", "period": 4}),
+    ("d-psgd", {"name": "d-psgd"}),
+)
+"""What is compared, by the name in the table."""
+
+WORKLOADS: dict[str, dict[str, Any]] = {
+    "mlp": {"cost": {"model": "mlp-digits", "batch": 32}, "objective": {"kind": "mlp", "data": "digits"}},
+    "cnn": {"cost": {"model": "cnn-digits", "batch": 64}, "objective": {"kind": "cnn", "data": "digits"}},
+}
+ITERATIONS = 100
+RUNS = 5
+
+
+@dataclass(frozen=True)
+class Result:
+    """One algorithm on both clocks: seconds per iteration, simulated and in each real run."""
+
+    name: str
+    simulated: float
+    measured: tuple[float, ...]
+
+    @property
+    def error(self) -> float:
+        """Simulated over measured mean, less one."""
+        return self.simulated / statistics.fmean(self.measured) - 1
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the real runs over their mean."""
+        return statistics.pstdev(self.measured) / statistics.fmean(self.measured)
+
+
+def scenario(
+    cluster: Any, workload: str, algorithm: dict[str, Any], iterations: int, workers: int
+) -> Scenario:
+    """Return what is run on both clocks."""
+    return Scenario(
+        {
+            "name": f"calibrated-{workload}",
+            "cluster": cluster,
+            "workload": WORKLOADS[workload],
+            "algorithm": algorithm,
+            **({"gossip": {"graph": "complete"}} if algorithm["name"] == "d-psgd" else {}),
+            "step-size": 0.05,
+            "budget": {"iterations": iterations},
+            "seed": 1,
+        },
+        folder=Path(),
+    ).vary(workers=workers)
+
+
+def compared(
+    cluster: Any, workload: str, workers: int, iterations: int = ITERATIONS, runs: int = RUNS
+) -> list[Result]:
+    """Simulate and execute each algorithm on a described cluster, which is this machine."""
+    results = []
+    for name, algorithm in ALGORITHMS:
+        made = scenario(cluster, workload, algorithm, iterations, workers)
+        simulated = simulate(made).time_per_iteration
+        measured = []
+        for _ in range(runs):
+            run = execute(made)
+            assert run is not None
+            measured.append(run.time_per_iteration)
+        results.append(Result(name, simulated, tuple(measured)))
+    return results
+
+
+def table(workload: str, results: Sequence[Result]) -> str:
+    """Return the results as a table in Markdown."""
+    lines = [f"| {workload} | simulated | measured | spread | error |", "|---|---:|---:|---:|---:|"]
+    lines += [
+        f"| {result.name} | {1e3 * result.simulated:.3f} ms | "
+        f"{1e3 * statistics.fmean(result.measured):.3f} ms | {100 * result.spread:.1f} % | "
+        f"{100 * result.error:+.1f} % |"
+        for result in results
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Calibrate and compare; return the exit code: 0 done, 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.validate.calibrated")
+    parser.add_argument("--cluster", type=Path, help="a description of this machine, instead of making one")
+    parser.add_argument("--workers", type=int, default=2, help="local processes")
+    parser.add_argument("--runs", type=int, default=RUNS, help="executions of each algorithm")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of a run")
+    parser.add_argument("--workload", choices=tuple(WORKLOADS), action="append", help="by default all")
+    chosen = parser.parse_args(None if arguments is None else list(arguments))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for workload in chosen.workload or WORKLOADS:
+                file = chosen.cluster and chosen.cluster.resolve()
+                if file is None:
+                    file = Path(folder) / f"{workload}.yaml"
+                    plain = {"topology": {"builder": "switch", "gpus": chosen.workers}, "device": "cpu-core"}
+                    wanted = scenario(plain, workload, ALGORITHMS[0][1], 1, chosen.workers)
+                    settings = Settings(models=(wanted.cost.model,), scenario=wanted)  # type: ignore[attr-defined]
+                    print(calibrate(settings, file, chosen.workers), file=sys.stderr)
+                results = compared(str(file), workload, chosen.workers, chosen.iterations, chosen.runs)
+                print(table(workload, results), end="\n\n", flush=True)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
