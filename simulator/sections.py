@@ -244,7 +244,7 @@ class ExecutionSection(Section):
 
     ``compute: emulated`` lets every computation take what the cost model says, by waiting after the real
     one. ``payload: cost`` pads every message to the cost model's bytes. ``stragglers: injected`` stretches
-    computations by the slow-downs, the jitter and the bursts that the simulation has.
+    computations by the slow-downs, the jitter and the bursts that the simulation has, and lets workers crash.
     """
 
     compute: Literal["objective", "emulated"] = "objective"
