@@ -120,7 +120,10 @@ def stop(until: float) -> None:
         times = _Times(0, int(1e9 * _AGAIN), whole, max(1, int(1e9 * (left - whole))))
         try:
             _check(library.timer_settime(timer, 0, ctypes.byref(times), None))
-            os.kill(os.getpid(), signal.SIGSTOP)
+            # To this thread: of a signal to the process another thread may take notice, and only later, so
+            # that the process would stop when the timer has gone.
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+            time.sleep(max(0.0, until - time.monotonic()))
         finally:
             library.timer_delete(timer)
 

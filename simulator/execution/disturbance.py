@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from simulator.stragglers import LinkFailure, SlowLink
@@ -142,5 +143,7 @@ def kick(device: str) -> None:
     """Send a frame that nobody takes, so that the queue before a device looks at its rate again."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
         raw.bind((device, 0))
-        # To and from nobody.
-        raw.send(bytes(12) + _KICK)
+        # A full queue refuses the frame, but looks as well.
+        with suppress(OSError):
+            # To and from nobody.
+            raw.send(bytes(12) + _KICK)

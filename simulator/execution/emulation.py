@@ -79,10 +79,15 @@ SETTINGS = {
     "ipv4/conf/default/send_redirects": "0",
     "ipv4/tcp_congestion_control": "reno",
     "ipv4/tcp_no_metrics_save": "1",
+    "ipv4/tcp_rto_max_ms": "1000",
     "ipv6/conf/all/disable_ipv6": "1",
     "ipv6/conf/default/disable_ipv6": "1",
 }
-"""What every namespace has below /proc/sys/net: it forwards, and its connections remember nothing."""
+"""What every namespace has below /proc/sys/net: it forwards, and its connections remember nothing.
+
+Where a link comes back that had failed, what was lost as it failed is sent again within a second, on kernels
+that have such a limit (Linux 6.15 and later); elsewhere TCP may wait for as long again as the link was away.
+"""
 
 
 # What is to be built, as data.
@@ -406,7 +411,7 @@ def _device(neighbour: int) -> str:
 def _configure(node: int, layout: Layout, delays: bool) -> None:
     """Configure the namespace of a node, which this thread is in."""
     for key, value in SETTINGS.items():
-        # A kernel without IPv6 has no settings for it, and needs none.
+        # A kernel without IPv6 has no settings for it, and needs none; older ones lack others.
         with suppress(FileNotFoundError):
             Path("/proc/sys/net", key).write_text(value)
     with netlink() as ip:
@@ -487,7 +492,7 @@ def _leave(ip: Any, device: int, **parent: str) -> None:
     from pyroute2.netlink.exceptions import NetlinkError
 
     try:
-        ip.tc("del", "tbf", index=device, handle="10:", **parent)
+        ip.tc("del", index=device, handle="10:", **(parent or {"root": True}))
     except NetlinkError as error:
         if error.code not in (errno.ENOENT, errno.EINVAL):
             raise

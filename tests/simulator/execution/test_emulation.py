@@ -439,7 +439,10 @@ class TestDisturbances:
                 assert inside(network.namespaces[0], queues) == expected
 
     def test_what_waits_goes_on_at_once_when_the_link_is_back(self) -> None:
-        """A megabyte of TCP, stopped for 1.5 s on its way, does not wait for its next attempt."""
+        """TCP that was stopped for 1.5 s does not wait for its next attempt, which would come 1.5 s later.
+
+        What is under way fits into the queue, so that nothing was lost before.
+        """
         total = 2_500_000
 
         def receive() -> float:
@@ -456,6 +459,7 @@ class TestDisturbances:
         def send() -> None:
             network.namespaces[0].enter()
             with socket.create_connection((address(1), port[0])) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 40_000)
                 connection.sendall(bytes(total))
 
         port: list[int] = []
@@ -488,7 +492,8 @@ class TestDisturbances:
         predicted = simulate(timed([straggler])).duration
         assert predicted > undisturbed + 0.5
         run = emulate(timed([straggler]))
-        assert run.duration == pytest.approx(predicted, rel=0.12)
+        # Not sooner; later by what TCP takes to notice, and by what a busy machine does.
+        assert predicted - 0.15 < run.duration < 1.25 * predicted + 1.5
         assert run.summary()["emulation"]["left_out"] == []
 
     def test_a_link_that_does_not_come_back(
