@@ -12,6 +12,7 @@ differ in what they spend them on.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -310,9 +311,9 @@ MOST_BLOCKS = 10
 
 
 def blocks(count: int, most: int) -> list[range]:
-    """Return so many things cut into at most so many ranges of nearly equal lengths."""
-    number = min(count, most)
-    return [range(count * k // number, count * (k + 1) // number) for k in range(number)]
+    """Return so many things cut into at most so many ranges of one length; the last may be shorter."""
+    length = math.ceil(count / most)
+    return [range(first, min(first + length, count)) for first in range(0, count, length)]
 
 
 def _workers_title(ranked: Sequence[int], workers: int) -> str:

@@ -692,8 +692,13 @@ def comparison_by_worker(comparison: Comparison) -> go.Figure:
     """Return B - A of every worker, by kind, as bars on one another: longer upwards, shorter downwards."""
     figure = _figure(320, barmode="relative", bargap=0.15, margin={"l": 70, "r": 12, "t": 40, "b": 46})
     _add_differences(figure, comparison.workers, list(range(len(comparison.workers))))
-    figure.update_xaxes(title_text="worker")
+    figure.update_xaxes(title_text=_means("worker", len(comparison.workers)))
     return figure
+
+
+def _means(what: str, count: int) -> str:
+    """Return what an axis of differences shows."""
+    return f"{what} (means over blocks)" if count > MOST_DIFFERENCES else what
 
 
 def comparison_by_iteration(comparison: Comparison) -> go.Figure:
@@ -717,7 +722,7 @@ def comparison_by_iteration(comparison: Comparison) -> go.Figure:
     figure.update_layout(
         yaxis={"domain": [0.56, 1], "title": {"text": f"time ({unit})"}, "rangemode": "tozero"},
         yaxis2={"domain": [0, 0.46]},
-        xaxis={"anchor": "y2", "title": {"text": "iteration"}},
+        xaxis={"anchor": "y2", "title": {"text": _means("iteration", len(entries))}},
     )
     return figure
 

@@ -492,7 +492,8 @@ def _leave(ip: Any, device: int, **parent: str) -> None:
     from pyroute2.netlink.exceptions import NetlinkError
 
     try:
-        ip.tc("del", index=device, handle="10:", **(parent or {"root": True}))
+        where: dict[str, Any] = {**parent} or {"root": True}
+        ip.tc("del", index=device, handle="10:", **where)
     except NetlinkError as error:
         if error.code not in (errno.ENOENT, errno.EINVAL):
             raise
