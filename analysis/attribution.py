@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from simulator.run import Run
 from traces import COMPUTE, TRANSFER, WAIT, Span
@@ -22,6 +22,9 @@ KINDS = (COMPUTE, TRANSFER, WAIT)
 IDLE = "idle"
 """The operation of an instant in which a worker has no span."""
 
+GRADIENT = "gradient"
+"""The computation with which an iteration begins."""
+
 Phase = tuple[str, str]
 """(kind, operation)."""
 
@@ -30,6 +33,15 @@ _RANK = {kind: rank for rank, kind in enumerate(KINDS)}
 
 def attribution(run: Run) -> list[dict[Phase, float]]:
     """Return the seconds of each (kind, operation), by worker; each worker's add up to its own end."""
+    return [over_iterations(own) for own in attribution_by_iteration(run)]
+
+
+def attribution_by_iteration(run: Run) -> list[dict[tuple[int, Phase], float]]:
+    """Return the seconds of each phase in each iteration, by worker; each worker's add up to its own end.
+
+    An instant belongs to the iteration whose gradient the worker has begun last; what comes before the first
+    gradient belongs to the first iteration.
+    """
     ends = run.own_ends
     spans: list[list[Span]] = [[] for _ in ends]
     for span in run.worker_spans:
@@ -39,17 +51,27 @@ def attribution(run: Run) -> list[dict[Phase, float]]:
     return [_exclusive(own, end) for own, end in zip(spans, ends, strict=True)]
 
 
-def _exclusive(spans: Iterable[Span], duration: float) -> dict[Phase, float]:
+def over_iterations(parts: Mapping[tuple[int, Phase], float]) -> dict[Phase, float]:
+    """Return the seconds of each phase, over all iterations."""
+    seconds: dict[Phase, float] = {}
+    for (_, phase), spent in parts.items():
+        seconds[phase] = seconds.get(phase, 0.0) + spent
+    return seconds
+
+
+def _exclusive(spans: Iterable[Span], duration: float) -> dict[tuple[int, Phase], float]:
     """Sweep over one worker's spans; a heap holds those under way, the one that has the instant on top."""
     ordered = sorted(spans, key=lambda span: span.start)
     edges = sorted({0.0, duration, *(span.start for span in ordered), *(span.end for span in ordered)})
     under_way: list[tuple[int, float, int]] = []
-    seconds: dict[Phase, float] = {}
-    following = 0
+    seconds: dict[tuple[int, Phase], float] = {}
+    following, iteration = 0, 1
     for now, until in itertools.pairwise(edges):
         while following < len(ordered) and ordered[following].start <= now:
             span = ordered[following]
             heapq.heappush(under_way, (_RANK[span.kind], span.start, following))
+            if span.kind == COMPUTE and span.operation == GRADIENT:
+                iteration = max(iteration, span.iteration)
             following += 1
         while under_way and ordered[under_way[0][2]].end <= now:
             heapq.heappop(under_way)
@@ -58,5 +80,6 @@ def _exclusive(spans: Iterable[Span], duration: float) -> dict[Phase, float]:
             phase = (span.kind, span.operation)
         else:
             phase = (WAIT, IDLE)
-        seconds[phase] = seconds.get(phase, 0.0) + until - now
+        key = (iteration, phase)
+        seconds[key] = seconds.get(key, 0.0) + until - now
     return seconds

@@ -426,7 +426,9 @@ def taken_from_the_machine(scenario: Scenario, emulated: bool = False) -> list[s
     ]
     injected = execution.stragglers == "injected"
     built = zip(cluster.stragglers, scenario.stragglers, strict=True)
-    stragglers = [part.name for part, made in built if not (injected and isinstance(made, Straggler))]
+    stragglers = [
+        part.name for part, made in built if not (injected if isinstance(made, Straggler) else emulated)
+    ]
     if stragglers:
         taken.append(f"stragglers ({', '.join(stragglers)})")
     if cluster.background:
@@ -614,7 +616,7 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", help="HTML file to write the comparison to.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say where two runs differ, phase by phase."""
+    """Say where two runs differ: by phase, worker and iteration, with the largest contributors."""
     from analysis.compare import compare as compare_runs
     from analysis.compare import load_run
 

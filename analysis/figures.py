@@ -27,7 +27,7 @@ from traces import COMPUTE, TRANSFER, WAIT, Span
 if TYPE_CHECKING:
     import networkx as nx
 
-    from analysis.compare import Comparison
+    from analysis.compare import Comparison, PhaseDifference
     from analysis.experiment import Experiment
     from analysis.privacy import Spent
 
@@ -604,7 +604,7 @@ def straggler_text(scenario: Scenario, rank: int) -> str | None:
     factor = scenario.persistent_factor(rank)
     if factor != 1:
         return f"{factor:g}× slower"
-    return "jitter or bursts of its own" if special else None
+    return "jitter, bursts or crashes of its own" if special else None
 
 
 def _add_nodes(figure: go.Figure, scenario: Scenario, place: Place) -> None:
@@ -704,3 +704,80 @@ def comparison_figure(comparison: Comparison) -> go.Figure:
     figure.update_yaxes(autorange="reversed", automargin=True, ticks="", showgrid=False)
     figure.update_xaxes(title_text=f"per worker and iteration ({unit})", rangemode="tozero")
     return figure
+
+
+MOST_DIFFERENCES = 120
+"""How many bars a figure of differences shows at most; more workers or iterations are averaged in blocks."""
+
+
+def comparison_by_worker(comparison: Comparison) -> go.Figure:
+    """Return B - A of every worker, by kind, as bars on one another: longer upwards, shorter downwards."""
+    figure = _figure(320, barmode="relative", bargap=0.15, margin={"l": 70, "r": 12, "t": 40, "b": 46})
+    _add_differences(figure, comparison.workers, list(range(len(comparison.workers))))
+    figure.update_xaxes(title_text=_means("worker", len(comparison.workers)))
+    return figure
+
+
+def _means(what: str, count: int) -> str:
+    """Return what an axis of differences shows."""
+    return f"{what} (means over blocks)" if count > MOST_DIFFERENCES else what
+
+
+def comparison_by_iteration(comparison: Comparison) -> go.Figure:
+    """Return the time of every iteration in both runs, and below it B - A by kind."""
+    entries = comparison.iterations
+    figure = _figure(520, barmode="relative", bargap=0.15, margin={"l": 70, "r": 12, "t": 40, "b": 46})
+    _add_differences(
+        figure, [entry.kinds for entry in entries], [entry.iteration for entry in entries], yaxis="y2"
+    )
+    factor, unit = time_scale(max(max(entry.a, entry.b) for entry in entries))
+    for name, side, colour, dash in (("A", "a", "#000000", "dot"), ("B", "b", ACCENT, "solid")):
+        means, names = _in_blocks(
+            [getattr(entry, side) for entry in entries], [entry.iteration for entry in entries]
+        )
+        figure.add_scatter(
+            x=[position for position, _ in names], y=[value * factor for value in means],
+            mode="lines", line={"color": colour, "dash": dash, "width": 1.6}, name=name,
+            customdata=[text for _, text in names],
+            hovertemplate="iteration %{customdata}: %{y:.4g} " + unit + "<extra>" + name + "</extra>",
+        )  # fmt: skip
+    figure.update_layout(
+        yaxis={"domain": [0.56, 1], "title": {"text": f"time ({unit})"}, "rangemode": "tozero"},
+        yaxis2={"domain": [0, 0.46]},
+        xaxis={"anchor": "y2", "title": {"text": _means("iteration", len(entries))}},
+    )
+    return figure
+
+
+def _add_differences(
+    figure: go.Figure, entries: Sequence[Sequence[PhaseDifference]], numbers: Sequence[int], yaxis: str = "y"
+) -> None:
+    """Add bars of B - A for each of some workers or iterations, a trace a kind."""
+    by_kind = {kind: [own[place].difference for own in entries] for place, kind in enumerate(KINDS)}
+    means = {kind: _in_blocks(values, numbers) for kind, values in by_kind.items()}
+    longest = max((abs(value) for values, _ in means.values() for value in values), default=0.0)
+    factor, unit = time_scale(longest)
+    for kind, (values, names) in means.items():
+        figure.add_bar(
+            x=[position for position, _ in names], y=[value * factor for value in values],
+            customdata=[text for _, text in names], name=KIND_NAMES[kind], yaxis=yaxis,
+            marker={"color": KIND_COLOURS[kind], "line": {"width": 0}},
+            hovertemplate="%{customdata}: %{y:+.4g} " + unit + "<extra>" + KIND_NAMES[kind] + "</extra>",
+        )  # fmt: skip
+    title = {"text": f"B - A ({unit})"}
+    line = {"title": title, "zeroline": True, "zerolinecolor": FAINT}
+    figure.update_layout(**{f"yaxis{yaxis[1:]}": line})
+
+
+def _in_blocks(
+    values: Sequence[float], numbers: Sequence[int]
+) -> tuple[list[float], list[tuple[float, str]]]:
+    """Return means over blocks, and of each block where it stands and what it is called."""
+    from analysis.compare import blocks
+
+    means, names = [], []
+    for block in blocks(len(values), MOST_DIFFERENCES):
+        first, last = numbers[block.start], numbers[block.stop - 1]
+        means.append(sum(values[block.start : block.stop]) / len(block))
+        names.append(((first + last) / 2, f"{first}" if first == last else f"{first} to {last}"))
+    return means, names

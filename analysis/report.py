@@ -464,14 +464,35 @@ def comparison_report(comparison: Comparison) -> str:
         for entry in (*comparison.phases, *comparison.operations)
     ]
     headings = ["kind", "operation", "A", "B", "B - A"]
-    notes = [comparison.verdict()] + ([comparison.models.text] if comparison.models else [])
+    notes = [comparison.verdict(), comparison.work_verdict()]
+    notes += [comparison.models.text] if comparison.models else []
     parts = [
         _header("Two runs compared", f"A: {comparison.name_a}. B: {comparison.name_b}."),
         _section("Per worker and iteration", html_table(headings, rows, left=(0, 1)) + _notes(notes)),
         _section("Operations", _plot("comparison", figures.comparison_figure(comparison))),
+        _compared_workers(comparison),
+        _compared_iterations(comparison),
         _staleness_section({comparison.name_a: comparison.stale_a, comparison.name_b: comparison.stale_b}),
     ]
     return _page("Two runs compared", parts)
+
+
+def _compared_workers(comparison: Comparison) -> str:
+    """Return on which workers two runs differ; nothing for one worker, or where none differs."""
+    if len(comparison.workers) < 2 or not comparison.ranked_workers():
+        return ""
+    plot = _plot("comparison-workers", figures.comparison_by_worker(comparison))
+    table = html_table(*comparison.worker_table(), left=(4,))
+    return _section("Workers", plot + table, comparison.worker_verdict())
+
+
+def _compared_iterations(comparison: Comparison) -> str:
+    """Return in which iterations two runs differ; nothing for one iteration, or where none differs."""
+    if len(comparison.iterations) < 2 or comparison.worst_iteration is None:
+        return ""
+    plot = _plot("comparison-iterations", figures.comparison_by_iteration(comparison))
+    table = html_table(*comparison.iteration_table(), left=(0, 4))
+    return _section("Iterations", plot + table, comparison.iteration_verdict())
 
 
 def _header(heading: str, line: str) -> str:
@@ -487,7 +508,7 @@ def _section(heading: str, body: str, note: str = "") -> str:
 
 
 def _notes(notes: Iterable[str]) -> str:
-    text = " ".join(notes)
+    text = " ".join(filter(None, notes))
     return f'<p class="note">{html.escape(text)}</p>\n' if text else ""
 
 

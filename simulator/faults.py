@@ -48,6 +48,11 @@ class WorkerFailed(RuntimeError):
         return type(self), (self.rank, self.iteration, self.cause)
 
 
+def crashed(rank: int, iterations: int, at: float) -> WorkerFailed:
+    """Return the end of a run by a worker that the scenario lets crash for good."""
+    return WorkerFailed(rank, iterations, f"it crashed at {at:g} s, as the scenario says")
+
+
 class RunStuck(RuntimeError):
     """A run made no progress for longer than its patience, or a rank of it is not heard of any more."""
 

@@ -396,7 +396,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     except BaseException as error:
         shutil.rmtree(draft, ignore_errors=True)
         if isinstance(error, OSError):
-            raise BadInput(str(folder), f"cannot be written: {error.strerror or error}") from error
+            # Writers of tables have sentences of their own; the system's is the same for all.
+            reason = os.strerror(error.errno) if error.errno else error
+            raise BadInput(str(folder), f"cannot be written: {reason}") from error
         raise
 
 

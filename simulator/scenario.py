@@ -44,7 +44,7 @@ from simulator.sections import (
     TopologyFile,
     described,
 )
-from simulator.stragglers import LinkFailure, SlowLink, Straggler
+from simulator.stragglers import Crash, LinkFailure, SlowLink, Straggler
 from simulator.transports import Fixed, Transport
 from simulator.update import Rule
 from simulator.variation import assign, home, hyphenated, keep_workers
@@ -638,6 +638,11 @@ class Scenario:
                     u, v = (find_node(self.graph, name) for name in straggler.between)
                     if not self.graph.has_edge(u, v):
                         raise BadInput("", f"the topology has no edge between {u!r} and {v!r}")
+            if isinstance(straggler, Crash) and straggler.returns and isinstance(self.transport, Fixed):
+                problem = (
+                    "an outage holds up messages, which those of the transport 'fixed' take no notice of"
+                )
+                raise BadInput(f"{key}.outage", problem)
             workers = straggler.workers if isinstance(straggler, Straggler) else None
             for rank in workers or ():
                 if not 0 <= rank < self.workers:
@@ -701,6 +706,7 @@ class Scenario:
                 refused[name] = (getattr(transport, key) != 1, "treats all messages alike")
         for index, straggler in enumerate(self.stragglers):
             changes = isinstance(straggler, (SlowLink, LinkFailure))
+            changes |= isinstance(straggler, Crash) and straggler.returns
             refused[f"cluster.stragglers.{index}"] = (changes, "has links of constant capacity")
         for key, (present, reason) in refused.items():
             if present:

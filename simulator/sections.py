@@ -530,7 +530,7 @@ class ExecutionSection(Section):
         ``cost`` pads every message to the cost model's bytes.
     stragglers
         ``injected`` stretches computations by the slow-downs, the jitter and the bursts that the simulation
-        has.
+        has, and lets workers crash.
     """
 
     compute: Literal["objective", "emulated"] = "objective"

@@ -1,4 +1,4 @@
-"""What makes some workers slower than others: persistent factors, per-step jitter, bursts, slow links.
+"""What makes some workers slower than others, or stops them: factors, jitter, bursts, crashes, slow links.
 
 A straggler multiplies the time of a computation. Persistent factors and per-step factors multiply the
 work of each gradient, one draw per gradient; bursts and slow links change a capacity while work goes on.
@@ -301,6 +301,40 @@ class Bursts(Straggler):
         return random.exponential(self.slow if slow else self.fast)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Crash(Straggler):
+    """A worker that stops at a moment: for an outage, or for good, which ends the run.
+
+    During an outage it neither computes nor sends nor receives; what was under way goes on afterwards, and
+    the others wait for it where they need it. A worker whose own work is done no longer crashes.
+
+    Attributes
+    ----------
+    at
+        When, in seconds from the start.
+    outage
+        How long until it goes on; without it, the worker does not come back.
+    """
+
+    at: Annotated[float, "s"]
+    outage: Annotated[float, "s"] = math.inf
+
+    def check(self) -> None:
+        """Raise ValueError where a parameter is out of range."""
+        _require(0 <= self.at < math.inf, f"at must be 0 s or later and finite, got {self.at!r}")
+        _require(self.outage > 0, f"outage must be above 0 s, got {self.outage!r}")
+
+    @property
+    def returns(self) -> bool:
+        """Whether the worker goes on after its outage."""
+        return self.outage < math.inf
+
+    @property
+    def back(self) -> float:
+        """When it goes on, in seconds from the start."""
+        return self.at + self.outage
+
+
 @dataclass(frozen=True)
 class SlowLink:
     """A link that delivers only ``factor`` of its bandwidth, from ``start`` to ``end``, both ways.
@@ -357,6 +391,7 @@ STRAGGLERS: dict[str, type] = {
     "pareto": ParetoJitter,
     "measured": MeasuredJitter,
     "bursts": Bursts,
+    "crash": Crash,
     "slow-link": SlowLink,
     "link-failure": LinkFailure,
 }

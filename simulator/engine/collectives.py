@@ -97,7 +97,10 @@ class Communicator:
             for link in self._network.path(self.ranks[source], self.ranks[destination]).links:
                 loads[link] = loads.get(link, 0.0) + fraction
         busiest = max(loads.values(), default=0.0)
-        return tuple(loads), tuple(load / busiest for load in loads.values()), busiest
+        demand = [load / busiest for load in loads.values()]
+        # A member that is out for a while holds up all; its own link never limits otherwise.
+        own = self._network.own(*self.ranks) if loads else ()
+        return (*loads, *own), (*demand, *(1.0 for _ in own)), busiest
 
     def _pipelined_latency(self) -> float:
         transport = self._transport

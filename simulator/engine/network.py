@@ -7,6 +7,9 @@ rate 1 without a link, which takes the same time with nothing to solve. A messag
 over its route; it pays the part of the path's latency that the transport says, and competes with a weight
 drawn from a log-normal distribution where the transport's shares have a spread. Where links store and
 forward, messages go over links of that kind, which have the same numbers, and only computations are flows.
+
+A worker that stops for a while is a link as well, of more than enough capacity, which all its computations
+and messages cross; while it is out, that link has failed.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from simulator.networks import StoreAndForward
 from simulator.run import LinkUse
 from simulator.scenario import Scenario
 from simulator.sections import Background
-from simulator.stragglers import Bursts, LinkFailure, SlowLink
+from simulator.stragglers import Bursts, Crash, LinkFailure, SlowLink
 from simulator.transports import Fixed, Transport
 
 Done = Callable[[], object]
@@ -94,7 +97,7 @@ class Network:
         self.transport = scenario.transport
         self._cluster: Cluster = scenario.cluster
         self._table = topologies.link_table(scenario.graph)
-        self._capacity = list(self._table.capacity)
+        self._capacity = dict(enumerate(self._table.capacity))
         self._monitor = monitor
         self._forwarding = self._forwarding_links(scenario.network)
         for capacity, latency in zip(self._table.capacity, self._table.latency, strict=True):
@@ -116,7 +119,10 @@ class Network:
         self._moving: dict[int, int] = {}
         self._on: dict[int, list[int]] = {}
         self.interferes = any(device.interference > 1 for device in self._cluster.devices)
+        self._own: dict[int, int] = {}  # the link of a worker that has outages
+        self._failed: Counter[int] = Counter()
         self._add_devices(scenario.stragglers)
+        self._add_outages([s for s in scenario.stragglers if isinstance(s, Crash) and s.returns])
         self._daemons = 0
         for flow in scenario.sections.cluster.background:
             self._add_background(flow)
@@ -153,6 +159,43 @@ class Network:
             if disturbed:
                 self._on.setdefault(self._devices[node], []).append(rank)
 
+    def _add_outages(self, outages: Sequence[Crash]) -> None:
+        """Add a link for each worker that is out for a while, and let it fail then."""
+        ample = 4 * (1 + sum(self._table.capacity))
+        for rank in range(self._cluster.workers):
+            for outage in outages:
+                if outage.concerns(rank):
+                    if rank not in self._own:
+                        self._own[rank] = self.clock.core.add_link(ample)
+                        self._capacity[self._own[rank]] = ample
+                    self._between(outage.at, outage.back, self._own[rank])
+
+    def _between(self, start: float, end: float, *links: int) -> None:
+        """Let links carry nothing for a time; of several such times the last to end brings them back."""
+
+        def fail() -> None:
+            self._failed.update(links)
+            for link in links:
+                self.clock.core.fail(link)
+
+        def restore() -> None:
+            self._failed.subtract(links)
+            for link in links:
+                self._settle(link)
+
+        self.clock.at(start, fail)
+        if end < math.inf:
+            self.clock.at(end, restore)
+
+    def _settle(self, link: int) -> None:
+        """Give a link its present capacity, unless it has failed."""
+        if not self._failed[link]:
+            self.clock.core.set_capacity(link, self._capacity[link])
+
+    def own(self, *ranks: int) -> tuple[int, ...]:
+        """Return the links of those of the workers that are links themselves, because they have outages."""
+        return tuple(self._own[rank] for rank in ranks if rank in self._own)
+
     @property
     def one_by_one(self) -> bool:
         """Whether the transfers of a stepped all-reduce are messages, since the core cannot run them."""
@@ -172,8 +215,8 @@ class Network:
             self._devices[node] = self.clock.core.add_link(1.0)
         link = self._devices.get(node)
         if link is None:
-            return self.clock.core.add_route(()), 1.0
-        return self.clock.core.add_route((link,)), math.inf
+            return self.clock.core.add_route(self.own(rank)), 1.0
+        return self.clock.core.add_route((link, *self.own(rank))), math.inf
 
     def moving(self, rank: int, change: int) -> None:
         """Note that transfers of a worker begin (1) or have ended (-1), which slow its computations down.
@@ -283,7 +326,7 @@ class Network:
         transport = self.transport
         if isinstance(transport, Transport) and transport.half_duplex_pairs and links:
             links = (*links, self._pair_link(source, destination))
-        return links
+        return (*links, *self.own(source, destination)) if links else links
 
     def _pair_link(self, source: int, destination: int) -> int:
         """Return the link that both directions between a pair of ranks share: their connection.
@@ -317,7 +360,7 @@ class Network:
         def scale(factor: float) -> None:
             for link in sorted(links):
                 self._capacity[link] *= factor
-                self.clock.core.set_capacity(link, self._capacity[link])
+                self._settle(link)
 
         self.clock.at(straggler.start, lambda: scale(straggler.factor))
         if straggler.end < math.inf:
@@ -326,26 +369,22 @@ class Network:
     def _add_failure(self, failure: LinkFailure) -> None:
         u, v = (self._cluster.node(name) for name in failure.between)
         edges = [edge for edge in ((u, v), (v, u)) if edge in self._table.index]
-        links = sorted({self._table.index[edge] for edge in edges})
+        self._between(failure.start, failure.end, *sorted({self._table.index[edge] for edge in edges}))
+        if failure.transfers == "stall":
+            return
 
-        def fail() -> None:
-            for link in links:
-                self.clock.core.fail(link)
-            if failure.transfers == "reroute":
-                self._around += edges
-                self._find_ways()
+        def leave() -> None:
+            self._around += edges
+            self._find_ways()
 
-        def restore() -> None:
-            for link in links:
-                self.clock.core.set_capacity(link, self._capacity[link])
-            if failure.transfers == "reroute":
-                for edge in edges:
-                    self._around.remove(edge)
-                self._find_ways()
+        def come_back() -> None:
+            for edge in edges:
+                self._around.remove(edge)
+            self._find_ways()
 
-        self.clock.at(failure.start, fail)
+        self.clock.at(failure.start, leave)
         if failure.end < math.inf:
-            self.clock.at(failure.end, restore)
+            self.clock.at(failure.end, come_back)
 
     def _find_ways(self) -> None:
         """Route anew around what has failed, what is under way included."""

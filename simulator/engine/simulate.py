@@ -33,6 +33,7 @@ from simulator.patterns import Kind
 from simulator.plan import group_share, jitter, neighbours, oracle, outline, planned, seen_by_algorithm
 from simulator.run import Progress, Run
 from simulator.scenario import Scenario
+from simulator.stragglers import Crash
 from simulator.tuning import best_of, single_steps
 from simulator.update import UpdateRule
 from simulator.workload.cutting import cut
@@ -195,10 +196,11 @@ class Simulation:
         rule = self.update_rule()
         self.shared_rule = rule if rule.keeps_nothing else None
         self.workers = [VirtualWorker(self, rank) for rank in range(scenario.ranks)]  # servers come last
-        self._unfinished = len(self.workers)
+        self._at_work = set(range(scenario.ranks))
         self._failure: Exception | None = None
         self._all_done = self.clock.event()
         self._tasks: dict[Task, None] = {}
+        self._await_crashes()
 
     # What workers ask for.
 
@@ -295,9 +297,21 @@ class Simulation:
         except faults.AlgorithmError as error:
             self.failed(worker, error)
         else:
-            self._unfinished -= 1
-            if not self._unfinished:
+            self._at_work.remove(worker.rank)
+            if not self._at_work:
                 self._all_done.succeed()
+
+    def _await_crashes(self) -> None:
+        """Let workers that the scenario lets crash for good do so; outages are the network's."""
+        for straggler in self.scenario.stragglers:
+            if isinstance(straggler, Crash) and not straggler.returns:
+                for rank in filter(straggler.concerns, range(self.scenario.workers)):
+                    self.clock.at(straggler.at, functools.partial(self._crash, rank, straggler.at))
+
+    def _crash(self, rank: int, at: float) -> None:
+        """End the run by the crash of a worker, unless its work is done."""
+        if rank in self._at_work:
+            self._fail(faults.crashed(rank, self.workers[rank].iterations, at))
 
     def failed(self, worker: VirtualWorker, error: Exception) -> None:
         """End the run with what a task of a worker raised."""

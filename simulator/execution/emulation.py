@@ -23,6 +23,8 @@ about, nothing is left of it, and two emulations never meet.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import functools
 import ipaddress
 import itertools
 import math
@@ -33,7 +35,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import topologies
-from simulator.execution.execute import assembled, check_executable, check_patience
+from simulator.execution.disturbance import STALLED, Disturbances, changes, kick
+from simulator.execution.execute import assembled, check_executable, check_patience, check_stragglers
 from simulator.execution.namespaces import (
     FEATURES,
     Namespace,
@@ -44,9 +47,10 @@ from simulator.execution.namespaces import (
     redirect,
 )
 from simulator.execution.watch import PATIENCE
+from simulator.faults import RunStuck
 from simulator.parts import BadInput
 from simulator.run import Progress, Run
-from simulator.stragglers import SlowLink, Straggler
+from simulator.stragglers import SlowLink
 
 if TYPE_CHECKING:
     from simulator.scenario import Scenario
@@ -79,10 +83,15 @@ SETTINGS = {
     "ipv4/conf/default/send_redirects": "0",
     "ipv4/tcp_congestion_control": "reno",
     "ipv4/tcp_no_metrics_save": "1",
+    "ipv4/tcp_rto_max_ms": "1000",
     "ipv6/conf/all/disable_ipv6": "1",
     "ipv6/conf/default/disable_ipv6": "1",
 }
-"""What every namespace has below /proc/sys/net: it forwards, and its connections remember nothing."""
+"""What every namespace has below /proc/sys/net: it forwards, and its connections remember nothing.
+
+Where a link comes back that had failed, what was lost as it failed is sent again within a second, on kernels
+that have such a limit (Linux 6.15 and later); elsewhere TCP may wait for as long again as the link was away.
+"""
 
 
 # What is to be built, as data.
@@ -158,7 +167,7 @@ class Layout:
         """Return the network that a scenario describes."""
         cluster = scenario.cluster
         nodes = tuple(cluster.graph)
-        number = {node: index for index, node in enumerate(nodes)}
+        number = _numbered(nodes)
         ranks = tuple(number[node] for node in cluster.nodes)
         used = sorted(set(ranks))
         paths = {
@@ -190,6 +199,10 @@ class Layout:
     def delayed(self) -> bool:
         """Whether any link has a latency."""
         return any(delay > 0 for cable in self.cables for delay in cable.delays)
+
+
+def _numbered(nodes: Sequence[Hashable]) -> dict[Hashable, int]:
+    return {node: index for index, node in enumerate(nodes)}
 
 
 def _always_slow(part: object) -> TypeGuard[SlowLink]:
@@ -253,11 +266,14 @@ class Network:
         Of each node.
     left_out
         What of the scenario's network is not emulated, in words.
+    delays
+        Whether latencies are emulated.
     """
 
     layout: Layout
     namespaces: tuple[Namespace, ...]
     left_out: tuple[str, ...]
+    delays: bool
 
     @property
     def sites(self) -> tuple[Namespace, ...]:
@@ -272,7 +288,7 @@ class Network:
         KeyError
             There is no such edge.
         """
-        number = {node: index for index, node in enumerate(self.layout.nodes)}
+        number = _numbered(self.layout.nodes)
         ends = frozenset((number[tail], number[head]))
         if ends not in {frozenset(cable.ends) for cable in self.layout.cables}:
             raise KeyError((tail, head))
@@ -284,6 +300,21 @@ class Network:
                 ip.link("set", index=device, state="down")
 
         apart(down)
+
+    def change_rate(self, ends: frozenset[int], factor: float) -> None:
+        """Leave a part of the rate of the edge between two nodes, by their numbers; 0 lets it stall."""
+        [cable] = [known for known in self.layout.cables if frozenset(known.ends) == ends]
+
+        def change(end: int) -> None:
+            node, neighbour = cable.ends[end], cable.ends[1 - end]
+            self.namespaces[node].enter()
+            with netlink() as ip:
+                [device] = ip.link_lookup(ifname=_device(neighbour))
+                _shape(ip, device, cable, end, self.delays, factor)
+            kick(_device(neighbour))
+
+        for end in (0, 1):
+            apart(functools.partial(change, end))
 
     def facts(self) -> dict[str, Any]:
         """Return what a run's summary says of it."""
@@ -310,7 +341,7 @@ def emulated(scenario: Scenario) -> Iterator[Network]:
     delays = "netem" not in missing
     with ExitStack() as held:
         namespaces = apart(lambda: _built(layout, delays, held))
-        yield Network(layout, namespaces, left_out(scenario, layout, delays))
+        yield Network(layout, namespaces, left_out(scenario, layout, delays), delays)
 
 
 def check_features(layout: Layout, missing: frozenset[str]) -> None:
@@ -337,8 +368,6 @@ def left_out(scenario: Scenario, layout: Layout, delays: bool) -> tuple[str, ...
         found.append("limits of links above 34 Gbps, which are as fast as this machine")
     elif any(rate > _CARRIED for rate in rates):
         found.append("nothing of links above 2 Gbps, but the processors of this machine may carry less")
-    if not all(isinstance(part, Straggler) or _always_slow(part) for part in scenario.stragglers):
-        found.append("links that slow down or fail for a time")
     if scenario.sections.cluster.background:
         found.append("background traffic")
     return tuple(found)
@@ -386,7 +415,7 @@ def _device(neighbour: int) -> str:
 def _configure(node: int, layout: Layout, delays: bool) -> None:
     """Configure the namespace of a node, which this thread is in."""
     for key, value in SETTINGS.items():
-        # A kernel without IPv6 has no settings for it, and needs none.
+        # A kernel without IPv6 has no settings for it, and needs none; older ones lack others.
         with suppress(FileNotFoundError):
             Path("/proc/sys/net", key).write_text(value)
     with netlink() as ip:
@@ -423,33 +452,55 @@ def _connect(ip: Any, index: int, cable: Cable, node: int, neighbour: int, delay
         ifindex=device,
         state=_PERMANENT,
     )
-    parent = _delay(ip, device, cable.delays[end] if delays else 0.0)
-    rate = cable.rates[end]
-    if rate is None or rate >= _SHAPED:
-        return int(device)
-    if not cable.half:
-        _limit(ip, device, rate, 1, **parent)
-    elif end == 0:
+    if delays and cable.delays[end] > 0:
+        # Any number of packets may be on their way.
+        microseconds = round(1e6 * cable.delays[end])
+        ip.tc("add", "netem", index=device, handle="1:", delay=microseconds, limit=10**6)
+    if cable.half and end == 0:
         shared = redirect(ip, device, f"half{neighbour}")
         ip.link("set", index=shared, mtu=MTU, state="up")
-        _limit(ip, shared, rate, 2)
+    _shape(ip, device, cable, end, delays)
     return int(device)
 
 
-def _delay(ip: Any, device: int, seconds: float) -> dict[str, str]:
-    """Delay what leaves a device; return where its token bucket belongs."""
-    if seconds <= 0:
-        return {}
-    # Any number of packets may be on their way.
-    ip.tc("add", "netem", index=device, handle="1:", delay=round(1e6 * seconds), limit=10**6)
-    return {"parent": "1:1"}
+def _shape(ip: Any, device: int, cable: Cable, end: int, delays: bool, factor: float = 1.0) -> None:
+    """Let what leaves by one end of a cable have a part of the cable's rate, by a token bucket."""
+    full = cable.rates[end]
+    if full is None or (cable.half and end == 1):
+        return
+    parent = {}
+    if cable.half:
+        [device] = ip.link_lookup(ifname=f"half{cable.ends[1]}")
+    elif delays and cable.delays[end] > 0:
+        parent = {"parent": "1:1"}
+    rate = max(factor * full, STALLED)
+    if rate < _SHAPED:
+        _limit(ip, device, rate, min(full, _SHAPED), 2 if cable.half else 1, **parent)
+    else:
+        _leave(ip, device, **parent)
 
 
-def _limit(ip: Any, device: int, rate: float, directions: int, **parent: str) -> None:
-    """Put a token bucket before a device that serves so many directions: rate in bytes/s."""
+def _limit(ip: Any, device: int, rate: float, full: float, directions: int, **parent: str) -> None:
+    """Put a token bucket before a device that serves so many directions, or change its rate.
+
+    Rates are in bytes/s; the queue is that of the full rate, so that what waits in it when the rate falls
+    stays.
+    """
     burst = max(round(rate * _BURST), 2 * _FRAME)
-    limit = directions * max(round(rate * _QUEUE), 64 * _FRAME) + burst
-    ip.tc("add", "tbf", index=device, handle="10:", rate=round(rate), burst=burst, limit=limit, **parent)
+    limit = directions * max(round(full * _QUEUE), 64 * _FRAME) + burst
+    ip.tc("replace", "tbf", index=device, handle="10:", rate=round(rate), burst=burst, limit=limit, **parent)
+
+
+def _leave(ip: Any, device: int, **parent: str) -> None:
+    """Take the token bucket from a device, if it has one."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    try:
+        where: dict[str, Any] = {**parent} or {"root": True}
+        ip.tc("del", index=device, handle="10:", **where)
+    except NetlinkError as error:
+        if error.code not in (errno.ENOENT, errno.EINVAL):
+            raise
 
 
 def _route(ip: Any, node: int, forwarding: Forwarding, devices: Mapping[int, int]) -> None:
@@ -519,10 +570,21 @@ def emulate(
     check_rights()
     check_executable(scenario)
     check_patience(patience)
+    check_stragglers(scenario, patience, emulated=True)
     from simulator.execution import launch
 
     with emulated(scenario) as network:
-        records = launch.launch(scenario, progress, patience, met=met, sites=network.sites)
+        links = Disturbances(network, changes(scenario, _numbered(network.layout.nodes)))
+        try:
+            records = launch.launch(
+                scenario, progress, patience, met=met, sites=network.sites, started=links.begin
+            )
+        except RunStuck as stuck:
+            raise RunStuck("; ".join(filter(None, (str(stuck), links.failed())))) from None
+        finally:
+            links.end()
+        if links.error is not None:
+            raise links.error
     if progress is not None:
         progress(1.0)
     return dataclasses.replace(assembled(scenario, records), emulation=network.facts())

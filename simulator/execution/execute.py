@@ -10,6 +10,7 @@ proportional batches are dealt out by the speeds that the scenario states, and e
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
 from simulator.plan import oracle
 from simulator.run import Progress, Run
+from simulator.stragglers import Crash, LinkFailure, SlowLink
 from traces import Timeline
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ def execute(
     """
     check_executable(scenario)
     check_patience(patience)
+    check_stragglers(scenario, patience)
     from simulator.execution import join, launch, place
 
     own = place.place()
@@ -123,6 +126,41 @@ def check_patience(patience: float) -> None:
     """
     if not (patience > 0 and math.isfinite(patience)):
         raise BadInput("patience", f"must be above 0 s and finite, got {patience!r}")
+
+
+def check_stragglers(scenario: Scenario, patience: float, emulated: bool = False) -> None:
+    """Refuse stragglers that cannot happen for real: on links of this machine, or beyond the patience.
+
+    Raises
+    ------
+    BadInput
+        The first of them.
+    """
+    injected = scenario.execution.stragglers == "injected"
+    for index, part in enumerate(scenario.stragglers):
+        key = f"cluster.stragglers.{index}"
+        if isinstance(part, (SlowLink, LinkFailure)):
+            if injected and not emulated:
+                problem = (
+                    "the network of this machine cannot be slowed or cut; emulate the scenario's (paceline "
+                    "emulate), or leave its stragglers out (execution.stragglers: none)"
+                )
+                raise BadInput(key, problem)
+            if emulated and isinstance(part, LinkFailure) and part.transfers == "reroute":
+                problem = "the routes of an emulated network do not change; use 'stall'"
+                raise BadInput(f"{key}.transfers", problem)
+        elif injected and isinstance(part, Crash) and part.returns:
+            _check_outage(f"{key}.outage", part.outage, patience)
+
+
+def _check_outage(key: str, outage: float, patience: float) -> None:
+    if sys.platform != "linux":
+        raise BadInput(key, "only Linux wakes a process that has stopped itself; a crash for good can happen")
+    # The last word of a rank may be a quarter of the patience old when it stops.
+    least = 1.5 * outage
+    if patience < least:
+        problem = f"a worker that says nothing for {patience:g} s is given up; have {least:g} s of patience"
+        raise BadInput(key, problem)
 
 
 def _check_execution(scenario: Scenario) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from simulator.execution import watch
-from simulator.execution.communicator import PATIENCE
+from simulator.execution.communicator import PATIENCE, failing
 from simulator.execution.device import Side, chosen_backend, described, side
 from simulator.execution.launch import fraction, initialised, perform
 from simulator.execution.meeting import Board, Liaison, facts
@@ -117,7 +118,7 @@ def _together(
 ) -> list[Record] | None:
     """Run this rank, telling the others how it gets on; any failure of any rank ends it."""
     liaison = Liaison(place, board, patience, begun)
-    shares_memory = "shared-memory" in scenario.algorithm.requires
+    one_machine = place.local_world_size == place.world_size
     try:
         if not dist.is_initialized():
             dist.init_process_group(
@@ -129,7 +130,7 @@ def _together(
             )
             # The group serves later calls too; its threads must have ended before the interpreter does.
             atexit.register(leave)
-        with common_folder(place.rank) if shares_memory else nullcontext() as folder:
+        with common_folder(place.rank) if one_machine else nullcontext() as folder:
             record, communicator = perform(scenario, place.rank, None, liaison, folder, own, backend)
             assert communicator is not None
             liaison.ended(record.calls)
@@ -159,12 +160,25 @@ def leave() -> None:
 
 @contextmanager
 def common_folder(rank: int) -> Iterator[Path]:
-    """Give a folder that all ranks know; it vanishes when rank 0 ends its work."""
-    named: list[Any] = [None]
-    if rank > 0:
-        dist.broadcast_object_list(named, 0)
-        yield Path(named[0])
+    """Give a folder that all ranks, which are on one machine, know; the first to end its work removes it.
+
+    All do: rank 0 may be killed.
+    """
+    if rank == 0:
+        with tempfile.TemporaryDirectory(prefix="paceline-") as folder:
+            _told(folder)
+            yield Path(folder)
         return
-    with tempfile.TemporaryDirectory(prefix="paceline-") as folder:
-        dist.broadcast_object_list([folder], 0)
-        yield Path(folder)
+    named = _told(None)
+    try:
+        yield Path(named)
+    finally:
+        shutil.rmtree(named, ignore_errors=True)
+
+
+def _told(folder: str | None) -> str:
+    """Return the folder that rank 0 tells."""
+    named: list[Any] = [folder]
+    with failing("the common folder"):
+        dist.broadcast_object_list(named, 0)
+    return str(named[0])

@@ -10,6 +10,7 @@ and the first cause is raised. A rank ends when its launcher does, however that 
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -38,13 +39,13 @@ from torch._C._distributed_c10d import FileStore
 
 from simulator import faults
 from simulator.execution import watch
-from simulator.execution.communicator import PATIENCE, Communicator, GlooCommunicator
+from simulator.execution.communicator import PATIENCE, Communicator, GlooCommunicator, failing
 from simulator.execution.device import Cpu, Side, chosen_backend, described, side
 from simulator.execution.record import Record
 from simulator.execution.staging import NcclCommunicator, StagedCommunicator
 from simulator.execution.streams import StreamKey
 from simulator.execution.tasks import Wait
-from simulator.execution.watch import Began, Failed, Heartbeat, Judge, State, Waits, failure
+from simulator.execution.watch import Began, Failed, Heartbeat, Judge, Started, State, Waits, failure
 from simulator.execution.worker import Listener, WallWorker
 from simulator.faults import AlgorithmError, RunStuck, WorkerFailed
 from simulator.parts import BadInput
@@ -93,7 +94,8 @@ def perform(
     listener
         Told how the worker gets on.
     folder
-        Where the files of shared memory are; None where the worker is alone or has none.
+        Where the files are that the ranks of one machine share; None where the worker is alone, or the ranks
+        are on several.
     place
         The device that it computes on; the CPU if not given.
     backend
@@ -112,7 +114,9 @@ def perform(
     """
     torch.set_num_threads(1)
     several = scenario.ranks > 1
-    communicator = GlooCommunicator(rank, scenario.ranks, planned(scenario)) if several else None
+    plan = planned(scenario)
+    with failing("making the process groups"):
+        communicator = GlooCommunicator(rank, scenario.ranks, plan) if several else None
     place = place or Cpu()
     place.prepare()
     carrier = None
@@ -120,7 +124,8 @@ def perform(
         carrier = carrying(communicator, scenario, place.device, backend)
     worker = WallWorker(scenario, rank, carrier, buckets, listener, folder, place)
     algorithm = scenario.algorithm
-    start = time.monotonic() if communicator is None else communicator.common_start()
+    with failing("the common start"):
+        start = time.monotonic() if communicator is None else communicator.common_start()
     try:
         record = worker.run(algorithm, start)
     except (AlgorithmError, RunStuck, WorkerFailed):
@@ -141,7 +146,7 @@ class _Messenger:
     connection
         To the launcher.
     counts
-        Whether the iterations of this rank are wanted.
+        Whether the iterations of this rank, and its start, are wanted.
     patience
         Of the launcher, in seconds.
     """
@@ -168,6 +173,16 @@ class _Messenger:
         """Pass on from time to time what the worker does; the launcher ends a rank by killing it."""
         self._heartbeat.of(state)
         self.pass_on(state())
+
+    def started(self, start: float) -> None:
+        """Pass on the common start of all ranks, which this machine's processes know one clock for."""
+        if self._counts:
+            self.pass_on(Started(start))
+
+    def crash(self, error: WorkerFailed) -> None:
+        """Say why, and end this process at once."""
+        self.pass_on(Failed(error, False, ""))
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def pass_on(self, news: object) -> None:
         """Send news to the launcher."""
@@ -208,6 +223,7 @@ def _serve(
     # Ctrl-C reaches every process of a terminal. The helper of somebody else may not have masked it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_launcher, args=(folder,), daemon=True).start()
+    _wake_with_launcher()
     os.environ.update(ONE_THREAD)
     messenger = _Messenger(connection, rank == 0, patience)
     try:
@@ -216,7 +232,8 @@ def _serve(
             site.enter()
         scenario: Scenario = pickle.loads(payload)
         if world_size > 1:
-            _meet(rank, world_size, folder / "meeting", backend)
+            with failing("meeting the other ranks"):
+                _meet(rank, world_size, folder / "meeting", backend)
         news: Record | Failed
         news, _ = perform(scenario, rank, buckets, messenger, folder, side(device, rank), backend)
     except BaseException as error:
@@ -231,6 +248,20 @@ def _serve(
             connection.recv()
     # No clean-up: the backend's threads may hang in an operation with a rank that has gone.
     os._exit(0)
+
+
+def _wake_with_launcher() -> None:
+    """Let the kernel continue this process, should it be stopped, when its launcher ends.
+
+    A stopped process could not see that. The pipe by which a rank sees its launcher's end sends it SIGCONT.
+    """
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    if sys.platform == "linux":
+        pipe = launcher.sentinel
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGCONT)
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _end_with_launcher(folder: Path) -> None:
@@ -289,6 +320,7 @@ def launch(
     backend: str = "auto",
     met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
     sites: Sequence[Site] | None = None,
+    started: Callable[[float], None] = lambda _: None,
 ) -> list[Record]:
     """Run every rank of a scenario as a local process and return what they bring home, by rank.
 
@@ -308,6 +340,8 @@ def launch(
         Told the host and the device of each rank.
     sites
         Of each rank; None where all of them run where this process does.
+    started
+        Told the common start of all ranks, on the monotonic clock.
 
     Raises
     ------
@@ -334,16 +368,16 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="paceline-") as folder:
         try:
             with _main_module(needed=b"__main__" in payload):
-                for rank in range(scenario.ranks):
-                    own = (rank, scenario.ranks, payload, buckets, Path(folder))
-                    site = None if sites is None else sites[rank]
+                for number in range(scenario.ranks):
+                    own = (number, scenario.ranks, payload, buckets, Path(folder))
+                    site = None if sites is None else sites[number]
                     arguments = (*own, patience, device, carrier, site)
                     ranks.append(_start(context, arguments))
             begun = fraction(progress, scenario.sections.budget.iterations)
-            records = _Collection(ranks, begun, patience).records()
+            records = _Collection(ranks, begun, patience, started).records()
         except BaseException:
-            for started in ranks:
-                started.process.kill()
+            for rank in ranks:
+                rank.process.kill()
             raise
         finally:
             _part(ranks)
@@ -401,11 +435,20 @@ class _Collection:
         Told the iterations that rank 0 has begun.
     patience
         Seconds.
+    started
+        Told the common start of all ranks.
     """
 
-    def __init__(self, ranks: Sequence[_Rank], begun: Callable[[int], None], patience: float) -> None:
+    def __init__(
+        self,
+        ranks: Sequence[_Rank],
+        begun: Callable[[int], None],
+        patience: float,
+        started: Callable[[float], None],
+    ) -> None:
         self._ranks = ranks
         self._begun = begun
+        self._started = started
         self._judge = Judge(len(ranks), patience)
 
     def records(self) -> list[Record]:
@@ -441,6 +484,8 @@ class _Collection:
     def _hear(self, number: int, news: object) -> None:
         if isinstance(news, Began):
             self._begun(news.iterations)
+        elif isinstance(news, Started):
+            self._started(news.start)
         self._judge.hear(number, news)
 
 

@@ -262,6 +262,13 @@ class Liaison:
         """Take in who tells what the worker does, and who ends its run."""
         self._state, self._end = state, end
 
+    def started(self, start: float) -> None:
+        """Nobody here asks when the ranks have started."""
+
+    def crash(self, error: WorkerFailed) -> None:
+        """Let this rank end as by an error of its own, so that all others hear of it."""
+        self._end(error)
+
     # How the run ends.
 
     def fail(self, error: BaseException) -> Exception:

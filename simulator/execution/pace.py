@@ -7,7 +7,8 @@ the factors of persistent slow-downs and per-gradient jitter, and while a burst 
 and bursts come from the streams of random numbers that the simulation uses, so both clocks have the same.
 
 An emulated computation begins when it is called, or when the one before it on its stream ends, as on the
-virtual clock: what the machine takes to copy its arguments and to wake a thread is part of its time.
+virtual clock: what the machine takes to copy its arguments and to wake a thread is part of its time. During
+an outage of the worker, in which its process is stopped (:mod:`simulator.execution.crash`), no work is done.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simulator import plan
-from simulator.stragglers import Bursts
+from simulator.stragglers import Bursts, Crash
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,36 @@ class BurstTimes:
         return self._bursts.slowdown if index % 2 else 1.0, self._switches[index]
 
 
+class Outages:
+    """When a worker is out, in seconds from the common start.
+
+    Parameters
+    ----------
+    scenario, rank
+        Whose outages count.
+    """
+
+    def __init__(self, scenario: Scenario, rank: int) -> None:
+        own = scenario.worker_stragglers(rank)
+        self.times: list[tuple[float, float]] = []
+        for begin, end in sorted((s.at, s.back) for s in own if isinstance(s, Crash) and s.returns):
+            if self.times and begin <= self.times[-1][1]:
+                first, last = self.times.pop()
+                begin, end = first, max(last, end)
+            self.times.append((begin, end))
+
+    def factor(self, at: float) -> tuple[float, float]:
+        """Return how many times longer work takes at a moment, and until when that stays so."""
+        for begin, end in self.times:
+            if at < end:
+                return (1.0, begin) if at < begin else (math.inf, end)
+        return 1.0, math.inf
+
+    def within(self, begin: float, end: float) -> float:
+        """Return the seconds of a time in which the worker is out."""
+        return sum(max(0.0, min(end, back) - max(begin, at)) for at, back in self.times)
+
+
 class Pacer:
     """Says when a worker's computations may end.
 
@@ -84,6 +115,7 @@ class Pacer:
         self._step = self._cost.gradient_seconds(self._device, scenario.batches[0 if serves else rank])
         self._slowdown, self._jitter = 1.0, _none
         self._bursts: list[BurstTimes] = []
+        self._outages: Outages | None = None
         self._charge = Charge(scenario)
         if execution.stragglers == "injected":
             self._slowdown = scenario.persistent_factor(rank)
@@ -93,6 +125,8 @@ class Pacer:
                 for entry, stream in zip(scenario.stragglers, scenario.streams, strict=True)
                 if isinstance(entry, Bursts) and not serves and entry.concerns(rank)
             ]
+            outages = Outages(scenario, rank)
+            self._outages = outages if outages.times else None
 
     def gradient(self, gradients: float = 1.0) -> Course:
         """Return the course of a gradient that is called now, or of an evaluation worth so many."""
@@ -132,16 +166,23 @@ class Pacer:
 
     def end(self, begin: float, work: float) -> float:
         """Return when work of so many undisturbed seconds ends that began at a moment of the clock."""
-        if not self._bursts:
+        disturbances: list[BurstTimes | Outages] = [*self._bursts]
+        if self._outages is not None:
+            disturbances.append(self._outages)
+        if not disturbances or work <= 0:
             return begin + work
         at = begin - self.start
         while True:
-            states = [times.factor(max(at, 0.0)) for times in self._bursts]
+            states = [times.factor(max(at, 0.0)) for times in disturbances]
             factor, until = math.prod(state[0] for state in states), min(state[1] for state in states)
             if at + work * factor <= until:
                 return self.start + at + work * factor
             work -= (until - at) / factor
             at = until
+
+    def out(self, begin: float, end: float) -> float:
+        """Return the seconds between two moments of the clock in which the worker is out."""
+        return 0.0 if self._outages is None else self._outages.within(begin - self.start, end - self.start)
 
 
 class Course:
@@ -182,7 +223,7 @@ class Course:
         begin
             When it counts as begun, on the pacer's clock.
         waited
-            Seconds of waiting since then that were no computation.
+            Seconds of waiting since then that were no computation, outages aside.
 
         Returns
         -------
@@ -190,14 +231,15 @@ class Course:
         """
         pacer = self._pacer
         now = pacer.clock()
-        work = now - begin - waited if self._seconds is None else self._seconds
+        taken = now - begin - waited - pacer.out(begin, now)
+        work = taken if self._seconds is None else self._seconds
         end = pacer.end(begin, work * self.factor)
         if end < now:
             pacer.overrun = max(pacer.overrun, now - end)
         while (left := end - pacer.clock()) > 0:
             pacer.sleep(left)
         pacer.free = max(end, now)
-        return waited + max(0.0, end - now)
+        return waited + max(0.0, end - now - pacer.out(now, max(now, end)))
 
 
 class Charge:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -77,6 +77,13 @@ class Began:
 
 
 @dataclass(frozen=True)
+class Started:
+    """News of a rank: the common start of all ranks, on the monotonic clock of their machine."""
+
+    start: float
+
+
+@dataclass(frozen=True)
 class Waits:
     """News of a rank: all its tasks wait, in lines of the algorithm, or it goes on (no waits)."""
 
@@ -103,13 +110,20 @@ class Failed:
 def failure(rank: int, error: BaseException) -> Failed:
     """Return the news of an error that has ended a rank."""
     trace = "".join(traceback.format_exception(error))
-    followed = isinstance(error.__cause__, CommunicationFailed)
+    followed = any(isinstance(known, (CommunicationFailed, ConnectionError)) for known in _causes(error))
     if isinstance(error, AlgorithmError):
         # Only the message travels: the launcher may not know a class of the user's own.
         return Failed(AlgorithmError(str(error)), followed, trace)
     if not isinstance(error, WorkerFailed):
         error = WorkerFailed(rank, None, faults.cause_of(error))
     return Failed(error, followed, trace)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, what caused it, and so on; a lost connection among them has a cause elsewhere."""
+    while error is not None:
+        yield error
+        error = error.__cause__
 
 
 class Heartbeat:

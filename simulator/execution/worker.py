@@ -28,7 +28,9 @@ from algorithms import WORLD, Algorithm, Reduction
 from algorithms.algorithm import EXCHANGE
 from algorithms.worker import MESSAGE, Handle, Outline, SharedTensor, Tensor
 from simulator import faults, numerics, plan
-from simulator.execution.communicator import Communicator
+from simulator.execution.agreement import Agreement, FirstCalls, Table
+from simulator.execution.communicator import Communicator, GlooCommunicator
+from simulator.execution.crash import Crashes
 from simulator.execution.device import Cpu, Side
 from simulator.execution.memory import Memory
 from simulator.execution.pace import Charge, Course, Pacer
@@ -70,6 +72,14 @@ class Listener(Protocol):
         """Take in who tells what the worker does, and who lets its run end with an error."""
         ...
 
+    def started(self, start: float) -> None:
+        """Take in the common start of all ranks, on the monotonic clock."""
+        ...
+
+    def crash(self, error: faults.WorkerFailed) -> None:
+        """End the rank, because the scenario lets it crash now."""
+        ...
+
 
 class WallWorker:
     """One rank of a real run; see :class:`algorithms.worker.Worker` for its operations.
@@ -87,7 +97,8 @@ class WallWorker:
     listener
         Told how the worker gets on.
     folder
-        Where the files of shared memory are; None where the worker is alone or has none.
+        Where the files are that the ranks of one machine share; None where the worker is alone, or the ranks
+        are on several.
     side
         The device that it computes on; the CPU if not given.
     """
@@ -141,6 +152,8 @@ class WallWorker:
         execution = scenario.execution
         paced = execution.compute == "emulated" or execution.stragglers == "injected"
         self._pacer = Pacer(scenario, rank) if paced else None
+        self._crashes = Crashes(scenario, rank) if execution.stragglers == "injected" else None
+        self._agreement = self._agreeing(communicator, folder)
         self._charge = Charge(scenario) if execution.payload == "cost" else None
         self._one_order = communicator is not None and communicator.one_order
         self._computing: dict[int, tuple[float, str]] = {}
@@ -148,6 +161,14 @@ class WallWorker:
         self._messages: dict[StreamKey, list[Message]] = {}
         self._reports: list[tuple[float, int, torch.Tensor]] = []
         self._observations: list[Observation] = []
+
+    def _agreeing(self, communicator: Communicator | None, folder: Path | None) -> Agreement | None:
+        """Return who compares calls with those of the other ranks before the backend hears of them."""
+        if communicator is None:
+            return None
+        if folder is not None:
+            return Table(folder / "calls", self._rank, self._scenario.ranks, tuple(self._plan.groups))
+        return FirstCalls(self._rank, communicator) if isinstance(communicator, GlooCommunicator) else None
 
     # Its place in the world.
 
@@ -495,7 +516,8 @@ class WallWorker:
 
         peers = tuple(sorted({*sources, *destinations}))
         nbytes = len(destinations) * self._counted(payload, charged)
-        return self._communicate("exchange", "", EXCHANGE, work, peers, nbytes)
+        signature = _signature(EXCHANGE, payload)
+        return self._communicate("exchange", "", EXCHANGE, work, peers, nbytes, signature)
 
     def _members(self, group: str) -> tuple[int, ...]:
         members = self._plan.groups.get(group)
@@ -547,8 +569,14 @@ class WallWorker:
         )
         handle: WallHandle[T] = self._handle(call)
 
+        agreement = self._agreement if peers else None
+
         def job() -> None:
             try:
+                if agreement is not None and signature is not None:
+                    assert isinstance(stream, str)
+                    members = peers if stream == EXCHANGE else self._plan.groups[stream]
+                    agreement.enter(stream, number, signature, members)
                 value, begin, end = self._side.message(called, work)
             except BaseException as error:
                 handle.fail(error)
@@ -643,6 +671,19 @@ class WallWorker:
             self._pacer.start = start
         if self._listener is not None:
             self._listener.watch(self._state, self._tasks.end)
+            self._listener.started(start)
+        if self._crashes is not None:
+            crash = self._tasks.end if self._listener is None else self._listener.crash
+            self._crashes.begin(start, lambda: self._iteration, crash)
+        try:
+            self._run(algorithm)
+        finally:
+            if self._crashes is not None:
+                self._crashes.over()
+        return self._record()
+
+    def _run(self, algorithm: Algorithm) -> None:
+        """Drive an algorithm and all tasks that it spawns to their ends."""
         coroutine = algorithm.run(plan.seen_by_algorithm(self._scenario, self))
         if not inspect.iscoroutine(coroutine):
             raise faults.not_a_coroutine(type(algorithm).__name__, coroutine)
@@ -655,6 +696,8 @@ class WallWorker:
         self._check_end()
         if self._pacer is not None and self._pacer.overrun > 0:
             self.observe("overrun", self._pacer.overrun)
+
+    def _record(self) -> Record:
         return Record(
             rank=self._rank,
             iterations=self._iteration,

@@ -301,6 +301,10 @@ def test_what_an_execution_takes_from_the_machine(timing_scenario: Scene) -> Non
         "stragglers (persistent)",
         "background traffic (1 flow)",
     ]
+    slow = {"kind": "slow-link", "between": ["host0", "switch"], "start": "1 s"}
+    disturbed = timing_scenario().vary(stragglers=[slow])
+    assert taken_from_the_machine(disturbed)[2:] == ["stragglers (slow-link)"]
+    assert taken_from_the_machine(disturbed, emulated=True)[2:] == []
 
 
 # Emulate.

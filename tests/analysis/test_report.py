@@ -323,7 +323,9 @@ def test_the_picture_marks_what_is_slow_or_unused(timing_scenario: Scene) -> Non
 
 def test_a_comparison_as_a_page(timed: Experiment) -> None:
     text = comparison_report(compare(timed.entries[0].run, timed.entries[1].run))
-    assert 'id="comparison"' in text
+    for plot in ("comparison", "comparison-workers", "comparison-iterations"):
+        assert f'id="{plot}"' in text
+    assert "differs most" in text
     assert "Largest contributor" in text
 
 

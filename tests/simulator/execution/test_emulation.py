@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ import pytest
 
 from simulator.engine.simulate import simulate
 from simulator.execution import emulation, launch, namespaces
+from simulator.execution.disturbance import STALLED, Change, changes
 from simulator.execution.emulation import Cable, Forwarding, Layout, address, emulate, emulated, left_out
 from simulator.execution.namespaces import Namespace, apart, netlink
-from simulator.faults import WorkerFailed
+from simulator.faults import RunStuck, WorkerFailed
 from simulator.parts import BadInput
 from simulator.scenario import Scenario
 
@@ -174,14 +177,12 @@ class TestRefusals:
         )
 
     def test_what_is_left_out(self) -> None:
-        failing = {"kind": "link-failure", "between": [0, 1], "start": "1 s", "end": "2 s"}
         flow = {"source": 0, "destination": 1, "rate": "1 Mbps"}
         ring = {"builder": "ring", "nodes": 3, "link": {"bandwidth": "40 Gbps", "latency": "1 ms"}}
-        scenario = described(ring, background=[flow], stragglers=[failing])
+        scenario = described(ring, background=[flow])
         assert left_out(scenario, Layout.of(scenario), delays=False) == (
             "latencies, because this kernel lacks netem (CONFIG_NET_SCH_NETEM)",
             "limits of links above 34 Gbps, which are as fast as this machine",
-            "links that slow down or fail for a time",
             "background traffic",
         )
         fast = described({"builder": "ring", "nodes": 3, "link": {"bandwidth": "10 Gbps", "latency": "1 ms"}})
@@ -193,6 +194,43 @@ class TestRefusals:
         monkeypatch.setattr(emulation, "check_rights", lambda: None)
         with pytest.raises(BadInput, match=r"^workload\.objective: an execution computes real gradients"):
             emulate(described(RING).vary({"workload.objective": None, "step-size": None}))
+
+    def test_ways_around_a_failed_link(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(emulation, "check_rights", lambda: None)
+        failing = {"kind": "link-failure", "between": [0, 1], "transfers": "reroute"}
+        with pytest.raises(BadInput) as caught:
+            emulate(described(RING, stragglers=[failing]))
+        assert str(caught.value) == (
+            "cluster.stragglers.0.transfers: the routes of an emulated network do not change; use 'stall'"
+        )
+
+
+class TestChanges:
+    """What the links of a scenario do in time, as data."""
+
+    def test_disturbances_of_one_link_at_a_time_multiply(self) -> None:
+        link = {"between": [0, 1]}
+        stragglers = [
+            {"kind": "slow-link", **link, "factor": 0.5, "start": "1 s", "end": "4 s"},
+            {"kind": "slow-link", **link, "factor": 0.2, "start": "2 s", "end": "3 s"},
+            {"kind": "link-failure", "between": [1, 0], "start": "3.5 s", "end": "5 s"},
+            {"kind": "slow-link", "between": [1, 2], "factor": 0.25},
+            {"kind": "slow-link", "between": [1, 2], "factor": 0.5, "start": "3 s"},
+        ]
+        scenario = described(RING, stragglers=stragglers)
+        found = changes(scenario, {node: node for node in range(3)})
+        one, other = frozenset((0, 1)), frozenset((1, 2))
+        assert found == (
+            Change(1.0, one, 0.5),
+            Change(2.0, one, pytest.approx(0.1)),
+            Change(3.0, one, 0.5),
+            Change(3.0, other, 0.5),
+            Change(3.5, one, 0.0),
+            Change(4.0, one, 0.0),
+            Change(5.0, one, 1.0),
+        )
+        # What is always slow is a matter of the network as it is built.
+        assert Layout.of(scenario).cables[2].rates == (3.125e6, 3.125e6)
 
 
 def inside(namespace: Namespace, look: Callable[[Any], Any]) -> Any:
@@ -355,6 +393,137 @@ class TestNetwork:
             assert run.duration >= 4 * 0.080
 
 
+def timed(stragglers: list[dict[str, Any]], **more: Any) -> Scenario:
+    """Six all-reduces of some 0.4 s between three workers, after computations of 20 ms."""
+    cost = {"parameters": 260_000, "batch": 1, "gradient": "20 ms", "bucket-count": 1}
+    link = {"bandwidth": "30 Mbps", "latency": "0 s"}
+    scenario = described({**RING, "link": link}, "local-sgd", stragglers=stragglers)
+    objective = {"kind": "quadratic", "dimension": 260_000, "dtype": "float32"}
+    return scenario.vary(
+        cost=cost,
+        objective=objective,
+        algorithm={"name": "local-sgd", "period": 1},
+        budget={"iterations": 6},
+        execution={"compute": "emulated", "stragglers": "injected"},
+        **more,
+    )
+
+
+@real
+class TestDisturbances:
+    """Links that slow down or fail for a time, with the meaning that they have in simulation."""
+
+    def test_rates_change_at_both_ends(self) -> None:
+        link = frozenset((0, 1))
+        with emulated(described(RING)) as network:
+            for factor, rate in ((0.25, 3.125e6), (0.0, STALLED), (1.0, 12.5e6)):
+                network.change_rate(link, factor)
+                found = [inside(namespace, queues) for namespace in network.namespaces]
+                assert found == [
+                    {"to1": rate, "to2": 12.5e6},
+                    {"to0": rate, "to2": 12.5e6},
+                    {"to0": 12.5e6, "to1": 12.5e6},
+                ]
+
+    def test_the_one_rate_of_a_half_duplex_edge_changes(self) -> None:
+        pair = {"builder": "ring", "nodes": 2, "link": {**LINK, "duplex": "half"}}
+        with emulated(described(pair)) as network:
+            network.change_rate(frozenset((0, 1)), 0.5)
+            assert [inside(namespace, queues) for namespace in network.namespaces] == [{"half1": 6.25e6}, {}]
+
+    def test_a_link_without_a_limit_has_one_for_a_time(self) -> None:
+        fast = {**RING, "link": {"bandwidth": "400 Gbps", "latency": "0 s"}}
+        with emulated(described(fast)) as network:
+            for factor, expected in ((1e-3, {"to1": 50e6}), (1.0, {}), (0.5, {})):
+                network.change_rate(frozenset((0, 1)), factor)
+                assert inside(network.namespaces[0], queues) == expected
+
+    def test_what_waits_goes_on_at_once_when_the_link_is_back(self) -> None:
+        """TCP that was stopped for 1.5 s does not wait for its next attempt, which would come 1.5 s later.
+
+        What is under way fits into the queue, so that nothing was lost before.
+        """
+        total = 2_500_000
+
+        def receive() -> float:
+            network.namespaces[1].enter()
+            with socket.create_server((address(1), 0)) as server:
+                port.append(server.getsockname()[1])
+                connection, _ = server.accept()
+                with connection:
+                    left = total
+                    while left:
+                        left -= len(connection.recv(65536))
+                    return time.monotonic()
+
+        def send() -> None:
+            network.namespaces[0].enter()
+            with socket.create_connection((address(1), port[0])) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 40_000)
+                connection.sendall(bytes(total))
+
+        port: list[int] = []
+        with emulated(described(RING)) as network, ThreadPoolExecutor(2) as threads:
+            end = threads.submit(apart, receive)
+            while not port:
+                time.sleep(0.01)
+            threads.submit(apart, send)
+            time.sleep(0.05)
+            network.change_rate(frozenset((0, 1)), 0.0)
+            time.sleep(1.5)
+            assert not end.done()
+            network.change_rate(frozenset((0, 1)), 1.0)
+            back = time.monotonic()
+            # Some 0.15 s of it are left.
+            assert end.result(20) - back < 0.6
+
+    @pytest.mark.parametrize(
+        "straggler",
+        [
+            {"kind": "slow-link", "between": [0, 1], "factor": 0.4, "start": "0.5 s", "end": "1.8 s"},
+            {"kind": "link-failure", "between": [1, 2], "start": "0.6 s", "end": "1.6 s"},
+            {"kind": "crash", "workers": [1], "at": "0.7 s", "outage": "0.9 s"},
+        ],
+        ids=lambda straggler: straggler["kind"],
+    )
+    def test_as_long_as_in_simulation(self, straggler: dict[str, Any]) -> None:
+        """What a disturbance costs is what it costs in simulation."""
+        undisturbed = simulate(timed([])).duration
+        predicted = simulate(timed([straggler])).duration
+        assert predicted > undisturbed + 0.5
+        run = emulate(timed([straggler]))
+        # Not sooner; later by what TCP takes to notice, and by what a busy machine does.
+        assert predicted - 0.15 < run.duration < 1.25 * predicted + 1.5
+        assert run.summary()["emulation"]["left_out"] == []
+
+    def test_a_link_that_does_not_come_back(
+        self, made: set[int], ranks_left: Callable[[], list[int]]
+    ) -> None:
+        failing = {"kind": "link-failure", "between": [0, 1], "start": "0.5 s"}
+        began = time.monotonic()
+        with pytest.raises(RunStuck) as caught:
+            emulate(timed([failing]), patience=3.0)
+        message = str(caught.value)
+        assert message.startswith("no worker got on for 3 s: worker 0 waits in all_reduce group 'world' for ")
+        assert message.endswith("; the link 0 – 1 failed at 0.5 s and does not come back")
+        assert time.monotonic() - began < 30
+        assert ranks_left() == []
+        assert gone(made)
+
+    def test_a_link_that_is_cut_in_the_middle(
+        self, made: set[int], ranks_left: Callable[[], list[int]]
+    ) -> None:
+        """Somebody pulls the plug: the run ends within the patience, and nothing stays."""
+        scenario = timed([])
+        with emulated(scenario) as network:
+            cutting = threading.Timer(0.5, network.cut, (0, 1))
+            with pytest.raises(RunStuck, match=r"^no worker got on for 3 s: worker 0 waits in "):
+                launch.launch(scenario, patience=3.0, sites=network.sites, started=lambda _: cutting.start())
+            cutting.join()
+        assert ranks_left() == []
+        assert gone(made)
+
+
 def holders(kept: set[int]) -> list[str]:
     """Return the entries of /proc that keep any of some namespaces alive."""
     found = []
@@ -379,8 +548,8 @@ def gone(kept: set[int]) -> bool:
     return True
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+@pytest.fixture(name="made")
+def _made(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """The inodes of all namespaces that this process makes in a test."""
     noted: set[int] = set()
     new = Namespace.new

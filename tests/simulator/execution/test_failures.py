@@ -82,6 +82,49 @@ class TestFailingRanks:
             execute(self.fault(own, "sys.exit('enough')"))
         assert str(caught.value).startswith("worker 1 failed: SystemExit: enough (at own_")
 
+    @pytest.mark.parametrize(
+        "error", ["ConnectionResetError(104, 'Connection reset by peer')", "BrokenPipeError"]
+    )
+    def test_a_lost_connection_is_not_the_cause_where_another_rank_explains_it(
+        self, own: Any, error: str, ranks_left: Callable[[], list[int]]
+    ) -> None:
+        """The rank that lost its connection tells first; the one that failed tells a second later."""
+        body = f"""
+            x = await worker.gradient(worker.initial_model())
+            if worker.rank == 0:
+                raise {error}
+            if worker.rank == 1:
+                time.sleep(1)
+                raise ValueError("out of luck")
+            await worker.all_reduce(x)
+        """
+        with pytest.raises(WorkerFailed) as caught:
+            execute(own(body, 3))
+        assert str(caught.value).startswith("worker 1 failed in iteration 1: ValueError: out of luck")
+        assert ranks_left() == []
+
+    def test_a_lost_connection_that_nobody_explains(self, own: Any) -> None:
+        with pytest.raises(WorkerFailed) as caught:
+            execute(self.fault(own, "raise ConnectionResetError('by the data server')"))
+        assert str(caught.value).startswith(
+            "worker 1 failed in iteration 3: ConnectionResetError: by the data server (at own_"
+        )
+
+    def test_a_rank_killed_while_the_ranks_meet(
+        self, own: Any, tmp_path: Path, ranks_left: Callable[[], list[int]]
+    ) -> None:
+        """The first to make its process groups is killed; the others lose their connections to it."""
+        marker = tmp_path / "killed"
+        ends = f"(open({str(marker)!r}, 'x').close(), os.kill(os.getpid(), signal.SIGKILL))"
+        in_a_rank = "sys.modules['multiprocessing'].parent_process()"
+        first = f"{in_a_rank} and not os.path.exists({str(marker)!r})"
+        plan = f"{first} and {ends} or super().plan(world_size, graph)"
+        body = "worker.report(await worker.all_reduce(await worker.gradient(worker.initial_model())))"
+        with pytest.raises(WorkerFailed) as caught:
+            execute(own(body, 3, plan=plan))
+        assert re.fullmatch(r"worker \d failed: its process was killed by SIGKILL", str(caught.value))
+        assert ranks_left() == []
+
     def test_an_error_in_a_task_that_nobody_awaits(
         self, own: Any, ranks_left: Callable[[], list[int]]
     ) -> None:

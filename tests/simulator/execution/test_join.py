@@ -242,6 +242,47 @@ class TestEnding:
         os.kill(ranks.processes[1].pid, signal.SIGCONT)
         assert len(ranks.outcomes(30)) == 2
 
+    def test_a_crash_of_the_scenario(self, ranks: Ranks) -> None:
+        cluster = {
+            "topology": {"builder": "switch", "gpus": 2},
+            "device": "gtx-1080-ti",
+            "stragglers": [{"kind": "crash", "workers": [1], "at": "0.25 s"}],
+        }
+        execution = {"compute": "emulated", "stragglers": "injected"}
+        cost = {"parameters": 100, "batch": 2, "gradient": "100 ms"}
+        objective = {"kind": "quadratic", "dimension": 6}
+        workload = {"cost": cost, "objective": objective}
+        scenario = ranks.scenario(cluster=cluster, execution=execution, workload=workload)
+        for rank in (0, 1):
+            ranks.start(rank, scenario)
+        sentence = "worker 1 failed in iteration 3: it crashed at 0.25 s, as the scenario says"
+        assert ranks.outcomes() == dict.fromkeys((0, 1), f"WorkerFailed: {sentence}")
+
+    def test_collectives_of_different_lengths(self, ranks: Ranks) -> None:
+        """On several machines the first of each group is compared; on one, every collective."""
+        sentence = (
+            "AlgorithmError: all_reduce number {} of the group 'world' differs: worker 0 called mean of 6 "
+            "float64 elements, worker 1 called mean of 5 float64 elements"
+        )
+        body = "x = worker.initial_model(); await worker.all_reduce(x[worker.rank:])"
+        source = OWN.replace("        x = worker.initial_model()\n", f"        {body}\n")
+        scenario = ranks.scenario()
+        (ranks.folder / "own.py").write_text(source)
+        for rank in (0, 1):
+            ranks.start(rank, scenario)
+        assert ranks.outcomes(20) == dict.fromkeys((0, 1), sentence.format(0))
+
+    def test_collectives_of_different_lengths_on_one_machine(self, ranks: Ranks) -> None:
+        scenario = ranks.scenario("gradient = gradient[1:]")
+        one_machine = "os.environ['SLURM_STEP_TASKS_PER_NODE'] = '2'"
+        for rank in (0, 1):
+            ranks.start(rank, scenario, meddle=one_machine)
+        (sentence,) = set(ranks.outcomes(20).values())
+        assert sentence == (
+            "AlgorithmError: all_reduce number 2 of the group 'world' differs: worker 0 called mean of 6 "
+            "float64 elements, worker 1 called mean of 5 float64 elements"
+        )
+
 
 class TestAlike:
     FACTS = Facts(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing.forkserver
 import os
 import shutil
+import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,42 @@ class TestFullDisk:
 
         monkeypatch.setattr(Path, "write_text", to_the_full_device)
         assert self.refusal(run, target) == f"{target}: cannot be written: No space left on device"
+
+    @pytest.mark.parametrize("left", [0, 4096, 12288])
+    def test_a_disk_of_its_own(self, make: Any, small_disk: Path, left: int) -> None:
+        """A file system that has so many bytes left, wherever in the run's files that ends."""
+        run = self.run(make)
+        target = small_disk / "run"
+        _fill(small_disk / "others", left)
+        assert self.refusal(run, target) == f"{target}: cannot be written: No space left on device"
+        (small_disk / "others").unlink()
+        run.save(target)
+        assert Run.load(target).iterations == run.iterations
+
+
+def _fill(path: Path, left: int) -> None:
+    """Write a file until nothing more goes, and give so many bytes back."""
+    with path.open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        file.truncate(max(0, file.tell() - left))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 def belongings() -> dict[str, Any]:
