@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -233,14 +234,20 @@ class Stopped(Algorithm):
 def test_a_stopped_rank_does_not_outlive_its_launcher(
     tmp_path: Path, ending: signal.Signals, session_left: Callable[[int], list[int]]
 ) -> None:
+    # The path of a socket below it must not be long.
+    with tempfile.TemporaryDirectory() as temporary:
+        check_nothing_is_left(tmp_path, Path(temporary), ending, session_left)
+
+
+def check_nothing_is_left(
+    tmp_path: Path, temporary: Path, ending: signal.Signals, session_left: Callable[[int], list[int]]
+) -> None:
     for name, text in (
         ("main.py", STOPPED),
         ("stopped.yaml", STOPPED_SCENARIO),
         ("stopped.py", STOPPED_ALGORITHM),
     ):
         (tmp_path / name).write_text(text)
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
     process = subprocess.Popen(
         [sys.executable, tmp_path / "main.py", tmp_path / "stopped.yaml"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)},
