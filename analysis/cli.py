@@ -95,6 +95,15 @@ ScenarioName = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; by default a new one below runs/.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed, in place of the scenario's.")]
+StepSize = Annotated[
+    float | None, typer.Option("--step-size", help="Step size; by default the grid's best in simulation.")
+]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Simulate as well, and say whether the models are bit-identical.")
+]
+Patience = Annotated[
+    float, typer.Option("--patience", help="Seconds without any progress after which the run is ended.")
+]
 
 
 def main() -> None:
@@ -127,15 +136,9 @@ def execute(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes, in place of the scenario's workers.")
     ] = None,
-    step_size: Annotated[
-        float | None, typer.Option("--step-size", help="Step size; by default the grid's best in simulation.")
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Simulate as well, and say whether the models are bit-identical.")
-    ] = False,
-    patience: Annotated[
-        float, typer.Option("--patience", help="Seconds without any progress after which the run is ended.")
-    ] = 300.0,
+    step_size: StepSize = None,
+    verify: Verify = False,
+    patience: Patience = 300.0,
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         typer.Option("--device", help="What to compute on; by default a GPU if there is one."),
@@ -164,15 +167,9 @@ def emulate(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Workers, in place of the scenario's.")
     ] = None,
-    step_size: Annotated[
-        float | None, typer.Option("--step-size", help="Step size; by default the grid's best in simulation.")
-    ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Simulate as well, and say whether the models are bit-identical.")
-    ] = False,
-    patience: Annotated[
-        float, typer.Option("--patience", help="Seconds without any progress after which the run is ended.")
-    ] = 300.0,
+    step_size: StepSize = None,
+    verify: Verify = False,
+    patience: Patience = 300.0,
     out: Out = None,
     seed: Seed = None,
     as_json: Json = False,

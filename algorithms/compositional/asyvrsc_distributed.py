@@ -26,7 +26,6 @@ from algorithms.algorithm import Plan, Setting, parameter
 from algorithms.compositional.asyvrsc import AsyVRSC, inner_part, jacobian_part, outer_part
 from algorithms.compositional.estimators import Draw, Snapshot, estimate
 from algorithms.servers.served import Served
-from algorithms.servers.shards import traffic
 from algorithms.worker import Tensor, Worker
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class AsyVRSCDistributed(Served, AsyVRSC):
 
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of an estimate up and of a model down, as far as they leave a machine."""
-        return traffic(setting, self.dedicated)
+        return self.there_and_back(setting)
 
     def epoch_traffic(self, setting: Setting) -> float:
         """Return the bytes of an epoch's beginning: parts of G~, J~ and the mean of dF up, G~, J~, h~ down.

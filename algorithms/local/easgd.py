@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from algorithms.algorithm import Plan, Setting, parameter
 from algorithms.local.rounds import local_steps
 from algorithms.servers.served import Served
-from algorithms.servers.shards import traffic
 from algorithms.worker import Tensor, Worker
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class EASGD(Served):
 
     def traffic(self, setting: Setting) -> float:
         """Return the bytes of a visit to the centre and back, or of an all-reduce, every k steps."""
-        return traffic(setting, self.dedicated) / self.period
+        return self.there_and_back(setting) / self.period
 
     def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
         """Refuse synchronous rounds that drive the centre away from the workers."""

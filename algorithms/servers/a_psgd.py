@@ -20,71 +20,23 @@ NeurIPS 2015, arXiv 1506.08272 (AsySG-con); Dean et al., "Large scale distribute
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar
 
-from algorithms.algorithm import Channel, Compresses, Plan, Setting, parameter
-from algorithms.servers.served import Served
-from algorithms.servers.shards import (
-    PULL,
-    PUSH,
-    channels,
-    check_servers,
-    own_shard,
-    pull,
-    push_and_pull,
-    pushed,
-    say_goodbye,
-    traffic,
-)
+from algorithms.servers.shards import PULL, PUSH, Sharded, own_shard, pull, push_and_pull, say_goodbye
 from algorithms.worker import Tensor, Worker
-
-if TYPE_CHECKING:
-    import networkx as nx
-
-    from algorithms.algorithm import Matrix
 
 
 @dataclass(frozen=True)
-class APSGD(Served):
+class APSGD(Sharded):
     """Gradients that a server applies as they come."""
 
     model_copies: ClassVar[int] = 1
-    compresses: ClassVar[Compresses] = "pushed gradients"
-
-    servers: int = parameter(1, "servers, each with a shard of the model", minimum=1)
 
     @property
     def deterministic(self) -> bool:
         """Whether the models do not depend on timing: the order of the pushes does."""
         return False
-
-    @property
-    def server_count(self) -> int:
-        """How many servers there are."""
-        return self.servers
-
-    def alone(self) -> Self:
-        """Return it with the one server that one worker can host."""
-        return dataclasses.replace(super().alone(), servers=1)
-
-    def traffic(self, setting: Setting) -> float:
-        """Return the bytes of a gradient and a model, as far as they leave a machine."""
-        return traffic(setting, self.dedicated)
-
-    def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
-        """Declare the channels to all servers and back."""
-        return Plan(groups={}, channels=channels(world_size, self.hosts(world_size)))
-
-    def pushed(self, channel: Channel, elements: int, world_size: int) -> tuple[int, int] | None:
-        """Return the slice of the gradient that goes to a server."""
-        return pushed(channel, elements, self.hosts(world_size))
-
-    def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
-        """Refuse more servers than there are workers to host them."""
-        if not self.dedicated:
-            check_servers("A-PSGD", self.servers, world_size)
 
     async def train(self, worker: Worker) -> None:
         """Train on one worker."""

@@ -13,70 +13,23 @@ Source: Li et al., "Scaling distributed machine learning with the parameter serv
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from algorithms.algorithm import Channel, Compresses, Plan, Setting, parameter
-from algorithms.servers.served import Served
-from algorithms.servers.shards import (
-    PULL,
-    PUSH,
-    channels,
-    check_servers,
-    own_shard,
-    push_and_pull,
-    pushed,
-    say_goodbye,
-    traffic,
-)
+from algorithms.servers.shards import PULL, PUSH, Sharded, own_shard, push_and_pull, say_goodbye
 from algorithms.worker import Worker
-
-if TYPE_CHECKING:
-    import networkx as nx
-
-    from algorithms.algorithm import Matrix
 
 
 @dataclass(frozen=True)
-class ParameterServer(Served):
+class ParameterServer(Sharded):
     """Synchronous SGD whose gradients meet at servers."""
 
     model_copies: ClassVar[int] = 1
-    compresses: ClassVar[Compresses] = "pushed gradients"
     momentum: ClassVar[Literal["covered"]] = "covered"
-
-    servers: int = parameter(1, "servers, each with a shard of the model", minimum=1)
-
-    @property
-    def server_count(self) -> int:
-        """How many servers there are."""
-        return self.servers
 
     def served_updates(self, world_size: int) -> int:
         """Return the one update that a server makes for an iteration of all workers."""
         return 1
-
-    def alone(self) -> Self:
-        """Return it with the one server that one worker can host."""
-        return dataclasses.replace(super().alone(), servers=1)
-
-    def traffic(self, setting: Setting) -> float:
-        """Return the bytes of a gradient and a model, as far as they leave a machine."""
-        return traffic(setting, self.dedicated)
-
-    def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
-        """Declare the channels to all servers and back."""
-        return Plan(groups={}, channels=channels(world_size, self.hosts(world_size)))
-
-    def pushed(self, channel: Channel, elements: int, world_size: int) -> tuple[int, int] | None:
-        """Return the slice of the gradient that goes to a server."""
-        return pushed(channel, elements, self.hosts(world_size))
-
-    def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
-        """Refuse more servers than there are workers to host them."""
-        if not self.dedicated:
-            check_servers("parameter server", self.servers, world_size)
 
     async def train(self, worker: Worker) -> None:
         """Train on one worker."""

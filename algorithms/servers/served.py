@@ -12,7 +12,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Self
 
-from algorithms.algorithm import Algorithm, parameter
+from algorithms.algorithm import Algorithm, Setting, parameter
 from algorithms.worker import Worker
 
 
@@ -41,6 +41,14 @@ class Served(Algorithm):
         """Return the ranks that carry out the servers, in their order."""
         first = world_size if self.dedicated else 0
         return range(first, first + self.server_count)
+
+    def there_and_back(self, setting: Setting) -> float:
+        """Return the bytes that a worker sends, on average, where all send a model's bytes and get as many.
+
+        Dedicated servers send what comes back, and nothing is local; otherwise workers send it as well, but
+        nothing to themselves.
+        """
+        return setting.model if self.dedicated else setting.reduced(setting.model)
 
     def alone(self) -> Self:
         """Return it with the servers that one worker hosts itself."""

@@ -7,12 +7,20 @@ own both are local and free. ``hosts`` are the ranks of the servers, in their or
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from algorithms.algorithm import Channel, Setting
+from algorithms.algorithm import Channel, Compresses, Plan, Setting, parameter
+from algorithms.servers.served import Served
 from algorithms.worker import Tensor, Worker
+
+if TYPE_CHECKING:
+    import networkx as nx
+
+    from algorithms.algorithm import Matrix
 
 PUSH, PULL = "push", "pull"
 """Channels to a server and back. An empty push says that it was the worker's last."""
@@ -31,38 +39,44 @@ def own_shard(worker: Worker, server: int, servers: int) -> Tensor:
     return x[low:high].clone()
 
 
-def channels(world_size: int, hosts: Sequence[int]) -> tuple[Channel, ...]:
-    """Return the channels between all workers and all servers."""
-    pairs = [(rank, host) for host in hosts for rank in range(world_size)]
-    return tuple(c for rank, host in pairs for c in ((rank, host, PUSH), (host, rank, PULL)))
+@dataclass(frozen=True)
+class Sharded(Served):
+    """Base of the algorithms whose servers keep a shard of the model each, and are pushed gradients."""
 
+    compresses: ClassVar[Compresses] = "pushed gradients"
 
-def pushed(channel: Channel, elements: int, hosts: Sequence[int]) -> tuple[int, int] | None:
-    """Return the slice of the gradient that a channel carries: to a server, that of its shard."""
-    _, host, name = channel
-    return bounds(elements, len(hosts))[hosts.index(host)] if name == PUSH else None
+    servers: int = parameter(1, "servers, each with a shard of the model", minimum=1)
 
+    @property
+    def server_count(self) -> int:
+        """How many servers there are."""
+        return self.servers
 
-def traffic(setting: Setting, dedicated: bool) -> float:
-    """Return the bytes that a worker sends per iteration, on average.
+    def alone(self) -> Self:
+        """Return it with the one server that one worker can host."""
+        return dataclasses.replace(super().alone(), servers=1)
 
-    A gradient goes to the servers and a model comes back. Dedicated servers send the models, and nothing is
-    local; otherwise workers send them as well, but nothing to themselves.
-    """
-    return setting.model if dedicated else setting.reduced(setting.model)
+    def plan(self, world_size: int, graph: nx.Graph[int] | None) -> Plan:
+        """Declare the channels to all servers and back."""
+        pairs = [(rank, host) for host in self.hosts(world_size) for rank in range(world_size)]
+        ways = tuple(way for rank, host in pairs for way in ((rank, host, PUSH), (host, rank, PULL)))
+        return Plan(groups={}, channels=ways)
 
+    def pushed(self, channel: Channel, elements: int, world_size: int) -> tuple[int, int] | None:
+        """Return the slice of the gradient that a channel carries: to a server, that of its shard."""
+        _, host, name = channel
+        hosts = self.hosts(world_size)
+        return bounds(elements, len(hosts))[hosts.index(host)] if name == PUSH else None
 
-def check_servers(name: str, servers: int, world_size: int) -> None:
-    """Refuse more servers than workers.
+    def traffic(self, setting: Setting) -> float:
+        """Return the bytes of a gradient and a model, as far as they leave a machine."""
+        return self.there_and_back(setting)
 
-    Raises
-    ------
-    ValueError
-        One sentence.
-    """
-    if servers > world_size:
-        hosts = "1 worker" if world_size == 1 else f"{world_size} workers"
-        raise ValueError(f"{name}: there are {servers} servers, but only {hosts} to host them")
+    def check(self, world_size: int, graph: nx.Graph[int] | None, mixing: Matrix | None) -> None:
+        """Refuse more servers than there are workers to host them."""
+        if not self.dedicated and self.servers > world_size:
+            hosts = "1 worker" if world_size == 1 else f"{world_size} workers"
+            raise ValueError(f"there are {self.servers} servers, but only {hosts} to host them")
 
 
 async def push_and_pull(worker: Worker, gradient: Tensor, hosts: Sequence[int]) -> Tensor:

@@ -63,11 +63,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "more servers than workers": (
         {"settings": {"name": "parameter-server", "servers": 5}},
-        "algorithm: parameter server: there are 5 servers, but only 4 workers to host them",
+        "algorithm: there are 5 servers, but only 4 workers to host them",
     ),
     "more asynchronous servers than workers": (
         {"settings": {"name": "a-psgd", "servers": 5}},
-        "algorithm: A-PSGD: there are 5 servers, but only 4 workers to host them",
+        "algorithm: there are 5 servers, but only 4 workers to host them",
     ),
     "shared memory across machines": (
         {"settings": "hogwild", "topology": SWITCH},
