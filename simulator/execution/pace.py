@@ -7,8 +7,9 @@ the factors of persistent slow-downs and per-gradient jitter, and while a burst 
 and bursts come from the streams of random numbers that the simulation uses, so both clocks have the same.
 
 An emulated computation begins when it is called, or when the one before it on its stream ends, as on the
-virtual clock: what the machine takes to copy its arguments and to wake a thread is part of its time. During
-an outage of the worker, in which its process is stopped (:mod:`simulator.execution.crash`), no work is done.
+virtual clock: what the machine takes to copy its arguments and to wake a thread is part of its time. Several
+of a worker at a time share its device (:mod:`simulator.execution.sharing`). During an outage of the worker,
+in which its process is stopped (:mod:`simulator.execution.crash`), no work is done.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from simulator import plan
+from simulator.execution.sharing import SharedDevice, Turn
 from simulator.stragglers import Bursts, Crash
 
 if TYPE_CHECKING:
@@ -102,13 +104,16 @@ class Pacer:
         scenario: Scenario,
         rank: int,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         execution = scenario.execution
-        self.clock, self.sleep = clock, sleep
+        self.clock, self.sleep = clock, sleep or time.sleep
         self.start = clock()
         self.overrun = 0.0
-        self._own = threading.local()  # when the last computation of this thread's stream ended
+        self.device = SharedDevice(clock, self.end, self.work, sleep)
+        self._own = (
+            threading.local()
+        )  # of this thread's stream: its turn, and when its last computation ended
         self._emulated = execution.compute == "emulated"
         self._cost, self._device = scenario.cost, scenario.cluster.devices[rank]
         serves = rank >= scenario.workers
@@ -164,21 +169,52 @@ class Pacer:
     def free(self, at: float) -> None:
         self._own.free = at
 
+    def turn(self, begin: float) -> Turn:
+        """Return the turn of the emulated computation of this thread that began at a moment of the clock."""
+        turn: Turn | None = getattr(self._own, "turn", None)
+        if turn is None or turn.begin != begin:
+            self.leave()
+            turn = self._own.turn = self.device.enter(begin)
+        return turn
+
+    def leave(self) -> None:
+        """Let the computation of this thread end, if there is one."""
+        turn: Turn | None = getattr(self._own, "turn", None)
+        if turn is not None:
+            self.device.leave(turn)
+            self._own.turn = None
+
     def end(self, begin: float, work: float) -> float:
         """Return when work of so many undisturbed seconds ends that began at a moment of the clock."""
-        disturbances: list[BurstTimes | Outages] = [*self._bursts]
-        if self._outages is not None:
-            disturbances.append(self._outages)
-        if not disturbances or work <= 0:
+        if not self._disturbances or work <= 0:
             return begin + work
         at = begin - self.start
         while True:
-            states = [times.factor(max(at, 0.0)) for times in disturbances]
-            factor, until = math.prod(state[0] for state in states), min(state[1] for state in states)
+            factor, until = self._state(at)
             if at + work * factor <= until:
                 return self.start + at + work * factor
             work -= (until - at) / factor
             at = until
+
+    def work(self, begin: float, end: float) -> float:
+        """Return how many undisturbed seconds of work are done between two moments of the clock."""
+        if not self._disturbances:
+            return end - begin
+        at, last, work = begin - self.start, end - self.start, 0.0
+        while at < last:
+            factor, until = self._state(at)
+            work += (min(until, last) - at) / factor
+            at = until
+        return work
+
+    @property
+    def _disturbances(self) -> list[BurstTimes | Outages]:
+        return [*self._bursts] if self._outages is None else [*self._bursts, self._outages]
+
+    def _state(self, at: float) -> tuple[float, float]:
+        """Return how many times longer work takes at a moment from the start, and until when that is so."""
+        states = [times.factor(max(at, 0.0)) for times in self._disturbances]
+        return math.prod(state[0] for state in states), min(state[1] for state in states)
 
     def out(self, begin: float, end: float) -> float:
         """Return the seconds between two moments of the clock in which the worker is out."""
@@ -210,10 +246,18 @@ class Course:
         self.factor = factor
 
     def begin(self) -> float:
-        """Return when the computation counts as begun that begins now, on the pacer's clock."""
-        free = self._pacer.free
-        self.begun = self._pacer.clock() if self._seconds is None else max(self._called, free)
+        """Let the computation begin now; return when it counts as begun, on the pacer's clock."""
+        pacer = self._pacer
+        if self._seconds is None:
+            self.begun = pacer.clock()
+        else:
+            self.begun = max(self._called, pacer.free)
+            pacer.turn(self.begun)
         return self.begun
+
+    def end(self) -> None:
+        """Let the computation end."""
+        self._pacer.leave()
 
     def hold(self, begin: float, waited: float = 0.0) -> float:
         """Wait until the computation may end.
@@ -231,14 +275,14 @@ class Course:
         """
         pacer = self._pacer
         now = pacer.clock()
-        taken = now - begin - waited - pacer.out(begin, now)
-        work = taken if self._seconds is None else self._seconds
-        end = pacer.end(begin, work * self.factor)
-        if end < now:
-            pacer.overrun = max(pacer.overrun, now - end)
-        while (left := end - pacer.clock()) > 0:
-            pacer.sleep(left)
-        pacer.free = max(end, now)
+        if self._seconds is None:
+            end = pacer.end(begin, (now - begin - waited - pacer.out(begin, now)) * self.factor)
+            while (left := end - pacer.clock()) > 0:
+                pacer.sleep(left)
+        else:
+            end, over = pacer.device.serve(pacer.turn(begin), self._seconds * self.factor)
+            pacer.overrun = max(pacer.overrun, over)
+            pacer.free = end
         return waited + max(0.0, end - now - pacer.out(now, max(now, end)))
 
 

@@ -277,7 +277,11 @@ class WallWorker:
                     waited = courses[index].hold(begin, waited)
                 handles[index].finish(part)
 
-            self._oracle.gradient_in_buckets(model, bounds, deliver)
+            try:
+                self._oracle.gradient_in_buckets(model, bounds, deliver)
+            finally:
+                if courses is not None:
+                    courses[0].end()
 
         whole = self._compute_job("gradient", work, lambda _: None, handles, courses[0] if courses else None)
         self._compute_stream.start(whole)
@@ -784,6 +788,9 @@ def _signature(what: str, x: torch.Tensor) -> faults.Signature:
 def _held(work: Callable[[], T], course: Course) -> T:
     """Compute, and wait until the computation may end."""
     begin = course.begin()
-    value = work()
-    course.hold(begin)
+    try:
+        value = work()
+        course.hold(begin)
+    finally:
+        course.end()
     return value
