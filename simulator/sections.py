@@ -85,7 +85,7 @@ class TopologyNode(Section):
     name
         By which edges call it.
     kind
-        What it is: gpu, switch, ...
+        What it is: gpu for a worker's place; host, switch, nic or any other word for the rest.
     host
         The machine that it is in.
     """
