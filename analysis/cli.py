@@ -583,7 +583,7 @@ def calibrate(
 ) -> None:
     """Measure this machine, or those of a torchrun or Slurm job, into a cluster description for 'run'."""
     from analysis.calibration import calibrate as calibrate_machines
-    from analysis.calibration.settings import QUICK, Settings
+    from analysis.calibration.settings import MEASURED_IN, QUICK, Settings
     from simulator.execution.calibrate import Means
     from simulator.parts import BadInput
     from simulator.units import parse_quantity
@@ -611,6 +611,10 @@ def calibrate(
     settings = Settings(
         **{**(QUICK if quick else {}), **{key: value for key, value in chosen.items() if value is not None}}
     )
+    options = {"size": size, "collective-size": collective_size, "model": model, "batch": batch}
+    for key, given in {**options, "samples": samples, "scenario": scenario}.items():
+        if given is not None and given != [] and not set(MEASURED_IN[key]) & set(settings.parts):
+            raise BadInput(key, f"has no effect without the part {' or '.join(MEASURED_IN[key])}")
     means = Means(device, backend, patience)
     with _terminable(), _named_progress("calibrating") as progress:
         told = {} if progress is None else {"progress": progress}
