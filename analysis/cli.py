@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from simulator.run import Progress, Run
     from simulator.scenario import Scenario
+    from simulator.target import Reached
 
 _USAGE_ERROR: Any = typer.BadParameter.__base__
 """What the command line's parser raises for arguments that it cannot use."""
@@ -50,7 +51,7 @@ def _exit_code(command: Callable[[], Any]) -> int:
     try:
         code = command()
     except _USAGE_ERROR as error:
-        return _refused(_one_sentence(error.format_message()), 2)
+        return _refused(_one_sentence(error), 2)
     except ValueError as error:
         return _refused(str(error), 2)
     except typer.Abort:
@@ -68,9 +69,16 @@ def _exit_code(command: Callable[[], Any]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _one_sentence(message: str) -> str:
-    """Return what the parser of the command line says about an argument as one sentence."""
-    text = " ".join(message.split()).replace("Value error, ", "")
+def _one_sentence(error: Any) -> str:
+    """Return what the parser of the command line says about an argument in one sentence, and what it was."""
+    if options := getattr(error, "possibilities", None):
+        from simulator.parts import nearest
+
+        return f"{error.message}; did you mean '{nearest(error.option_name, sorted(options))}'?"
+    text = " ".join(error.format_message().split()).replace("Value error, ", "")
+    text = text.replace(": Input should", ": input should")
+    for fault in error.__cause__.errors()[:1] if hasattr(error.__cause__, "errors") else ():
+        text += "" if str(fault["input"]) in text.partition(": ")[2] else f", got {fault['input']!r}"
     return re.sub(r"\.? Did you mean", "; did you mean", text)
 
 
@@ -427,7 +435,7 @@ def taken_from_the_machine(scenario: Scenario, emulated: bool = False) -> list[s
         part.name for part, made in built if not (injected if isinstance(made, Straggler) else emulated)
     ]
     if stragglers:
-        taken.append(f"stragglers ({', '.join(stragglers)})")
+        taken.append(f"stragglers ({', '.join(dict.fromkeys(stragglers))})")
     if cluster.background:
         count = len(cluster.background)
         taken.append(f"background traffic ({count} flow{'s' if count > 1 else ''})")
@@ -448,16 +456,28 @@ def _execution_text(done: Run) -> str:
     ]
     if done.samples.loss:
         lines.append(f"  final loss {done.samples.loss[-1]:.4g}")
+    target, reached = done.scenario.sections.target, done.reached()
     if (where := done.diverged()) is not None:
-        target = done.scenario.sections.target
         missed = f"; the target ({target.text()}) was not reached because it diverged" if target else ""
-        place = f"{count_text(where.iterations)} iterations ({format_quantity(where.time, 's')})"
-        lines.append(f"  the loss diverged from {place} on{missed}")
+        lines.append(f"  the loss diverged from {_moment(where)} on{missed}")
+    elif target is not None:
+        told = "was not reached" if reached is None else f"was reached at {_moment(reached)}"
+        if reached is not None and reached.extrapolated:
+            told = f"lies beyond the run, by its mean pace at {_moment(reached)}"
+        lines.append(f"  the target ({target.text()}) {told}")
     if done.emulation is not None:
         nodes, edges = done.emulation["nodes"], done.emulation["edges"]
         lines.append(f"  emulated network of {nodes} nodes and {edges} edges")
         lines += [f"  not emulated: {text}" for text in done.emulation["left_out"]]
     return "\n".join(lines)
+
+
+def _moment(at: Reached) -> str:
+    """Return a moment of a run in iterations and in time."""
+    from analysis.speedup import count_text
+    from simulator.units import format_quantity
+
+    return f"{count_text(at.iterations)} iterations ({format_quantity(at.time, 's')})"
 
 
 @contextlib.contextmanager
@@ -563,7 +583,7 @@ def calibrate(
 ) -> None:
     """Measure this machine, or those of a torchrun or Slurm job, into a cluster description for 'run'."""
     from analysis.calibration import calibrate as calibrate_machines
-    from analysis.calibration.settings import QUICK, Settings
+    from analysis.calibration.settings import MEASURED_IN, QUICK, Settings
     from simulator.execution.calibrate import Means
     from simulator.parts import BadInput
     from simulator.units import parse_quantity
@@ -591,6 +611,10 @@ def calibrate(
     settings = Settings(
         **{**(QUICK if quick else {}), **{key: value for key, value in chosen.items() if value is not None}}
     )
+    options = {"size": size, "collective-size": collective_size, "model": model, "batch": batch}
+    for key, given in {**options, "samples": samples, "scenario": scenario}.items():
+        if given is not None and given != [] and not set(MEASURED_IN[key]) & set(settings.parts):
+            raise BadInput(key, f"has no effect without the part {' or '.join(MEASURED_IN[key])}")
     means = Means(device, backend, patience)
     with _terminable(), _named_progress("calibrating") as progress:
         told = {} if progress is None else {"progress": progress}
@@ -867,12 +891,13 @@ def keys(
     import dataclasses
 
     from analysis.keys import keys as listed
+    from analysis.keys import merged
 
     found = listed(key or "")
     parts = any(entry.of for entry in found)
     rows = [
         [entry.key, *([entry.of or "-"] if parts else []), entry.value, entry.default, entry.meaning]
-        for entry in found
+        for entry in merged(found)
     ]
     headings = ["key", *(["of"] if parts else []), "value", "default", "meaning"]
     data = [dataclasses.asdict(entry) for entry in found]

@@ -256,7 +256,8 @@ class Comparison:
             "models": dataclasses.asdict(self.models) if self.models else None,
         }
 
-    def __str__(self) -> str:
+    def phase_table(self) -> tuple[list[str], list[list[str]]]:
+        """Return headings and rows: every phase with its operations, and the total."""
         rows = []
         for phase in self.phases:
             rows.append(_cells(phase.kind, phase.a, phase.b))
@@ -266,8 +267,11 @@ class Comparison:
                 if entry.kind == phase.kind
             ]
         rows.append(_cells("total", self.total_a, self.total_b))
+        return ["phase", "A", "B", "B - A", "B / A"], rows
+
+    def __str__(self) -> str:
         models = self.models.text if self.models else "At least one of the runs has no final models."
-        table = text_table(["phase", "A", "B", "B - A", "B / A"], rows, left=(0,))
+        table = text_table(*self.phase_table(), left=(0,))
         lines = [f"A: {self.name_a}", f"B: {self.name_b}", "", "Time per worker and iteration", "", table]
         lines += [*filter(None, (self.verdict(), self.work_verdict())), models]
         ranked = self.ranked_workers()
@@ -495,7 +499,7 @@ def compare_models(a: Run, b: Run) -> ModelComparison | None:
 
 
 def load_run(folder: Path) -> Run:
-    """Read a saved run; where the folder is a whole experiment, say which of its folders hold runs.
+    """Read a saved run: of an experiment its only one; where there are more, say which folders hold them.
 
     Raises
     ------
@@ -504,6 +508,8 @@ def load_run(folder: Path) -> Run:
     """
     inner = sorted(entry.parent.name for entry in folder.glob("*/spans.parquet"))
     if inner and not (folder / "spans.parquet").exists():
+        if len(inner) == 1:
+            return Run.load(folder / inner[0])
         named = ", ".join(f"'{name}'" for name in inner)
         raise BadInput(str(folder), f"holds several runs; name one of its folders: {named}")
     return Run.load(folder)

@@ -157,7 +157,8 @@ def _loss(experiment: Experiment, abscissa: Any) -> go.Figure:
         _add_level(figure, target.loss, f"target {target.loss:g}", logarithmic)
     if logarithmic:
         figure.update_yaxes(type="log", tickvals=_round_values(min(losses), max(losses)), tickformat="~g")
-    figure.update_yaxes(title_text="loss of the averaged model")
+    # A loss that has diverged has long figures, which the title must not lie on.
+    figure.update_yaxes(title_text="loss of the averaged model", automargin=True)
     return figure
 
 

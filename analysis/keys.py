@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
@@ -96,6 +96,17 @@ def keys(below: str = "") -> list[Key]:
         near = nearest(wanted, dict.fromkeys(key.key for key in every))
         raise BadInput(below, f"no such key of a scenario; the nearest is '{near}'")
     return found
+
+
+def merged(found: Iterable[Key]) -> list[Key]:
+    """Return keys as a reader wants them: by name, and once for all parts where it is alike."""
+    parts: dict[Key, list[str]] = {}
+    place: dict[str, int] = {}
+    for key in found:
+        parts.setdefault(dataclasses.replace(key, of=""), []).append(key.of)
+        place.setdefault(key.key, len(place))
+    joined = [dataclasses.replace(key, of=", ".join(filter(None, of))) for key, of in parts.items()]
+    return sorted(joined, key=lambda key: place[key.key])
 
 
 def _of(section: type[Section], prefix: str, part: str, documented: Any = None) -> Iterator[Key]:
@@ -194,7 +205,7 @@ def _written(value: Any, dimension: str) -> str:
             for name, field in held
         )
         return ", ".join(f"{key} {text}" for key, text in inner)
-    if dimension in QUANTITIES and isinstance(value, float):
+    if dimension in QUANTITIES and isinstance(value, (int, float)):
         return format_quantity(value, dimension)
     if isinstance(value, (tuple, list)):
         return f"[{', '.join(_written(entry, '') for entry in value)}]"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import topologies
 from analysis import figures
-from analysis.compare import Comparison, difference_text
+from analysis.compare import Comparison
 from analysis.experiment import Entry, Experiment, Trial
 from analysis.privacy import spent
 from analysis.speedup import count_text, html_table, part_label
@@ -61,9 +61,7 @@ _GLOSSARY = (
     ("iteration", "One gradient that a worker computes and applies or sends; counted as the workers' mean."),
     (
         "iterations to target",
-        "T_n: the mean over the n workers of their iterations when the target is reached. A loss is reached "
-        "where the loss of the averaged model on all data is at or below it and stays so for the next "
-        "{reports} reports.",
+        "T_n: the mean over the n workers of their iterations when the target is reached.{held}",
     ),
     ("time to target", "t_n: the time of that moment on the simulated clock."),
     (
@@ -88,6 +86,11 @@ _GLOSSARY = (
     ("effective bandwidth", "Line rate times the share of it that is really delivered (efficiency)."),
     ("utilisation", "A link's load over its effective bandwidth."),
 )  # fmt: skip
+
+_LOSS_REACHED = (
+    " A loss is reached where the loss of the averaged model on all data is at or below it and stays so for "
+    "the next {reports} reports."
+)
 
 _CONFIG = {
     "responsive": True,
@@ -248,9 +251,24 @@ def straggler_sentences(scenario: Scenario) -> list[str]:
             who = "every worker"
         else:
             who = f"worker{'s' if len(workers) > 1 else ''} {', '.join(map(str, workers))}"
-        rest = "".join(f", {key} {data[key]}" for key in data if key not in said and data[key] not in silent)
+        rest = "".join(
+            f", {_setting_text(key, data[key])}"
+            for key in data
+            if key not in said and data[key] not in silent
+        )
         sentences.append(f"{part.name}: {who}{rest}")
     return sentences
+
+
+def _setting_text(key: str, value: Any) -> str:
+    """Return a key and its value to four digits; of many values, as of measured jitter, how far they go."""
+    if isinstance(value, (list, tuple)):
+        return f"{len(value)} {key} from {_rounded(min(value))} to {_rounded(max(value))}"
+    return f"{key} {_rounded(value)}"
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _range_text(batches: Sequence[int]) -> str:
@@ -453,22 +471,13 @@ _LINKS_NOTE = "Utilisation of the effective bandwidth; the mean is over the whol
 
 def comparison_report(comparison: Comparison) -> str:
     """Return the comparison of two runs as one HTML page."""
-    rows = [
-        (
-            entry.kind,
-            entry.operation,
-            format_quantity(entry.a, "s"),
-            format_quantity(entry.b, "s"),
-            difference_text(entry.a, entry.b),
-        )
-        for entry in (*comparison.phases, *comparison.operations)
-    ]
-    headings = ["kind", "operation", "A", "B", "B - A"]
+    headings, rows = comparison.phase_table()
+    indented = [[phase.replace("  ", "\u2003"), *seconds] for phase, *seconds in rows]
     notes = [comparison.verdict(), comparison.work_verdict()]
     notes += [comparison.models.text] if comparison.models else []
     parts = [
         _header("Two runs compared", f"A: {comparison.name_a}. B: {comparison.name_b}."),
-        _section("Per worker and iteration", html_table(headings, rows, left=(0, 1)) + _notes(notes)),
+        _section("Per worker and iteration", html_table(headings, indented, left=(0,)) + _notes(notes)),
         _section("Operations", _plot("comparison", figures.comparison_figure(comparison))),
         _compared_workers(comparison),
         _compared_iterations(comparison),
@@ -548,8 +557,8 @@ def _facts_list(pairs: Iterable[tuple[str, str]]) -> str:
 
 def _glossary(scenario: Scenario, private: bool) -> list[tuple[str, str]]:
     target = scenario.sections.target
-    reports = target.reports if target else 0
-    return [(word, text.format(reports=reports)) for word, text in _GLOSSARY if private or word != "epsilon"]
+    held = "" if target is None or target.loss is None else _LOSS_REACHED.format(reports=target.holds)
+    return [(word, text.format(held=held)) for word, text in _GLOSSARY if private or word != "epsilon"]
 
 
 def _per_entry(experiment: Experiment, name: str, draw: Any) -> str:

@@ -329,7 +329,7 @@ _PASSES = _Column("passes", lambda row: "-" if row.passes is None else f"{row.pa
 """Shown where an algorithm evaluates more than a gradient in an iteration."""
 
 _SERVED = _Column(
-    "bytes of a server",
+    "bytes of a server per iteration",
     lambda row: (
         "-"
         if row.server_bytes_per_iteration is None
@@ -386,7 +386,10 @@ class Table:
             tried = ", ".join(f"{step:g}" for step in grid)
             notes.append(f"Step sizes are the best of {tried}, for each algorithm and number of workers.")
         if any(row.extrapolated for row in self.rows):
-            notes.append("* The run ended before its target; the time follows from its mean pace.")
+            notes.append(
+                "* The run, or the one-worker run that it refers to, ended before the target; "
+                "that one's time follows from its mean pace."
+            )
         ideals = list(dict.fromkeys(f"{row.ideal:.4g}" for row in self.rows if row.workers > 1))
         if ideals and targets:
             notes.append(f"Efficiency is the time speedup over the ideal of {' and '.join(ideals)}.")
@@ -394,7 +397,10 @@ class Table:
             notes.append("Where the loss diverged, the target was not reached because of that.")
         notes.append("Compute, transfer and waiting are shares of the workers' time, each until its own end.")
         if _SERVED in self._columns:
-            notes.append("Dedicated servers are no workers: theirs are the bytes of a server alone.")
+            notes.append(
+                "Dedicated servers are no workers: theirs are the bytes that a server sends per iteration "
+                "of the workers."
+            )
         if _PASSES in self._columns:
             notes.append(
                 "Passes are gradient evaluations / n until the target, or in all, for a sum of n; "

@@ -7,6 +7,7 @@ section to be judged is checked by :class:`simulator.scenario.Scenario`.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -85,7 +86,7 @@ class TopologyNode(Section):
     name
         By which edges call it.
     kind
-        What it is: gpu, switch, ...
+        What it is: gpu for a worker's place; host, switch, nic or any other word for the rest.
     host
         The machine that it is in.
     """
@@ -288,6 +289,10 @@ def described(value: Any, folder: Path | None) -> Any:
     """
     if isinstance(value, str) and value.endswith(SUFFIXES):
         value = {"file": value}
+    if isinstance(value, Mapping) and not {"file", "topology"} & set(value):
+        # The section itself does not know of this key, so that it could not name it.
+        for near in difflib.get_close_matches("file", map(str, value), n=1):
+            raise BadInput("cluster", f"unknown key '{near}'; the nearest known key is 'file'")
     if not isinstance(value, Mapping) or "file" not in value:
         return value
     name = value["file"]

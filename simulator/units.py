@@ -81,12 +81,13 @@ def format_quantity(value: float, dimension: str, digits: int = 4) -> str:
     """Return a value in SI units as text with a readable decimal prefix, like ``'6.123 GB/s'``."""
     if not math.isfinite(value) or value == 0:
         return f"{value:g} {dimension}"
+    size = abs(float(f"{value:.{digits}g}"))  # as it will be read: 1 ms, not 1000 us
     if dimension == "s":
         for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-            if abs(value) >= scale:
+            if size >= scale:
                 return f"{value / scale:.{digits}g} {unit}"
         return f"{value / 1e-9:.{digits}g} ns"
     for prefix in ("P", "T", "G", "M", "k"):
-        if abs(value) >= _DECIMAL[prefix]:
+        if size >= _DECIMAL[prefix]:
             return f"{value / _DECIMAL[prefix]:.{digits}g} {prefix}{dimension}"
     return f"{value:.{digits}g} {dimension}"

@@ -422,7 +422,7 @@ def _lines(measured: Mapping[str, Any]) -> list[str]:
     """Return what was measured in a few lines."""
 
     def part(error: float) -> str:
-        return f"{100 * error:.3g} %"
+        return f"{100 * error:.3g} %" if error > 1e-6 else "0 %"  # the rest is rounding
 
     machine_of, count = measured["machine"], len(measured["ranks"])
     hosts = len({rank["host"] for rank in measured["ranks"]})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,17 @@ QUICK: dict[str, Any] = {
     "seconds": 0.5,
 }
 """What replaces the usual settings where a quick look is enough."""
+
+
+MEASURED_IN: Mapping[str, tuple[str, ...]] = {
+    "size": ("network", "compute", "interference"),
+    "collective-size": ("network", "collectives"),
+    "model": ("compute",),
+    "batch": ("compute",),
+    "samples": ("compute",),
+    "scenario": ("compute",),
+}
+"""Options that some parts alone take, with these parts."""
 
 
 @dataclass(frozen=True)

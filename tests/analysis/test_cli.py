@@ -15,13 +15,14 @@ from typer.testing import CliRunner
 
 import analysis.experiment
 import simulator.engine.simulate
-from analysis.cli import app, taken_from_the_machine
+from analysis.cli import _execution_text, app, taken_from_the_machine
 from simulator.execution.namespaces import check_rights, missing_features
 from simulator.faults import WorkerFailed
 from simulator.parts import BadInput
 from simulator.run import Run
 from simulator.scenario import Scenario
 
+Make = Callable[..., Run]
 Scene = Callable[..., Scenario]
 Invoke = Callable[..., tuple[int, str, str]]
 
@@ -213,7 +214,16 @@ def test_faults_of_files_and_arguments(paceline: Invoke, tmp_path: Path) -> None
     refused(paceline("run", "nope.yaml"), "nope.yaml: cannot be read: No such file or directory")
     refused(paceline("run"), "Missing argument 'SCENARIO'.")
     refused(paceline("runn", "x"), "No such command 'runn'; did you mean 'run'?")
-    refused(paceline("run", "x", "--sede", 1), "No such option: --sede (Possible options: --seed)")
+    refused(paceline("run", "x", "--sede", 1), "No such option: --sede; did you mean '--seed'?")
+    refused(
+        paceline("run", "x", "--seed", -1),
+        "Invalid value for '--seed': input should be greater than or equal to 0, got '-1'",
+    )
+    refused(
+        paceline("algorithms", "--model", "resnet50", "--workers", "two"),
+        "Invalid value for '--workers': input should be a valid integer, unable to parse string as an "
+        "integer, got 'two'",
+    )
     refused(paceline("execute", "nope.yaml"), "nope.yaml: cannot be read: No such file or directory")
 
 
@@ -262,6 +272,25 @@ def test_execute_verifies_the_models(paceline: Invoke, real_file: Path) -> None:
     assert Run.load(folder).clock == "wall"
 
 
+@pytest.mark.parametrize(
+    ("losses", "target", "line"),
+    [
+        ((0.9, 0.5, 0.4), {"loss": 0.5, "reports": 1}, "(loss <= 0.5) was reached at 4 iterations (6 s)"),
+        ((0.9, 0.5, 0.6), {"loss": 0.5, "reports": 1}, "(loss <= 0.5) was not reached"),
+        (
+            (0.9,),
+            {"iterations": 10},
+            "(10 iterations) lies beyond the run, by its mean pace at 10 iterations (10 s)",
+        ),
+    ],
+)
+def test_an_execution_tells_of_its_target(
+    losses: tuple[float, ...], target: dict[str, float], line: str, loss_scenario: Scene, make_run: Make
+) -> None:
+    text = _execution_text(make_run(loss_scenario(target=target), losses))
+    assert [told for told in text.splitlines() if "target" in told] == [f"  the target {line}"]
+
+
 def test_execute_as_json(paceline: Invoke, real_file: Path) -> None:
     code, out, _ = paceline(
         "execute", real_file, "--workers", 2, "--step-size", 0.1, "--verify", "--json", "--out", "e"
@@ -304,6 +333,9 @@ def test_what_an_execution_takes_from_the_machine(timing_scenario: Scene) -> Non
     slow = {"kind": "slow-link", "between": ["host0", "switch"], "start": "1 s"}
     disturbed = timing_scenario().vary(stragglers=[slow])
     assert taken_from_the_machine(disturbed)[2:] == ["stragglers (slow-link)"]
+    assert taken_from_the_machine(timing_scenario().vary(stragglers=[slow, slow]))[2:] == [
+        "stragglers (slow-link)"
+    ]
     assert taken_from_the_machine(disturbed, emulated=True)[2:] == []
 
 

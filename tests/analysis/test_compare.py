@@ -137,6 +137,14 @@ def test_sentences_about_the_models(loss_scenario: Scene, make_run: Make) -> Non
     )
 
 
+def test_load_run_takes_the_only_run_of_an_experiment(
+    timing_scenario: Scene, make_run: Make, tmp_path: Path
+) -> None:
+    run = make_run(timing_scenario(), [], [Span(0, "compute", "gradient", 0.0, 1.0, iteration=1)])
+    run.save(tmp_path / "local-sgd")
+    assert load_run(tmp_path).scenario.digest() == run.scenario.digest()
+
+
 def test_load_run_names_the_runs_of_an_experiment(tmp_path: Path) -> None:
     for name in ("local-sgd", "cocod-sgd"):
         (tmp_path / name).mkdir()

@@ -45,13 +45,16 @@ def done() -> Experiment:
 
 def test_their_bytes_stand_apart(done: Experiment) -> None:
     table = done.table()
-    assert table.headings()[-2:] == ["bytes per iteration", "bytes of a server"]
+    assert table.headings()[-2:] == ["bytes per iteration", "bytes of a server per iteration"]
     assert [cells[-2:] for cells in table.cells()] == [
         ["4 kB", "6 kB"],
         ["4 kB", "14.4 kB"],  # the last model goes to all once more
         ["5.333 kB", "-"],
     ]
-    assert "Dedicated servers are no workers: theirs are the bytes of a server alone." in table.notes()
+    assert (
+        "Dedicated servers are no workers: theirs are the bytes that a server sends per iteration of the "
+        "workers." in table.notes()
+    )
     rows = table.to_dicts()
     assert [row["server_sent_per_iteration_bytes"] for row in rows] == pytest.approx([6e3, 14.4e3, None])
     assert [row["workers"] for row in rows] == [3, 3, 3]
@@ -83,7 +86,7 @@ def test_the_page_and_the_trace_name_them(done: Experiment, tmp_path: Path) -> N
     assert any(
         "3 (3 × ideal" in text and "2 dedicated servers (cpu-core)" in text for _, text in facts(scenario())
     )
-    assert "bytes of a server" in report(done)
+    assert "bytes of a server per iteration" in report(done)
     picture = figures.cluster_picture(scenario())
     nodes = {trace.name: list(trace.text) for trace in picture.data if trace.name in ("worker", "server")}
     assert nodes == {"worker": ["0", "1", "2"], "server": ["S0", "S1"]}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis.keys import PARTS, REQUIRED, Key, keys
+from analysis.keys import PARTS, REQUIRED, Key, keys, merged
 from simulator.parts import BadInput, Part, Section, section_of
 from simulator.scenario import SCENARIOS, Scenario
 from simulator.sections import Sections
@@ -109,3 +109,23 @@ def test_a_key_that_there_is_not() -> None:
     assert str(caught.value) == (
         "budget.iteration: no such key of a scenario; the nearest is 'budget.iterations'"
     )
+
+
+def test_a_reader_gets_each_key_once_for_the_parts_where_it_is_alike() -> None:
+    listed = keys("cluster.transport")
+    shown = merged(listed)
+    assert [(key.of, key.default) for key in shown if key.key == "cluster.transport.payload-share"] == [
+        ("ideal", "1"),
+        ("nccl, gloo", "0.992"),
+    ]
+    assert [key.of for key in shown if key.key == "cluster.transport.pattern"] == ["ideal, nccl, gloo"]
+    assert list(dict.fromkeys(key.key for key in shown)) == list(dict.fromkeys(key.key for key in listed))
+    assert len({(key.key, key.value, key.default, key.meaning) for key in shown}) == len(shown)
+    assert [key.key for key in shown] == sorted(
+        (key.key for key in shown), key=[key.key for key in listed].index
+    )
+
+
+def test_defaults_that_are_quantities_have_their_unit() -> None:
+    assert found("workload.cost.bucket-size", "model").default == "26.21 MB"
+    assert found("workload.cost.first-bucket", "model").default == "1.049 MB"

@@ -16,6 +16,7 @@ from analysis import figures
 from analysis.compare import compare
 from analysis.experiment import Entry, Experiment, Trial, experiment
 from analysis.report import (
+    _glossary,
     comparison_report,
     facts,
     report,
@@ -129,6 +130,33 @@ def test_facts_in_words_with_units(timing_scenario: Scene) -> None:
         ("target", "10 iterations"),
         ("seed", "0"),
     ]
+
+
+def test_measured_stragglers_in_words(timing_scenario: Scene) -> None:
+    measured = {"kind": "measured", "levels": [0.0, 0.5, 1.0], "values": [0.876543, 1.0, 1.123456]}
+    persistent = {"kind": "persistent", "workers": [0], "slowdown": 0.7560169406852506}
+    scenario = timing_scenario().vary(stragglers=[persistent, measured])
+    assert straggler_sentences(scenario) == [
+        "persistent: worker 0, slowdown 0.756",
+        "measured: every worker, 3 levels from 0.0 to 1.0, 3 values from 0.8765 to 1.123, correlation 0.0",
+    ]
+
+
+def test_the_page_says_how_long_a_loss_must_stay(loss_scenario: Scene, timing_scenario: Scene) -> None:
+    """Also where the scenario leaves it to the default; of other targets there is nothing to say."""
+
+    def defined(scenario: Scenario) -> str:
+        return dict(_glossary(scenario, private=False))["iterations to target"]
+
+    reached = "T_n: the mean over the n workers of their iterations when the target is reached."
+    stays = (
+        "A loss is reached where the loss of the averaged model on all data is at or below it "
+        "and stays so for"
+    )
+    base = loss_scenario()
+    assert defined(base.vary(target={"loss": 0.5})) == f"{reached} {stays} the next 3 reports."
+    assert defined(base.vary(target={"loss": 0.5, "reports": 7})) == f"{reached} {stays} the next 7 reports."
+    assert defined(timing_scenario()) == reached
 
 
 def test_slow_links_in_words(timing_scenario: Scene) -> None:
@@ -322,7 +350,14 @@ def test_the_picture_marks_what_is_slow_or_unused(timing_scenario: Scene) -> Non
 
 
 def test_a_comparison_as_a_page(timed: Experiment) -> None:
-    text = comparison_report(compare(timed.entries[0].run, timed.entries[1].run))
+    comparison = compare(timed.entries[0].run, timed.entries[1].run)
+    text = comparison_report(comparison)
+    headings, rows = comparison.phase_table()
+    assert [text.index(f">{word}</th>") for word in headings] == sorted(
+        text.index(f">{word}</th>") for word in headings
+    )
+    assert all(f">{row[0].strip()}</td>" in text.replace("\u2003", "") for row in rows)
+    assert f'<tr><td>total</td><td class="figure">{rows[-1][1]}</td>' in text
     for plot in ("comparison", "comparison-workers", "comparison-iterations"):
         assert f'id="{plot}"' in text
     assert "differs most" in text

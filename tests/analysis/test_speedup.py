@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from analysis.speedup import html_table, label, measure, speedups, text_table
+from analysis.speedup import Table, html_table, label, measure, speedups, text_table
 from simulator.parts import BadInput
 from simulator.run import Run
 from simulator.scenario import Scenario
@@ -95,6 +95,10 @@ def test_timing_only_targets(timing_scenario: Scene, make_run: Make) -> None:
     assert (row.iterations, row.reference_iterations, row.iteration_speedup) == (8.0, 24.0, 3.0)
     assert (row.time, row.reference_time, row.time_speedup) == (4.0, 6.0, 1.5)
     assert row.step_size is None
+    assert (
+        "* The run, or the one-worker run that it refers to, ended before the target; that one's time "
+        "follows from its mean pace."
+    ) in Table((row,)).notes()
 
 
 def test_missing_reference_names_the_algorithm(loss_scenario: Scene, make_run: Make) -> None:

@@ -75,6 +75,9 @@ def test_files_that_are_no_description(tmp_path: Path) -> None:
         scenario(tmp_path, "no.yaml")
     with pytest.raises(BadInput, match=re.escape("cluster.file: expected the name of a cluster description")):
         scenario(tmp_path, {"file": 3})
+    with pytest.raises(BadInput) as error:
+        scenario(tmp_path, {"fil": "m.yaml", "workers": 1})
+    assert str(error.value) == "cluster: unknown key 'fil'; the nearest known key is 'file'"
 
 
 def test_a_graph_written_out_is_the_graph() -> None:

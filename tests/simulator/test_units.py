@@ -70,6 +70,9 @@ def test_formatted_text_is_close_and_has_a_unit(value: float, dimension: str) ->
         (0.0, "s", "0 s"),
         (75.0, "s", "75 s"),
         (512.0, "B", "512 B"),
+        (999.96e-6, "s", "1 ms"),
+        (-999.96e-9, "s", "-1 us"),
+        (999.96e6, "B/s", "1 GB/s"),
     ],
 )
 def test_format(value: float, dimension: str, text: str) -> None:

@@ -17,7 +17,7 @@ import yaml
 from typer.testing import CliRunner
 
 from analysis.calibration import Settings, calibrate
-from analysis.calibration.calibrate import usual_workers
+from analysis.calibration.calibrate import _lines, usual_workers
 from analysis.cli import app
 from analysis.validate import calibrated
 from simulator.engine.simulate import simulate
@@ -291,3 +291,30 @@ def test_on_a_gpu(tmp_path: Path, precision: str) -> None:
     assert {"to-host", "from-host"} <= set(made.measured["passes"])
     (table,) = made.cluster["device"]["tables"]
     assert table["precision"] == precision
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--part", "collectives", "--size", "1 MiB"], "size: {} network or compute or interference"),
+        (["--part", "compute", "--collective-size", "1 MiB"], "collective-size: {} network or collectives"),
+        (["--part", "network", "--model", "mlp-digits"], "model: {} compute"),
+        (["--part", "network", "--batch", "4"], "batch: {} compute"),
+        (["--part", "network", "--samples", "4"], "samples: {} compute"),
+    ],
+)
+def test_options_that_no_part_takes_are_refused(options: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["calibrate", *options])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == f"error: {message.format('has no effect without the part')}\n"
+
+
+def test_residuals_of_rounding_are_none() -> None:
+    """Two batches fix a line; what is left of them is not worth a figure."""
+    model = {"model": "mlp-digits", "t0": 1e-3, "t1": 1e-5, "residuals": [2e-16, -1e-16]}
+    machine = {"processor": "p", "date": "d"}
+    measured = {
+        "machine": machine, "ranks": [{"host": "h", "device": "cpu"}] * 2, "backend": "gloo",
+        "gradients": [model],
+    }  # fmt: skip
+    assert "  gradient of mlp-digits: 1 ms + 10 us a sample; residuals up to 0 %" in _lines(measured)
