@@ -356,9 +356,14 @@ class Clock(Environment):
         if self._completed:
             return self._now
         time: float = self._queue[0][0] if self._queue else inf
-        if time == self._now or (time == inf and not self.core.live):
+        if time == self._now or (time == inf and not self._flows_left):
             return time
         return min(time, self.core.next_time())
+
+    @property
+    def _flows_left(self) -> bool:
+        """Whether flows go on if nothing else happens, perhaps because collectives leave their short way."""
+        return self.core.live > 0 or self.core.leave_short_ways()
 
     def step(self) -> None:
         """Process the flows that complete next, or the next SimPy event, whichever is first.
@@ -374,7 +379,7 @@ class Clock(Environment):
             self._call_back()
             return
         time = self._queue[0][0] if self._queue else inf
-        if self._queue or self.core.live:
+        if self._queue or self._flows_left:
             due = self.core.next_time() if time > self._now else self.core.next_due()
             if due <= time and due < inf:
                 self._completed.extend(self.core.advance(due))
@@ -433,7 +438,7 @@ class Clock(Environment):
         while True:
             if queue:
                 time = queue[0][0]
-            elif core.live:
+            elif core.live or core.leave_short_ways():
                 time = inf
             else:
                 return

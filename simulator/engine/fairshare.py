@@ -671,6 +671,16 @@ class Core:
             raise ValueError(f"cannot advance to {limit}: the time is already {self.now}")
         return list(self.advance_to(float(limit)))
 
+    def leave_short_ways(self) -> bool:
+        """Let all collectives on the max-plus short way go on as flows; return whether any flow goes on then.
+
+        Where nothing else is left to happen, they wait for ranks that never enter.
+        """
+        if not self._functions.leave_short_ways(self._table):
+            return False
+        self.settle()
+        return self.live > 0
+
     def advance_to(self, limit: Annotated[float, "s"]) -> Sequence[int]:
         """Do as :meth:`advance`, for a run loop that knows that the limit is not in the past."""
         while True:

@@ -47,6 +47,7 @@ from simulator.engine.kernel.life import (
 )
 from simulator.engine.kernel.short_way import (
     carried_ahead,
+    leave_short_ways,
 )
 from simulator.engine.kernel.time import (
     advance,
@@ -62,6 +63,7 @@ __all__ = [
     "change_capacity",
     "close_collective",
     "enter",
+    "leave_short_ways",
     "left_now",
     "make_free",
     "moved",

@@ -265,6 +265,29 @@ def give_way(table: Any) -> None:
             unreserve(table, index)
 
 
+def leave_short_ways(table: Any) -> bool:
+    """Let all collectives on the short way give way at the next change; return whether there are any.
+
+    Those that wait for ranks which never enter do what they can without them only as flows.
+    """
+    all_views = views(table)
+    s = all_views[STATES][0]
+    links = all_views[LINKS]
+    legs = all_views[LEGS]
+    transfers = all_views[TRANSFERS]
+    found = False
+    for index in range(s.collectives):
+        collective = all_views[COLLECTIVES][index]
+        if collective.way == 2 and collective.left > 0:
+            pattern = all_views[PATTERNS][collective.pattern]
+            for place in range(pattern.transfer, pattern.transfer + pattern.transfers):
+                for leg in range(transfers[place].leg, transfers[place].leg + transfers[place].legs):
+                    links[legs[leg].link].intruded = 1
+            s.intruded = 1
+            found = True
+    return found
+
+
 def demote(table: Any, index: int) -> None:
     """Turn a collective on the short way into what it would be now, flow by flow."""
     all_views = views(table)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from simulator.engine.clock import Clock, NothingLeft
-from simulator.engine.fairshare import Core, Fairness, Step
+from simulator.engine.fairshare import Core, CoreName, Fairness, Step
 from simulator.patterns import PATTERNS
 
 pytestmark = pytest.mark.usefixtures("each_core")
@@ -238,6 +238,34 @@ def test_a_collective_in_the_core_is_its_transfers(case: Case) -> None:
 def test_the_short_way_gives_the_times_of_the_flows(case: Case) -> None:
     """Also when flows arrive in the middle, when capacities change, and when one is cancelled."""
     assert_agree(run(case, max_plus=True), run(case, max_plus=False))
+
+
+@pytest.mark.parametrize("core", ["plain", "compiled"])
+def test_a_collective_that_others_never_enter_does_what_it_can_on_either_way(core: CoreName) -> None:
+    """The first is cancelled as one rank has ended it, so that this one enters the second alone."""
+    if core == "compiled":
+        pytest.importorskip("numba")
+    ranks = 6
+    steps = [
+        Step(rank, (rank + 1) % ranks, 1 / 6, (rank, ranks + (rank + 1) % ranks), 0.0)
+        for rank in range(ranks)
+    ]
+    case = Case(
+        ranks,
+        [(1.0, 0.0)] * 11 + [(0.3, 0.0)],
+        [(10, steps)],
+        [1.0, 1.0],
+        [[0.0, 0.0]] * ranks,
+        {"segment_size": inf, "least_segments": 1, "payload_share": 1.0, "latency_factor": 1.0},
+        [],
+        [],
+        [(4.0, 0)],
+        "maxmin",
+        [3.95, 4.05],
+    )
+    short, long = (run(case, max_plus=max_plus, core=core) for max_plus in (True, False))
+    assert short.carried[3] == pytest.approx(11 / 6)
+    assert_agree(short, long)
 
 
 @MANY
