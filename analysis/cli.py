@@ -364,7 +364,7 @@ def _executable(
     if step_size is not None:
         single = single.vary(step_size=step_size)
     settled = []
-    settled += [f"warning: {text}" for text in cautions(single)]
+    settled += [f"warning: {text}" for text in cautions(single, real=True)]
     if single.sections.workload.evaluation == "batched":
         single = single.vary(evaluation="separate")
         settled.append("gradients are evaluated one by one, as each process has its own")
