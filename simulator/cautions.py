@@ -69,7 +69,7 @@ def _of_the_codec(scenario: Scenario, charged: bool) -> Iterator[str]:
         return
     objective, cost = scenario.objective, scenario.cost
     if objective is None or (charged and scenario.stands_for_cost):
-        elements, itemsize, layers = cost.parameters, cost.parameter_bytes, cost.shapes
+        elements, itemsize, layers = cost.parameters, cost.parameter_bytes, scenario.charged_layers
     else:
         elements, itemsize, layers = objective.parameters, objective.dtype.itemsize, objective.shapes
     # A message in the midst of the run: the first ones may be those of a warm-up.

@@ -415,14 +415,24 @@ class Scenario:
 
     @property
     def stands_for_cost(self) -> bool:
-        """Whether what is optimised stands for a cost model of another length, whose messages are charged.
+        """Whether what is optimised stands for a cost model of another size, whose messages are charged.
 
-        A training script's own model is what is sent.
+        It is of another size where it has more or fewer parameters, or where each has more or fewer bytes. A
+        training script's own model is what is sent.
         """
-        section = self.sections.workload.objective
+        section, cost = self.sections.workload.objective, self.cost
         if section is None or isinstance(section.build(), TrainingScript):
             return False
-        return self.objective is not None and self.objective.parameters != self.cost.parameters
+        objective = self.objective
+        assert objective is not None
+        own = objective.parameters, objective.dtype.itemsize
+        return own != (cost.parameters, cost.parameter_bytes)
+
+    @property
+    def charged_layers(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the parameters that are charged: the cost model's, where it is of another length."""
+        same = self.objective is not None and self.objective.parameters == self.cost.parameters
+        return self.layers if same else self.cost.shapes
 
     @property
     def model_copies(self) -> int:
@@ -814,7 +824,7 @@ class Scenario:
         codec.check(self.layers)
         if self.stands_for_cost:
             try:
-                codec.check(self.cost.shapes)
+                codec.check(self.charged_layers)
             except ValueError as error:
                 whose = "the model of workload.cost is meant, as its messages are charged"
                 raise BadInput("", f"{error} ({whose})") from None
