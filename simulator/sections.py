@@ -85,7 +85,7 @@ class TopologyNode(Section):
     name
         By which edges call it.
     kind
-        What it is: gpu, switch, ...
+        What it is: gpu, host, switch, nic, or any other word for what only forwards.
     host
         The machine that it is in.
     """
@@ -546,7 +546,8 @@ class Sections(Section):
     name
         What the run is called.
     cluster
-        The machines.
+        The machines; or the name of a cluster description, which may also be its key ``file``, beside keys
+        that go before the description's.
     workload
         What is trained.
     algorithm
