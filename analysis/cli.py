@@ -450,7 +450,9 @@ def _execution_text(done: Run) -> str:
         lines.append(f"  final loss {done.samples.loss[-1]:.4g}")
     if (where := done.diverged()) is not None:
         target = done.scenario.sections.target
-        missed = f"; the target ({target.text()}) was not reached because it diverged" if target else ""
+        missed = ""
+        if target is not None and done.reached() is None:
+            missed = f"; the target ({target.text()}) was not reached because it diverged"
         place = f"{count_text(where.iterations)} iterations ({format_quantity(where.time, 's')})"
         lines.append(f"  the loss diverged from {place} on{missed}")
     if done.emulation is not None:

@@ -398,8 +398,8 @@ class Table:
         ideals = list(dict.fromkeys(f"{row.ideal:.4g}" for row in self.rows if row.workers > 1))
         if ideals and targets:
             notes.append(f"Efficiency is the time speedup over the ideal of {' and '.join(ideals)}.")
-        if any(row.diverged for row in self.rows):
-            notes.append("Where the loss diverged, the target was not reached because of that.")
+        if any(row.missing == DIVERGED for row in self.rows):
+            notes.append(f"Where it says {DIVERGED}, the target was not reached because of that.")
         notes.append("Compute, transfer and waiting are shares of the workers' time, each until its own end.")
         if _SERVED in self._columns:
             notes.append("Dedicated servers are no workers: theirs are the bytes of a server alone.")
