@@ -85,7 +85,7 @@ class TopologyNode(Section):
     name
         By which edges call it.
     kind
-        What it is: gpu, host, switch, nic, or any other word for what only forwards.
+        What it is: gpu, switch, ...
     host
         The machine that it is in.
     """
