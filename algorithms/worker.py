@@ -137,7 +137,8 @@ class Worker(Protocol):
     layers
         Shapes of the model's parameters, in the order of the flat vector.
     outline
-        The cost model, where it is not as long as the model in hand; else None, as in a timing-only run.
+        The cost model, where the model in hand is of another length or type; else None, as in a timing-only
+        run.
     problem
         What is optimised, where the algorithm evaluates it itself; None in a timing-only run.
     """

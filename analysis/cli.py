@@ -372,7 +372,7 @@ def _executable(
     if step_size is not None:
         single = single.vary(step_size=step_size)
     settled = []
-    settled += [f"warning: {text}" for text in cautions(single)]
+    settled += [f"warning: {text}" for text in cautions(single, real=True)]
     if single.sections.workload.evaluation == "batched":
         single = single.vary(evaluation="separate")
         settled.append("gradients are evaluated one by one, as each process has its own")
@@ -458,7 +458,9 @@ def _execution_text(done: Run) -> str:
         lines.append(f"  final loss {done.samples.loss[-1]:.4g}")
     target, reached = done.scenario.sections.target, done.reached()
     if (where := done.diverged()) is not None:
-        missed = f"; the target ({target.text()}) was not reached because it diverged" if target else ""
+        missed = ""
+        if target is not None and reached is None:
+            missed = f"; the target ({target.text()}) was not reached because it diverged"
         lines.append(f"  the loss diverged from {_moment(where)} on{missed}")
     elif target is not None:
         told = "was not reached" if reached is None else f"was reached at {_moment(reached)}"

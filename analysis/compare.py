@@ -5,8 +5,8 @@ differences of the operations add up to the difference of the runs, and so do th
 are given in seconds per worker and iteration: the time that an average worker spends on it per iteration.
 That makes runs of different lengths comparable, and a simulated run with an executed one.
 
-A worker that is faster waits longer, so that the seconds of each worker add up to those of the run: workers
-differ in what they spend them on.
+The seconds of each worker add up to its own end. Where workers wait for each other, one that is faster waits
+longer, so that they differ in what they spend them on.
 """
 
 from __future__ import annotations

@@ -299,13 +299,15 @@ def _cost_text(scenario: Scenario) -> str:
 def warnings(experiment: Experiment) -> list[str]:
     """Return what a reader must not overlook, in sentences, each once with all that it is true of."""
     target = experiment.scenario.sections.target
-    diverged, missed, said = [], [], []
+    diverged, lost, missed, said = [], [], [], []
     for entry in experiment.entries:
         for run in _sides(entry):
             name = _name(entry, run)
             if (where := run.diverged()) is not None:
                 place = f"{count_text(where.iterations)} iterations ({format_quantity(where.time, 's')})"
                 diverged.append(f"{name} from {place} on")
+                if target is not None and run.reached() is None:
+                    lost.append(name)
             elif target is not None and run.reached() is None:
                 last = f" (last loss {run.samples.loss[-1]:.4g})" if run.samples.loss else ""
                 missed.append(f"{name}{last}")
@@ -313,7 +315,11 @@ def warnings(experiment: Experiment) -> list[str]:
         said += [(entry.label, text) for text in cautions(entry.run.scenario)]
     found = []
     if diverged:
-        consequence = f" The target ({target.text()}) was not reached because it diverged." if target else ""
+        consequence = ""
+        if target is not None and len(lost) == len(diverged):
+            consequence = f" The target ({target.text()}) was not reached because it diverged."
+        elif target is not None and lost:
+            consequence = f" {_listed(lost)} did not reach the target ({target.text()}) because of that."
         found.append(f"The loss diverged: {', '.join(diverged)}.{consequence}")
     if missed:
         found.append(_missed_text(experiment.scenario, missed))

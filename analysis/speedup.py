@@ -235,7 +235,8 @@ def _server_bytes_per_iteration(run: Run) -> float | None:
 def speedups(runs: Iterable[Run]) -> Table:
     """Return the table of runs of any algorithms and worker counts.
 
-    The one-worker run of the same algorithm, with the same parameters, is the reference of each.
+    The one-worker run of the same algorithm, with the same parameters, is the reference of each; that of an
+    algorithm with servers may host the one server that a worker alone needs.
 
     Raises
     ------
@@ -254,11 +255,18 @@ def speedups(runs: Iterable[Run]) -> Table:
             )
     rows = []
     for run in given:
-        if label(run) not in references:
+        reference = _found(run, references)
+        if reference is None:
             raise BadInput(label(run), "there is no one-worker run of it, which its speedups refer to")
-        _check_comparable(run, references[label(run)])
-        rows.append(measure(run, references[label(run)]))
+        _check_comparable(run, reference)
+        rows.append(measure(run, reference))
     return Table(tuple(rows))
+
+
+def _found(run: Run, references: Mapping[str, Run]) -> Run | None:
+    """Return a run's one-worker run, which may have servers like its own or host the one that it needs."""
+    found = references.get(label(run))
+    return found or references.get(part_label(run.scenario.reference().sections.algorithm))
 
 
 def _check_comparable(run: Run, reference: Run) -> None:
@@ -393,8 +401,8 @@ class Table:
         ideals = list(dict.fromkeys(f"{row.ideal:.4g}" for row in self.rows if row.workers > 1))
         if ideals and targets:
             notes.append(f"Efficiency is the time speedup over the ideal of {' and '.join(ideals)}.")
-        if any(row.diverged for row in self.rows):
-            notes.append("Where the loss diverged, the target was not reached because of that.")
+        if any(row.missing == DIVERGED for row in self.rows):
+            notes.append(f"Where it says {DIVERGED}, the target was not reached because of that.")
         notes.append("Compute, transfer and waiting are shares of the workers' time, each until its own end.")
         if _SERVED in self._columns:
             notes.append(

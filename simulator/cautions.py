@@ -18,10 +18,19 @@ if TYPE_CHECKING:
     from simulator.scenario import Scenario
 
 
-def cautions(scenario: Scenario) -> list[str]:
-    """Return what a reader of a run of the scenario's algorithm must not overlook."""
+def cautions(scenario: Scenario, real: bool = False) -> list[str]:
+    """Return what a reader of a run of the scenario's algorithm must not overlook.
+
+    Parameters
+    ----------
+    scenario
+        What is run.
+    real
+        Whether on the wall clock, where the messages may be the objective's own.
+    """
     found = [scenario.uncovered] if scenario.uncovered else []
-    return [*found, *_of_the_budget(scenario), *_of_the_schedule(scenario), *_of_the_codec(scenario)]
+    charged = not real or scenario.execution.payload == "cost"
+    return [*found, *_of_the_budget(scenario), *_of_the_schedule(scenario), *_of_the_codec(scenario, charged)]
 
 
 def _of_the_budget(scenario: Scenario) -> Iterator[str]:
@@ -50,14 +59,19 @@ def _of_the_schedule(scenario: Scenario) -> Iterator[str]:
         yield f"the schedule's first drop, after {first:,} updates, lies {beyond}."
 
 
-def _of_the_codec(scenario: Scenario) -> Iterator[str]:
-    """Yield that a codec makes a worker send more than it would without."""
+def _of_the_codec(scenario: Scenario, charged: bool) -> Iterator[str]:
+    """Yield that a codec makes a worker send more than it would without.
+
+    The messages are those of the cost model where they are ``charged`` as such, else the objective's own.
+    """
     codec, n = scenario.codec, scenario.workers
     if codec is None or n == 1:
         return
-    objective, layers = scenario.objective, scenario.layers
-    itemsize = scenario.cost.parameter_bytes if objective is None else objective.dtype.itemsize
-    elements = scenario.cost.parameters if objective is None else objective.parameters
+    objective, cost = scenario.objective, scenario.cost
+    if objective is None or (charged and scenario.stands_for_cost):
+        elements, itemsize, layers = cost.parameters, cost.parameter_bytes, scenario.charged_layers
+    else:
+        elements, itemsize, layers = objective.parameters, objective.dtype.itemsize, objective.shapes
     # A message in the midst of the run: the first ones may be those of a warm-up.
     number = scenario.sections.budget.iterations
     message = Message(elements, itemsize, layers, n, number)

@@ -185,18 +185,25 @@ class Device:
         ValueError
             If the precision is unknown, or the device has no figure for it.
         """
-        if precision not in PRECISIONS:
-            raise ValueError(f"unknown precision {precision!r}{_nearest(precision, PRECISIONS)}")
-        if precision == "fp32":
-            return self.peak_flops
-        rates = {"tf32": self.peak_flops_tf32, "bf16": self.peak_flops_bf16, "fp16": self.peak_flops_fp16}
-        rate = rates[precision]
+        rate = self.rate(precision)
         if rate is None:
             raise ValueError(
                 f"device {self.name!r} has no {precision} rate; "
                 f"use precision fp32 or give peak_flops_{precision}"
             )
         return rate
+
+    def rate(self, precision: Precision) -> float | None:
+        """Dense peak rate for arithmetic of the given precision; None where there is no figure for it."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"unknown precision {precision!r}{_nearest(precision, PRECISIONS)}")
+        rates = {
+            "fp32": self.peak_flops,
+            "tf32": self.peak_flops_tf32,
+            "bf16": self.peak_flops_bf16,
+            "fp16": self.peak_flops_fp16,
+        }
+        return rates[precision]
 
     def roofline_seconds(self, flops: float, nbytes: float, precision: Precision = "fp32") -> float:
         """Time of a kernel by the roofline.

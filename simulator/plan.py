@@ -46,14 +46,14 @@ def seen_by_algorithm(scenario: Scenario, worker: Worker) -> Worker:
 
 
 def outline(scenario: Scenario) -> Outline | None:
-    """Return the cost model that the objective stands for; None where it is as long, or there is none."""
+    """Return the cost model that the objective stands for; None where it is of one size, or there is none."""
     cost = scenario.cost
     if not scenario.stands_for_cost:
         return None
     assert scenario.objective is not None
     buckets = cost.buckets()
     cuts = cut(buckets, cost.parameters, scenario.objective.parameters)
-    return Outline(cost.parameters, cost.parameter_bytes, tuple(cost.shapes), buckets, cuts)
+    return Outline(cost.parameters, cost.parameter_bytes, scenario.charged_layers, buckets, cuts)
 
 
 def group_share(shares: Sequence[float] | None, members: Sequence[int], rank: int) -> float | None:

@@ -415,14 +415,24 @@ class Scenario:
 
     @property
     def stands_for_cost(self) -> bool:
-        """Whether what is optimised stands for a cost model of another length, whose messages are charged.
+        """Whether what is optimised stands for a cost model of another size, whose messages are charged.
 
-        A training script's own model is what is sent.
+        It is of another size where it has more or fewer parameters, or where each has more or fewer bytes. A
+        training script's own model is what is sent.
         """
-        section = self.sections.workload.objective
+        section, cost = self.sections.workload.objective, self.cost
         if section is None or isinstance(section.build(), TrainingScript):
             return False
-        return self.objective is not None and self.objective.parameters != self.cost.parameters
+        objective = self.objective
+        assert objective is not None
+        own = objective.parameters, objective.dtype.itemsize
+        return own != (cost.parameters, cost.parameter_bytes)
+
+    @property
+    def charged_layers(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the parameters that are charged: the cost model's, where it is of another length."""
+        same = self.objective is not None and self.objective.parameters == self.cost.parameters
+        return self.layers if same else self.cost.shapes
 
     @property
     def model_copies(self) -> int:
@@ -615,19 +625,37 @@ class Scenario:
     def _check_machines(self) -> None:
         """Refuse settings of the machines that this workload or group of workers cannot use."""
         if isinstance(self.cost, GivenCost):
-            # A measured device may go with a workload whose seconds are given: it still has its interference.
-            typed = [choice for choice in self.sections.cluster.device if choice.tables is None]
-            for choice in typed:
-                for key in type(choice).model_fields.keys() - {"name", "interference"}:
-                    if getattr(choice, key) is not None:
-                        problem = "has no effect; the workload's cost is given in seconds"
-                        raise BadInput(f"cluster.device.{key.replace('_', '-')}", problem)
+            self._check_unused_figures()
+        if isinstance(self.cost, ModelCost):
+            self._check_precision(self.cost)
         if isinstance(self.transport, Transport):
             hosts: dict[Hashable, list[int]] = {}
             for rank in range(self.workers):
                 hosts.setdefault(self.cluster.host(rank), []).append(rank)
             with _under("cluster.transport.pattern"):
                 PATTERNS[self.transport.pattern](list(hosts.values()))
+
+    def _check_precision(self, cost: ModelCost) -> None:
+        """Refuse a precision of which a worker's device has neither a rate nor measured times."""
+        for device in self.cluster.devices[: self.workers]:
+            if device.table(cost.model, cost.precision) is None and device.rate(cost.precision) is None:
+                problem = f"the device '{device.name}' has no rate for {cost.precision}; use 'fp32'"
+                raise BadInput("workload.cost.precision", problem)
+
+    def _check_unused_figures(self) -> None:
+        """Refuse figures of devices where the workload's seconds are given."""
+        section = self.sections.cluster
+        chosen = [("cluster.device", choice) for choice in section.device]
+        if section.servers is not None and section.servers.device is not None:
+            chosen.append(("cluster.servers.device", section.servers.device))
+        for where, choice in chosen:
+            # A measured device may go with such a workload: it still has its interference.
+            if choice.tables is not None:
+                continue
+            for key in type(choice).model_fields.keys() - {"name", "interference"}:
+                if getattr(choice, key) is not None:
+                    problem = "has no effect; the workload's cost is given in seconds"
+                    raise BadInput(f"{where}.{key.replace('_', '-')}", problem)
 
     def _check_stragglers(self) -> None:
         for index, straggler in enumerate(self.stragglers):
@@ -796,7 +824,7 @@ class Scenario:
         codec.check(self.layers)
         if self.stands_for_cost:
             try:
-                codec.check(self.cost.shapes)
+                codec.check(self.charged_layers)
             except ValueError as error:
                 whose = "the model of workload.cost is meant, as its messages are charged"
                 raise BadInput("", f"{error} ({whose})") from None

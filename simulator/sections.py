@@ -551,7 +551,8 @@ class Sections(Section):
     name
         What the run is called.
     cluster
-        The machines.
+        The machines; or the name of a cluster description, which may also be its key ``file``, beside keys
+        that go before the description's.
     workload
         What is trained.
     algorithm

@@ -13,9 +13,9 @@ and goes through all-reduces.
 Two sizes stand side by side. The wire size counts what is sent by a format that is simple to pack; the
 theoretical bits are what an ideal entropy coder would need, which is what papers quote for fp32 values.
 
-Where the model in hand stands for a cost model of another length, what is charged is not the tensor that is
-sent but the wire size of the cost model's own message, as a timing-only run sends it: most wire sizes are not
-in proportion to the number of elements.
+Where the model in hand stands for a cost model of another length or type, what is charged is not the tensor
+that is sent but the wire size of the cost model's own message, as a timing-only run sends it: most wire sizes
+are not in proportion to the number of elements.
 
 The cost of encoding and decoding is bound by memory bandwidth: it is counted in bytes touched, of the
 message and of the wire. What depends on a message's values is a pure function of tensors, so that it may run
@@ -66,7 +66,7 @@ class Message:
     number
         How many messages of the same part of the model there were before.
     stands_for
-        The message of the cost model that is charged for this one, where that model is of another length.
+        The message of the cost model that is charged for this one, where that model is of another size.
     """
 
     elements: int

@@ -23,9 +23,9 @@ waits for the messages and decodes, and is the handle that the algorithm awaits.
 computations that were started before it: where all buckets of a gradient are under way, the first is encoded
 when the last has been computed.
 
-Where the model in hand stands for a cost model of another length, each message is charged as the one of the
-cost model that it stands for: bucket for bucket, and for other slices at the same fractions. A bucket that
-has no element in hand is a message all the same then, without values.
+Where the model in hand stands for a cost model of another length or type, each message is charged as the one
+of the cost model that it stands for: bucket for bucket, and for other slices at the same fractions. A bucket
+that has no element in hand is a message all the same then, without values.
 
 The state of an update rule is no model and goes uncompressed, as do sums and maxima.
 """

@@ -47,7 +47,7 @@ class End:
     low, high
         The slice.
     stands_for
-        The slice of the cost model that is charged for it, where that model is of another length.
+        The slice of the cost model that is charged for it, where that model is of another size.
     number
         Messages so far, empty ones too.
     memory

@@ -416,8 +416,10 @@ class Network:
             factor = straggler.slowdown if slow else 1 / straggler.slowdown
             self._bursting[link] = self._bursting.get(link, 1.0) * factor
             self._set_speed(link)
-            # With nothing else left that could happen, going on would hide a deadlock.
-            if core.live or self.clock.scheduled >= self._daemons:
+            # With nothing else left that could happen, going on would hide a deadlock, or flows that have
+            # stalled for good.
+            going = core.live and core.next_time() < math.inf
+            if going or self.clock.scheduled >= self._daemons:
                 self._burst(link, straggler, random, not slow)
 
         self.clock.at(self.clock.now + straggler.sojourn(random, slow), switch)

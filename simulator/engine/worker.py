@@ -28,6 +28,7 @@ from simulator.engine.groups import Exchange, What, receive, send
 from simulator.engine.memory import Reading, VirtualShared, Writing
 from simulator.observation import Observation
 from simulator.plan import random_numbers, weights
+from simulator.workload.cost import NO_GRADIENT
 from traces import COMPUTE, Span
 
 if TYPE_CHECKING:
@@ -293,7 +294,9 @@ class VirtualWorker:
         self._cost = scenario.cost
         self._device = scenario.cluster.devices[rank]
         self._route, self._rate = simulation.network.device_route(rank)
-        self._step_time = simulation.step_time(self._device, scenario.batches[0 if self.serves else rank])
+        self._step_time = NO_GRADIENT
+        if not self.serves:
+            self._step_time = simulation.step_time(self._device, scenario.batches[rank])
         self._slowdown = scenario.persistent_factor(rank)
         self._jitter = simulation.jitter(rank)
         self._bounds = simulation.bounds

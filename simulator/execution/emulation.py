@@ -370,6 +370,8 @@ def left_out(scenario: Scenario, layout: Layout, delays: bool) -> tuple[str, ...
         found.append("nothing of links above 2 Gbps, but the processors of this machine may carry less")
     if scenario.sections.cluster.background:
         found.append("background traffic")
+    if scenario.execution.compute == "emulated" and any(d.interference > 1 for d in scenario.cluster.devices):
+        found.append("the interference of transfers with computations")
     return tuple(found)
 
 

@@ -150,7 +150,16 @@ def check_stragglers(scenario: Scenario, patience: float, emulated: bool = False
                 problem = "the routes of an emulated network do not change; use 'stall'"
                 raise BadInput(f"{key}.transfers", problem)
         elif injected and isinstance(part, Crash) and part.returns:
-            _check_outage(f"{key}.outage", part.outage, patience)
+            _check_outage(f"{key}.outage", _silence(scenario, part), patience)
+
+
+def _silence(scenario: Scenario, crash: Crash) -> float:
+    """Return for how long a worker is out at most from an outage on, with others that overlap with it."""
+    from simulator.execution.pace import Outages
+
+    ranks = filter(crash.concerns, range(scenario.workers))
+    times = [time for rank in ranks for time in Outages(scenario, rank).times]
+    return max(end - begin for begin, end in times if begin <= crash.at < end)
 
 
 def _check_outage(key: str, outage: float, patience: float) -> None:

@@ -1,10 +1,11 @@
 """How long computations take on the wall clock where a scenario says so: emulated compute, real stragglers.
 
 A computation that is not to end yet waits, in the thread that computes. With ``compute: emulated`` it ends
-when the scenario's cost model says, whatever the real computation took (unless that took longer; how much in
-all is observed as ``overrun``). With ``stragglers: injected`` its own time, real or emulated, is stretched by
-the factors of persistent slow-downs and per-gradient jitter, and while a burst lasts by the burst's. Factors
-and bursts come from the streams of random numbers that the simulation uses, so both clocks have the same.
+when the scenario's cost model says, whatever the real computation took (unless that took longer; the most
+that one did so is observed as ``overrun``). With ``stragglers: injected`` its own time, real or emulated, is
+stretched by the factors of persistent slow-downs and per-gradient jitter, and while a burst lasts by the
+burst's. Factors and bursts come from the streams of random numbers that the simulation uses, so both clocks
+have the same.
 
 An emulated computation begins when it is called, or when the one before it on its stream ends, as on the
 virtual clock: what the machine takes to copy its arguments and to wake a thread is part of its time. Several
@@ -25,6 +26,7 @@ import numpy as np
 from simulator import plan
 from simulator.execution.sharing import SharedDevice, Turn
 from simulator.stragglers import Bursts, Crash
+from simulator.workload.cost import NO_GRADIENT
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +119,9 @@ class Pacer:
         self._emulated = execution.compute == "emulated"
         self._cost, self._device = scenario.cost, scenario.cluster.devices[rank]
         serves = rank >= scenario.workers
-        self._step = self._cost.gradient_seconds(self._device, scenario.batches[0 if serves else rank])
+        self._step = NO_GRADIENT
+        if not serves:
+            self._step = self._cost.gradient_seconds(self._device, scenario.batches[rank])
         self._slowdown, self._jitter = 1.0, _none
         self._bursts: list[BurstTimes] = []
         self._outages: Outages | None = None

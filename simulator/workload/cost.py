@@ -137,6 +137,10 @@ class StepTime:
         return self.forward + sum(self.backward)
 
 
+NO_GRADIENT = StepTime(0.0, ())
+"""Of a rank that computes none, on whatever device."""
+
+
 class Cost(Protocol):
     """What the clocks ask of a workload's cost; `ModelCost` and `GivenCost` answer it."""
 
@@ -256,15 +260,20 @@ class ModelCost:
         Raises
         ------
         ValueError
-            If the batch is below 1 or the device has no rate for the precision.
+            If the batch is below 1 or the device has neither a rate for the precision nor a table.
         """
         _check_batch(f"cost of {self.model!r}", batch)
-        forward = sum(self._layer_seconds(layer, device, batch)[0] for layer in self.profile.layers)
+        table = device.table(self.model, self.precision)
+        precision = self.precision
+        if table is not None and device.rate(precision) is None:
+            precision = "fp32"  # which part each bucket has is much the same
+        forward = sum(
+            self._layer_seconds(layer, device, batch, precision)[0] for layer in self.profile.layers
+        )
         backward = tuple(
-            sum(self._layer_seconds(layer, device, batch)[1] for layer in members)
+            sum(self._layer_seconds(layer, device, batch, precision)[1] for layer in members)
             for members in self._layers_by_bucket
         )
-        table = device.table(self.model, self.precision)
         if table is not None:
             forward, whole = table.seconds(batch)
             modelled = sum(backward)
@@ -300,12 +309,14 @@ class ModelCost:
         """Bytes of an element in this precision over its bytes in the profile."""
         return self.parameter_bytes / self.profile.parameter_bytes
 
-    def _layer_seconds(self, layer: LayerCost, device: Device, batch: int) -> tuple[float, float]:
-        """Forward and backward seconds of one layer."""
+    def _layer_seconds(
+        self, layer: LayerCost, device: Device, batch: int, precision: Precision
+    ) -> tuple[float, float]:
+        """Forward and backward seconds of one layer, with the device's rate for a precision."""
         moved: float = layer.parameters * self.parameter_bytes
         moved += batch * layer.activation_bytes * self._storage_ratio
-        forward = device.roofline_seconds(batch * layer.forward_flops, moved, self.precision)
-        backward = device.roofline_seconds(batch * layer.backward_flops, 2 * moved, self.precision)
+        forward = device.roofline_seconds(batch * layer.forward_flops, moved, precision)
+        backward = device.roofline_seconds(batch * layer.backward_flops, 2 * moved, precision)
         return forward + device.launch_overhead, backward + device.launch_overhead
 
     @functools.cached_property

@@ -68,6 +68,16 @@ def test_a_run_on_one_worker_may_have_servers_too() -> None:
     assert [row.ideal for row in table.rows] == [1.0, 3.0]
 
 
+@pytest.mark.parametrize("dedicated", [False, True])
+def test_a_table_takes_the_worker_that_hosts_its_server_itself(dedicated: bool) -> None:
+    settings = {"name": "a-psgd", "servers": 2, "dedicated": dedicated}
+    machines = {"device": "cpu-core"} if dedicated else None
+    chosen = scenario().variants()[0].vary(algorithm=settings, servers=machines)
+    table = speedups([simulate(chosen.reference()), simulate(chosen)])
+    assert [row.workers for row in table.rows] == [1, 3]
+    assert [row.ideal for row in table.rows] == [1.0, 3.0]
+
+
 def test_time_is_that_of_workers(done: Experiment) -> None:
     run = done.entries[0].run
     parts = attribution(run)

@@ -6,6 +6,7 @@ import warnings as warn
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,10 +186,21 @@ def test_a_loss_that_diverged_is_named(loss_scenario: Scene, make_run: Make) -> 
     ]
     table = done.table()
     assert table.rows[0].missing == "diverged"
-    assert "Where the loss diverged, the target was not reached because of that." in table.notes()
+    assert "Where it says diverged, the target was not reached because of that." in table.notes()
     assert '<td class="figure missing">diverged</td>' in report(done)
     summary = done.entries[0].run.summary()
     assert (summary["diverged_at_iteration"], summary["diverged_at_s"]) == (4.0, 6.0)
+
+
+@pytest.mark.parametrize("target", [{"loss": 0.5, "reports": 1}, {"iterations": 4}])
+def test_a_loss_that_diverged_after_its_target_missed_nothing(
+    loss_scenario: Scene, make_run: Make, target: dict[str, Any]
+) -> None:
+    done = _by_hand(loss_scenario(target=target), make_run, [0.9, 0.5, 0.4, 1e44])
+    assert warnings(done) == ["The loss diverged: local-sgd on 2 workers from 8 iterations (12 s) on."]
+    table = done.table()
+    assert table.rows[0].missing is None
+    assert not any("diverged" in note for note in table.notes())
 
 
 def test_warnings_that_are_alike_are_one(loss_scenario: Scene, make_run: Make) -> None:

@@ -127,6 +127,18 @@ def test_tables_go_before_the_roofline_and_keep_its_buckets() -> None:
     assert measured.table("resnet18-cifar", other.precision) is None
 
 
+def test_a_table_serves_a_precision_without_a_rate() -> None:
+    """A machine of no catalogue that was measured in bf16 is known by its times alone."""
+    halved = {**CLUSTER, "device": {**CLUSTER["device"], "tables": [{**TABLE, "precision": "bf16"}]}}
+    cost = {"model": "mlp-digits", "batch": 8, "precision": "bf16", "first-bucket": "1 B"}
+    found = scenario(None, halved, workload={"cost": cost})
+    seconds = found.cost.gradient_seconds(found.cluster.devices[0], 8)
+    assert seconds.forward == 2e-3
+    assert sum(seconds.backward) == pytest.approx(6e-3)
+    assert len(seconds.backward) == 2
+    assert simulate(found).duration > 16e-3
+
+
 @pytest.mark.parametrize(
     ("batch", "seconds"), [(2, 1.0), (4, 2.0), (5, 2.5), (6, 3.0), (10, 5.0), (12, 6.0), (1, 0.5)]
 )

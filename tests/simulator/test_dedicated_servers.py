@@ -267,6 +267,18 @@ def test_a_server_does_not_share_a_workers_device() -> None:
 # Servers are no workers.
 
 
+def test_a_server_needs_no_rate_of_arithmetic_for_gradients() -> None:
+    """It computes none, so that a processor may serve GPUs that train in a precision of theirs."""
+    chosen = scenario("parameter-server", 2).vary(
+        device="a100-sxm-80gb",
+        servers={"device": "cpu-core"},
+        cost={"model": "mlp-digits", "batch": 8, "precision": "bf16"},
+        execution={"compute": "emulated"},
+    )
+    for run in (simulate(chosen), executed(chosen)):
+        assert run.iterations == (6, 6)
+
+
 def test_servers_count_as_no_workers(tmp_path: Path) -> None:
     run = simulate(scenario("parameter-server", 3, 2))
     assert run.workers == 3
@@ -383,6 +395,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a switch": (
         {"cluster.servers": {"nodes": ["gpu4", "switch"]}},
         "cluster.servers.nodes: 'switch' is of kind 'switch', which computes nothing",
+    ),
+    "figures that given seconds do not use": (
+        {"cluster.servers": {"device": {"name": "cpu-core", "memory-bandwidth": "5 GB/s"}}},
+        "cluster.servers.device.memory-bandwidth: has no effect; the workload's cost is given in seconds",
     ),
     "unlike devices": (
         {"cluster.device": ["gtx-1080-ti", "ideal", "ideal"]},

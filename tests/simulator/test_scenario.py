@@ -551,6 +551,14 @@ def test_machines_that_a_given_cost_cannot_use_are_refused() -> None:
     )
 
 
+def test_a_precision_that_a_device_has_not_is_refused_before_anything_runs() -> None:
+    data = changed("workload.cost", {"model": "mlp-digits", "batch": 8, "precision": "bf16"})
+    data["cluster"]["device"] = "cpu-core"
+    assert complaint(data) == (
+        "good.yaml: workload.cost.precision: the device 'cpu-core' has no rate for bf16; use 'fp32'"
+    )
+
+
 def test_unequal_hosts_are_refused_before_anything_runs() -> None:
     data = changed("cluster.workers", 3)
     data["cluster"]["transport"] = {"name": "nccl", "pattern": "hierarchical"}

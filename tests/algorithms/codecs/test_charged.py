@@ -112,6 +112,19 @@ def test_compressed_messages_are_those_of_the_cost_model(codec: str, algorithm: 
         assert_same_times(whole, timing)
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float64"), ("bf16", "float32")])
+@pytest.mark.parametrize("codec", CODEC)
+def test_a_model_of_the_same_length_stands_for_another_type(codec: str, precision: str, dtype: str) -> None:
+    """What is compressed is charged in the type in which what is not compressed is charged."""
+    cost = {"model": "mlp-digits", "precision": precision}
+    objective = {"kind": "mlp", "data": "digits", "dtype": dtype}
+    whole, timing = (simulate(scenario("allreduce-sgd", CODEC[codec], o, cost)) for o in (objective, None))
+    assert whole.models is not None
+    assert whole.models.shape[1] == whole.scenario.cost.parameters
+    assert whole.bytes_sent == timing.bytes_sent
+    assert_same_times(whole, timing)
+
+
 @pytest.mark.parametrize("tie", ["plus", "zero", "random"])
 @pytest.mark.parametrize("meet", ["sharded", "server", "gather"])
 def test_signs_are_those_of_the_cost_model(meet: str, tie: str) -> None:

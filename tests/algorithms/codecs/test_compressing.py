@@ -582,7 +582,7 @@ def test_an_exact_collective_waits_for_the_means_before_it() -> None:
     run = simulate(scenario(Careless(fault="between"), CASES["top-k"], update="1 s"))
     spans = [s for s in run.timeline.spans if s.worker == 0 and s.kind == "transfer"]
     sent = [(s.operation, s.nbytes) for s in sorted(spans, key=lambda s: s.start)]
-    wire, gradient = 2 * K * (8 + 4), 2 * 4 * D
+    wire, gradient = 2 * K * (4 + 4), 2 * 4 * D
     assert sent == STEPS * [
         ("all_gather", pytest.approx(wire)),
         ("all_reduce", pytest.approx(2 * gradient / 3)),

@@ -9,7 +9,7 @@ import pytest
 
 from algorithms import Algorithm, Worker
 from simulator.engine.simulate import simulate
-from simulator.faults import WorkerFailed
+from simulator.faults import AlgorithmError, WorkerFailed
 from simulator.parts import BadInput
 from simulator.run import Run
 from simulator.scenario import Scenario
@@ -132,6 +132,12 @@ def test_bursts_go_on_in_an_outage() -> None:
     )
     assert both.duration > 5.0
     assert both.duration != pytest.approx(alone.duration + 5.0)
+
+
+def test_bursts_do_not_go_on_for_ever_where_a_link_has_failed_for_good() -> None:
+    failing = {"kind": "link-failure", "between": ["gpu0", "switch"], "start": "2 s"}
+    with pytest.raises(AlgorithmError, match=r"gpu0->switch failed and does not come back|switch->gpu0"):
+        simulate(scenario([failing, {"kind": "bursts"}, outage("1 s", "2 s", [1])]))
 
 
 def test_a_link_that_becomes_slow_while_it_has_failed_stays_failed() -> None:

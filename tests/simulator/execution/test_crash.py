@@ -139,6 +139,11 @@ class TestOutages:
         assert run is not None
         assert run.iterations == (8, 8)
 
+    def test_outages_that_overlap_are_one(self, make: Any) -> None:
+        several = (crash("0.1 s", "1 s"), crash("1 s", "1.1 s"))
+        with pytest.raises(BadInput, match=r"cluster\.stragglers\.0\.outage: .* have 3 s of patience"):
+            execute(crashing(make, *several), patience=2.9)
+
 
 class TestCrashesForGood:
     def test_the_same_sentence_as_in_simulation(self, make: Any, ranks_left: Callable[[], list[int]]) -> None:

@@ -190,6 +190,15 @@ class TestRefusals:
             "nothing of links above 2 Gbps, but the processors of this machine may carry less",
         )
 
+    @pytest.mark.parametrize(
+        ("compute", "sentences"),
+        [("emulated", ("the interference of transfers with computations",)), ("objective", ())],
+    )
+    def test_interference_is_the_machines_own(self, compute: str, sentences: tuple[str, ...]) -> None:
+        scenario = described(RING, device={"name": "h200", "interference": 1.5})
+        scenario = scenario.vary(execution={"compute": compute})
+        assert left_out(scenario, Layout.of(scenario), delays=True) == sentences
+
     def test_a_scenario_without_an_objective(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(emulation, "check_rights", lambda: None)
         with pytest.raises(BadInput, match=r"^workload\.objective: an execution computes real gradients"):
