@@ -283,6 +283,7 @@ def leave_short_ways(table: Any) -> bool:
             for place in range(pattern.transfer, pattern.transfer + pattern.transfers):
                 for leg in range(transfers[place].leg, transfers[place].leg + transfers[place].legs):
                     links[legs[leg].link].intruded = 1
+                    mark_dirty(s, links, all_views[DIRTY], legs[leg].link)
             s.intruded = 1
             found = True
     return found

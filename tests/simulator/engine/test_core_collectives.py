@@ -240,31 +240,43 @@ def test_the_short_way_gives_the_times_of_the_flows(case: Case) -> None:
     assert_agree(run(case, max_plus=True), run(case, max_plus=False))
 
 
+ABANDONED = [
+    # A rank enters the second as the first is cancelled, which it has ended.
+    ([0.3 if link == 11 else 1.0 for link in range(12)], [[0.0, 0.0]] * 6, 4.0, [3.95, 4.05]),
+    # Two enter it later, one after the other, when nothing else happens any more.
+    (
+        [0.3 if link == 2 else 1.0 for link in range(10)],
+        [[0.0, 3 / 8], [0.0, 7 / 8], [0.0, 0.0], [0.0, 0.0], [3.625, 0.0]],
+        7.0,
+        [],
+    ),
+]
+
+
 @pytest.mark.parametrize("core", ["plain", "compiled"])
-def test_a_collective_that_others_never_enter_does_what_it_can_on_either_way(core: CoreName) -> None:
-    """The first is cancelled as one rank has ended it, so that this one enters the second alone."""
+@pytest.mark.parametrize(("capacities", "work", "cancelled", "asks"), ABANDONED, ids=["at once", "later"])
+def test_a_collective_that_others_never_enter_does_what_it_can_on_either_way(
+    capacities: list[float], work: list[list[float]], cancelled: float, asks: list[float], core: CoreName
+) -> None:
     if core == "compiled":
         pytest.importorskip("numba")
-    ranks = 6
-    steps = [
-        Step(rank, (rank + 1) % ranks, 1 / 6, (rank, ranks + (rank + 1) % ranks), 0.0)
-        for rank in range(ranks)
-    ]
+    ranks = len(work)
+    following = [(rank + 1) % ranks for rank in range(ranks)]
+    steps = [Step(rank, to, 1 / ranks, (rank, ranks + to), 0.0) for rank, to in enumerate(following)]
     case = Case(
         ranks,
-        [(1.0, 0.0)] * 11 + [(0.3, 0.0)],
-        [(10, steps)],
+        [(capacity, 0.0) for capacity in capacities],
+        [(2 * (ranks - 1), steps)],
         [1.0, 1.0],
-        [[0.0, 0.0]] * ranks,
+        work,
         {"segment_size": inf, "least_segments": 1, "payload_share": 1.0, "latency_factor": 1.0},
         [],
         [],
-        [(4.0, 0)],
+        [(cancelled, 0)],
         "maxmin",
-        [3.95, 4.05],
+        asks,
     )
     short, long = (run(case, max_plus=max_plus, core=core) for max_plus in (True, False))
-    assert short.carried[3] == pytest.approx(11 / 6)
     assert_agree(short, long)
 
 
