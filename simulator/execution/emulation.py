@@ -65,7 +65,10 @@ _BURST = 1e-3
 _QUEUE = 10e-3
 """Seconds at a link's rate that each direction may have waiting, unless that is less than 64 frames."""
 _LEAST_TIMEOUT = 20
-"""Milliseconds for which TCP waits at least, beyond the round trip, before it sends again what was lost."""
+"""Milliseconds for which TCP waits at least, beyond the round trip, before it sends again what was lost.
+
+Set as data centres do, against single waits of the usual 200 ms; its own effect was not measured apart.
+"""
 _SHAPED = 2.0**32
 """Bytes/s from which on a token bucket cannot hold a rate; such links are as fast as the machine."""
 _CARRIED = 250e6
