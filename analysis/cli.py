@@ -110,7 +110,15 @@ Verify = Annotated[
     bool, typer.Option("--verify", help="Simulate as well, and say whether the models are bit-identical.")
 ]
 Patience = Annotated[
-    float, typer.Option("--patience", help="Seconds without any progress after which the run is ended.")
+    float, typer.Option("--patience", help="Seconds without any progress after which it is ended.")
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option("--device", help="What to compute on; by default a GPU if there is one."),
+]
+Backend = Annotated[
+    Literal["auto", "gloo", "nccl"],
+    typer.Option("--backend", help="Collectives; by default NCCL if every rank has a GPU of its own."),
 ]
 
 
@@ -147,14 +155,8 @@ def execute(
     step_size: StepSize = None,
     verify: Verify = False,
     patience: Patience = 300.0,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        typer.Option("--device", help="What to compute on; by default a GPU if there is one."),
-    ] = "auto",
-    backend: Annotated[
-        Literal["auto", "gloo", "nccl"],
-        typer.Option("--backend", help="Collectives; by default NCCL if every rank has a GPU of its own."),
-    ] = "auto",
+    device: Device = "auto",
+    backend: Backend = "auto",
     out: Out = None,
     seed: Seed = None,
     as_json: Json = False,
@@ -566,17 +568,9 @@ def calibrate(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Local processes; by default one per processor.")
     ] = None,
-    patience: Annotated[
-        float, typer.Option("--patience", help="Seconds without any progress after which it is ended.")
-    ] = 300.0,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"],
-        typer.Option("--device", help="What to compute on; by default a GPU if there is one."),
-    ] = "auto",
-    backend: Annotated[
-        Literal["auto", "gloo", "nccl"],
-        typer.Option("--backend", help="Collectives; by default NCCL if every rank has a GPU of its own."),
-    ] = "auto",
+    patience: Patience = 300.0,
+    device: Device = "auto",
+    backend: Backend = "auto",
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Measure again what an interrupted calibration has measured.")
     ] = False,

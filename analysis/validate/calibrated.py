@@ -124,7 +124,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
                     file = Path(folder) / f"{workload}.yaml"
                     plain = {"topology": {"builder": "switch", "gpus": chosen.workers}, "device": "cpu-core"}
                     wanted = scenario(plain, workload, ALGORITHMS[0][1], 1, chosen.workers)
-                    settings = Settings(models=(wanted.cost.model,), scenario=wanted)  # type: ignore[attr-defined]  # a model's cost
+                    settings = Settings(models=(wanted.cost.model,), scenario=wanted)  # type: ignore[attr-defined]  # a named model's cost has it
                     print(calibrate(settings, file, chosen.workers), file=sys.stderr)
                 results = compared(str(file), workload, chosen.workers, chosen.iterations, chosen.runs)
                 print(table(workload, results), end="\n\n", flush=True)

@@ -151,10 +151,10 @@ def test_the_final_loss_agrees_within_the_spread_over_seeds(
     - Two hundred dimensions make the floor a mean over many, which varies by a tenth between seeds.
 
     Thirty seeds give the standard deviation to an eighth, so that what is the same fails in a run of ten
-    thousand at most. A first window, from the range of ten seeds, was narrower (A-PSGD: 0.100 to 0.159, now 0.072
-    to 0.192), and real runs of seed 3 lay outside: 0.148 to 0.181 in nine. They are right: where ranks hardly
-    pause, the simulation of seed 3 gives 0.148 to 0.182 as well, by its samples. A lost or repeated update does
-    not show at a floor; the tests below count updates exactly.
+    thousand at most. A first window, from the range of ten seeds, was narrower (A-PSGD: 0.100 to 0.159, now
+    0.072 to 0.192), and real runs of seed 3 lay outside: 0.148 to 0.181 in nine. They are right: where ranks
+    hardly pause, the simulation of seed 3 gives 0.148 to 0.182 as well, by its samples. A lost or repeated
+    update does not show at a floor; the tests below count updates exactly.
     """
     low, high = window(name)
     for seed in (1, 2):
