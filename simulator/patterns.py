@@ -1,12 +1,13 @@
 """Patterns of collectives as data: which rank sends which part of the message to whom, round by round.
 
-A schedule is a sequence of phases; a phase repeats one round of transfers. A rank enters a round when all
-its transfers of earlier rounds have ended. Ranks are positions in the group, and a transfer's size is a
-fraction of the message. The message of an all-reduce is one member's vector; that of an all-gather is all
-that is gathered, and that of an all-to-all is all that a member has for the group, its own part included.
-Sources: Thakur, Rabenseifner and Gropp, "Optimization of collective
-communication operations in MPICH", 2005 (ring, halving-doubling); Sanders, Speck and Traeff, "Two-tree
-algorithms for full bandwidth broadcast, reduction and scan", 2009 (the tree pair that NCCL uses).
+A schedule is a sequence of phases; a phase repeats one round of transfers. A rank enters a phase when all
+its transfers of earlier ones have ended, and a round as its transport says. Ranks are positions in the group,
+and a transfer's size is a fraction of the message. The message of an all-reduce is one member's vector; that
+of an all-gather is all that is gathered, and that of an all-to-all is all that a member has for the group,
+its own part included.
+Sources: Thakur, Rabenseifner and Gropp, "Optimization of collective communication operations in MPICH", 2005
+(ring, halving-doubling); Sanders, Speck and Traeff, "Two-tree algorithms for full bandwidth broadcast,
+reduction and scan", 2009 (the tree pair that NCCL uses).
 """
 
 from __future__ import annotations
@@ -49,11 +50,12 @@ Schedule = tuple[Phase, ...]
 
 
 def ring(groups: Sequence[Sequence[int]]) -> Schedule:
-    """Return the ring: 2(n-1) rounds in which everyone passes 1/n of the message to the next."""
+    """Return the ring: everyone passes 1/n of the message to the next, n-1 times to sum and n-1 to share."""
     n = sum(map(len, groups))
     if n == 1:
         return ()
-    return (Phase(2 * (n - 1), tuple(Transfer(i, (i + 1) % n, 1 / n) for i in range(n))),)
+    once = Phase(n - 1, tuple(Transfer(i, (i + 1) % n, 1 / n) for i in range(n)))
+    return (once, once)
 
 
 def tree(groups: Sequence[Sequence[int]]) -> Schedule:
@@ -140,15 +142,28 @@ def gather_ring(groups: Sequence[Sequence[int]]) -> Schedule:
     return (Phase(n - 1, tuple(Transfer(i, (i + 1) % n, 1 / n) for i in range(n))),)
 
 
-def pairwise(groups: Sequence[Sequence[int]]) -> Schedule:
-    """Return the pairwise all-to-all: in round k everyone sends to the member k places on."""
+def all_at_once(groups: Sequence[Sequence[int]]) -> Schedule:
+    """Return the all-to-all in one round: everyone sends to everyone else."""
     n = sum(map(len, groups))
-    return tuple(Phase(1, tuple(Transfer(i, (i + k) % n, 1 / n) for i in range(n))) for k in range(1, n))
+    if n == 1:
+        return ()
+    return (Phase(1, tuple(Transfer(i, (i + k) % n, 1 / n) for k in range(1, n) for i in range(n))),)
+
+
+def cut(schedule: Schedule, segments: Sequence[int]) -> Schedule:
+    """Return a schedule whose transfers are segments of those given, so many for each of its phases."""
+    return tuple(
+        Phase(
+            phase.repeat * parts,
+            tuple(Transfer(t.source, t.destination, t.fraction / parts) for t in phase.transfers),
+        )
+        for phase, parts in zip(schedule, segments, strict=True)
+    )
 
 
 OTHER_PATTERNS: dict[Kind, Callable[[Sequence[Sequence[int]]], Schedule]] = {
     "all_gather": gather_ring,
-    "all_to_all": pairwise,
+    "all_to_all": all_at_once,
 }
 """Kind -> schedule of the collectives that have one pattern whatever the transport."""
 

@@ -5,10 +5,10 @@ latency of the path is paid, which part of the line rate arrives as payload, whe
 its receiver, whether the two directions between a pair of ranks share one connection, and how unequally
 messages share a link.
 
-Sources of the defaults: TCP's payload share of 0.992 and Gloo's ring with segments of at most 1 MiB, of
-which each pays about 0.75 of the path's latency, and its rendezvous were measured
-with torch 2.13; NCCL pipelines its rings and trees, so that latency is paid on the way up and down a
-tree of depth log2(n) and not on each of the 2(n-1) steps of a ring.
+Sources of the defaults: TCP's payload share of 0.992, the part of a path's latency that a message of Gloo
+pays, and its rendezvous were measured with torch 2.13; its ring, double-buffered in segments of at most 1
+MiB, is that of its source (gloo/allreduce.cc, gloo/allgather.cc). NCCL pipelines its rings and trees, so that
+latency is paid on the way up and down a tree of depth log2(n) and not on each of the 2(n-1) steps of a ring.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Transport:
         Which ranks exchange what in an all-reduce.
     pipelined
         True: the pieces of a message stream through the pattern, so that all its links are busy at a
-        common pace. False: a rank begins a round when its previous round has ended.
+        common pace. False: a rank enters a round when its transfers of rounds before have ended.
     rounds_of_latency
         ``all``: every round of the pattern pays its path's latency; ``depth``: 2 ceil(log2 n) of them
         do, because pipelining hides the rest.
@@ -39,10 +39,13 @@ class Transport:
     payload_share
         Payload bytes per byte of line rate.
     segment_size, least_segments
-        A transfer of an all-reduce that goes step by step is cut into segments of at most so many bytes,
-        and into at least so many; each of them pays latency.
+        A transfer of a collective that goes step by step is cut into segments of at most so many bytes,
+        and into at least so many; each of them is a round of its own and pays latency.
+    in_flight
+        Of these rounds, how many a rank may be in at once: 1, or 2 with double buffering.
     rendezvous
-        True: a message starts when both sides have called. False: when the sender has.
+        True: a message starts when both sides have called, and one of a collective when both have entered
+        its round. False: when the sender has.
     half_duplex_pairs
         True: the two directions between a pair of ranks share one connection.
     share_spread
@@ -65,6 +68,7 @@ class Transport:
     payload_share: float = 1.0
     segment_size: Annotated[float, "B"] = float("inf")
     least_segments: int = 1
+    in_flight: Literal[1, 2] = 1
     rendezvous: bool = False
     half_duplex_pairs: bool = False
     share_spread: float = 0.0
@@ -90,13 +94,17 @@ class Transport:
             raise ValueError(f"segment-size must be above 0 B, got {self.segment_size!r}")
         if self.least_segments < 1:
             raise ValueError(f"least-segments must be at least 1, got {self.least_segments!r}")
-        if self.pipelined and (self.segment_size < math.inf or self.least_segments > 1):
-            raise ValueError("segment-size and least-segments have no effect where all-reduces are pipelined")
+        if self.in_flight not in (1, 2):
+            raise ValueError(f"in-flight must be 1 or 2, got {self.in_flight!r}")
+        if self.pipelined and (self.segment_size < math.inf or self.least_segments > 1 or self.in_flight > 1):
+            raise ValueError(
+                "segment-size, least-segments and in-flight have no effect where all-reduces are pipelined"
+            )
         if not self.pipelined and self.rounds_of_latency == "depth":
             raise ValueError("rounds-of-latency 'depth' has no effect where all-reduces are not pipelined")
 
     def segments(self, nbytes: float) -> int:
-        """Return into how many segments a transfer of a stepped all-reduce is cut."""
+        """Return into how many segments a transfer of a stepped collective is cut."""
         return max(self.least_segments, math.ceil(nbytes / self.segment_size))
 
 
@@ -116,7 +124,7 @@ class Nccl(Transport):
 
 @dataclass(frozen=True)
 class Gloo(Transport):
-    """Gloo: a ring, step by step, in segments of at most 1 MiB; a message waits for its receiver.
+    """Gloo: a ring, step by step, in segments of at most 1 MiB of which two are in flight, with rendezvous.
 
     One process group has one connection a pair, which is half-duplex for large messages; the wall clock's
     worker uses a group for each direction, so its exchanges are not.
@@ -127,6 +135,7 @@ class Gloo(Transport):
     payload_share: float = 0.992
     segment_size: Annotated[float, "B"] = float(2**20)
     least_segments: int = 2
+    in_flight: Literal[1, 2] = 2
     rendezvous: bool = True
 
 

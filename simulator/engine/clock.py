@@ -46,9 +46,9 @@ class CollectiveOptions(TypedDict, total=False):
     """The options of a collective, as :meth:`simulator.engine.fairshare.Core.collective` describes them."""
 
     payload_share: float
-    segment_size: Annotated[float, "B"]
-    least_segments: int
     latency_factor: float
+    rendezvous: bool
+    in_flight: int
 
 
 class _Parts:

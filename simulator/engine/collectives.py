@@ -4,11 +4,12 @@
 *Pipelined*     The pieces of the message stream through the pattern, so that all its links are busy at a
                 common pace: one flow that is coupled over them, which starts at the last arrival and
                 competes with all other traffic. Each link carries what the schedule sends over it.
-*Stepped*       Every transfer of the schedule is a flow of its own; a rank begins with its own arrival
-                and enters a round when its transfers of the round before have ended. A transfer starts
-                when its sender enters the round, and counts for the receiver's round even if the receiver
-                has not entered that one yet. The core runs this by itself and tells when a rank is done;
-                where it cannot, see :mod:`simulator.engine.steps`.
+*Stepped*       Every segment of every transfer of the schedule is a flow of its own. A rank begins with
+                its own arrival, and enters a round when its transfers of the round before have ended, or,
+                with two in flight, of the one before that. A transfer starts when its sender has entered
+                the round and, with rendezvous, its receiver, too, after the segment before it. The core
+                runs this by itself and tells when a rank is done; where it cannot, see
+                :mod:`simulator.engine.steps`.
 
 The collectives of a group, of whatever kind, run one after another, as on one communication stream.
 """
@@ -22,8 +23,8 @@ from collections.abc import Callable, Sequence
 
 from simulator.engine.fairshare import Step
 from simulator.engine.network import Network
-from simulator.engine.steps import Steps, rounds
-from simulator.patterns import OTHER_PATTERNS, PATTERNS, Kind, Schedule, Transfer, depth, traffic
+from simulator.engine.steps import Steps
+from simulator.patterns import OTHER_PATTERNS, PATTERNS, Kind, Schedule, Transfer, cut, depth, traffic
 from simulator.transports import Fixed, Transport
 
 RankDone = Callable[[int], object]
@@ -72,8 +73,10 @@ class Communicator:
         self._latency = self._pipelined_latency()
         self._flow: int | None = None
         network.rerouted.append(self._reroute)
-        self._pattern = -1  # in the core
-        self._rounds = rounds(self._schedule) if network.one_by_one else []
+        largest = (max(transfer.fraction for transfer in phase.transfers) for phase in self._schedule)
+        self._largest = tuple(largest)
+        self._segmented: dict[tuple[int, ...], Schedule] = {}  # by how many segments a transfer is, by phase
+        self._patterns: dict[tuple[int, ...], int] = {}  # of these in the core
         self.sent = self._sent_fractions()
 
     def _sent_fractions(self) -> tuple[float, ...]:
@@ -135,27 +138,34 @@ class Communicator:
 
         Return how a member enters it.
         """
+        segments = tuple(transport.segments(fraction * pending.nbytes) for fraction in self._largest)
+        if segments not in self._segmented:
+            self._segmented[segments] = cut(self._schedule, segments)
+        schedule = self._segmented[segments]
         if self._network.one_by_one:
             send = functools.partial(self._send, pending.nbytes)
-            return Steps(self._rounds, len(self.ranks), send, pending.done).enter
+            steps = Steps(
+                schedule, len(self.ranks), send, pending.done, transport.rendezvous, transport.in_flight
+            )
+            return steps.enter
         clock = self._network.clock
-        if self._pattern < 0:
-            self._pattern = clock.core.add_pattern(
+        if segments not in self._patterns:
+            self._patterns[segments] = clock.core.add_pattern(
                 len(self.ranks),
                 [
                     (phase.repeat, [self._step(transfer) for transfer in phase.transfers])
-                    for phase in self._schedule
+                    for phase in schedule
                 ],
                 complete=True,
             )
         number = clock.collective(
-            self._pattern,
+            self._patterns[segments],
             pending.nbytes,
             pending.done,
             payload_share=transport.payload_share * transport.collective_share,
-            segment_size=transport.segment_size,
-            least_segments=transport.least_segments,
             latency_factor=transport.latency_factor * transport.collective_latency,
+            rendezvous=transport.rendezvous,
+            in_flight=transport.in_flight,
         )
         return functools.partial(clock.enter, number)
 

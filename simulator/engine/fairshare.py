@@ -564,24 +564,25 @@ class Core:
         nbytes: Annotated[float, "B"],
         *,
         payload_share: float = 1.0,
-        segment_size: Annotated[float, "B"] = inf,
-        least_segments: int = 1,
         latency_factor: float = 1.0,
+        rendezvous: bool = False,
+        in_flight: int = 1,
     ) -> int:
         """Open a collective and return its number, which is used again when it is closed.
 
-        A transfer moves its fraction of `nbytes` over `payload_share`, and pays `latency_factor` times its
-        latency for each segment.
+        A transfer moves its fraction of `nbytes` over `payload_share` in each of its rounds, and pays
+        `latency_factor` times its latency. A message begins when its sender enters the round, with
+        `rendezvous` not before its receiver does, and never before the one before it has ended. A rank enters
+        the round after the latest when fewer than `in_flight` rounds, 1 or 2, are left open, and the first of
+        a phase when none is.
         """
         self._known_pattern(pattern)
         if not 0.0 <= nbytes < inf:
             raise ValueError(f"the size of a collective must be a finite number of at least 0, not {nbytes}")
         if not 0.0 < payload_share < inf:
             raise ValueError(f"the payload share must be a positive, finite number, not {payload_share}")
-        if not segment_size > 0.0:
-            raise ValueError(f"the size of a segment must be a positive number, not {segment_size}")
-        if not 1 <= least_segments < inf:
-            raise ValueError(f"a transfer has at least 1 segment, not {least_segments}")
+        if in_flight not in (1, 2):
+            raise ValueError(f"1 or 2 rounds can be in flight, not {in_flight}")
         if not 0.0 <= latency_factor < inf:
             raise ValueError(
                 f"the latency factor must be a finite number of at least 0, not {latency_factor}"
@@ -597,13 +598,13 @@ class Core:
             record = storage.records("collectives")[index]
             record.pattern = pattern
             record.part = storage.extend("parts", kept.ranks)
-            record.arrived = storage.extend("arrived", kept.transfers)
+            record.message = storage.extend("messages", kept.transfers)
             storage.extend("ends", kept.ranks)
         self._collectives[index] = _Collective(pattern, bytearray(kept.ranks))
         record = storage.records("collectives")[index]
         record.nbytes, record.payload_share = float(nbytes), float(payload_share)
-        record.segment_size, record.latency_factor = float(segment_size), float(latency_factor)
-        record.least_segments = float(least_segments)
+        record.latency_factor, record.rendezvous = float(latency_factor), bool(rendezvous)
+        record.in_flight = int(in_flight)
         state = storage.state
         short = (
             kept.flows + state.flows_kept - state.flows_left,

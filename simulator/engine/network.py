@@ -305,7 +305,7 @@ class Network:
         assert isinstance(transport, Transport)
         latency = transport.latency_factor * self.path(*ranks).latency
         if message.step:
-            latency *= transport.segments(nbytes) * transport.collective_latency
+            latency *= transport.collective_latency
         elif message.exchange:
             latency *= transport.exchange_latency
         message.route = self.message_route(*ranks)

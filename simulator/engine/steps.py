@@ -1,42 +1,43 @@
-"""A stepped collective, transfer by transfer, where the network core cannot run it by itself.
+"""A stepped collective, message by message, where the network core cannot run it by itself.
 
 The core knows each transfer of a collective by fixed links that are shared. Where links forward chunks, and
 where a transfer may be sent another way while it is under way, each is a message of the network instead. The
-rules are those of the core: a rank enters a round when its transfers of the round before have ended; a
-transfer starts when its sender enters the round, and counts for the receiver's round even if the receiver has
-not entered that one yet.
+rules are those of the core (:mod:`simulator.engine.kernel.collectives`), but for one: a message that has
+waited for the one before it pays its latency after that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from simulator.patterns import Phase, Schedule, Transfer
+from simulator.patterns import Schedule, Transfer
 
 Send = Callable[[Transfer, Callable[[], None]], object]
-"""Starts a transfer; its second argument is called when the last byte has arrived."""
+"""Starts a message of a transfer; its second argument is called when the last byte has arrived."""
 
 
-@dataclass(frozen=True)
-class Round:
-    """What each rank sends in a round, and how many transfers it receives."""
+@dataclass
+class _Link:
+    """The messages of one transfer of a phase: how many have ended, and whether the next is under way."""
 
-    outgoing: dict[int, list[Transfer]]
-    incoming: dict[int, int]
-
-
-def rounds(schedule: Schedule) -> list[Round]:
-    """Return the rounds of a schedule; those of a phase are one and the same object."""
-    return [entry for phase in schedule for entry in [_round(phase)] * phase.repeat]
+    transfer: Transfer
+    phase: int
+    ended: int = 0
+    under_way: bool = False
 
 
-def _round(phase: Phase) -> Round:
-    made = Round({}, {})
-    for transfer in phase.transfers:
-        made.outgoing.setdefault(transfer.source, []).append(transfer)
-        made.incoming[transfer.destination] = made.incoming.get(transfer.destination, 0) + 1
-    return made
+@dataclass
+class _Part:
+    """A rank's latest round, and its transfers of each phase, those that it receives first."""
+
+    phase: int = 0
+    turn: int = -1
+    links: dict[int, list[_Link]] = field(default_factory=dict)
+
+    def has_entered(self, phase: int, turn: int) -> bool:
+        """Whether it has entered a round of its present phase."""
+        return self.phase == phase and self.turn >= turn
 
 
 class Steps:
@@ -44,50 +45,74 @@ class Steps:
 
     Parameters
     ----------
-    plan
+    schedule
         Its rounds.
     ranks
         How many take part.
     send
-        How a transfer is started.
+        How a message is started.
     done
         Told each rank whose part ends.
+    rendezvous
+        Whether a message waits for its receiver to enter the round.
+    in_flight
+        Rounds of a phase in which a rank may be at once.
     """
 
-    def __init__(self, plan: list[Round], ranks: int, send: Send, done: Callable[[int], object]) -> None:
-        self._plan = plan
+    def __init__(
+        self,
+        schedule: Schedule,
+        ranks: int,
+        send: Send,
+        done: Callable[[int], object],
+        rendezvous: bool,
+        in_flight: int,
+    ) -> None:
+        self._repeats = [phase.repeat for phase in schedule]
         self._send = send
         self._done = done
-        self._turn = [-1] * ranks
-        self._open = [0] * ranks
-        self._early: dict[tuple[int, int], int] = {}
+        self._rendezvous = rendezvous
+        self._in_flight = in_flight
+        self._parts = [_Part() for _ in range(ranks)]
+        for number, phase in enumerate(schedule):
+            links = [_Link(transfer, number) for transfer in phase.transfers]
+            for link in links:
+                self._parts[link.transfer.destination].links.setdefault(number, []).append(link)
+            for link in links:
+                self._parts[link.transfer.source].links.setdefault(number, []).append(link)
 
     def enter(self, rank: int) -> None:
-        """Let a rank enter its next round: at first its part, and later by itself."""
-        while not self._open[rank]:
-            self._turn[rank] += 1
-            turn = self._turn[rank]
-            if turn == len(self._plan):
+        """Let a rank enter the rounds that it need not wait for: at first its part, and later by itself."""
+        part = self._parts[rank]
+        while part.phase < len(self._repeats) and self._may_go_on(part):
+            part.turn += 1
+            if part.turn == self._repeats[part.phase]:
+                part.phase, part.turn = part.phase + 1, 0
+            if part.phase == len(self._repeats):
                 self._done(rank)
                 return
-            outgoing = self._plan[turn].outgoing.get(rank, [])
-            receives = self._plan[turn].incoming.get(rank, 0) - self._early.pop((rank, turn), 0)
-            self._open[rank] = len(outgoing) + receives
-            for transfer in outgoing:
-                self._send(transfer, self._arrival(transfer, turn))
+            for link in part.links.get(part.phase, ()):
+                self._offer(link)
 
-    def _arrival(self, transfer: Transfer, turn: int) -> Callable[[], None]:
-        def arrived() -> None:
-            receiver = transfer.destination
-            if self._turn[receiver] == turn:
-                self._ended(receiver)
-            else:
-                self._early[receiver, turn] = self._early.get((receiver, turn), 0) + 1
-            self._ended(transfer.source)
+    def _may_go_on(self, part: _Part) -> bool:
+        following = part.turn + 1
+        last = following == self._repeats[part.phase]
+        needed = following if last else following + 1 - self._in_flight
+        return all(link.ended >= needed for link in part.links.get(part.phase, ()))
 
-        return arrived
+    def _offer(self, link: _Link) -> None:
+        """Start the next message of a transfer, if its ranks have entered its round and none is under way."""
+        ranks = [link.transfer.source, *([link.transfer.destination] if self._rendezvous else [])]
+        there = all(self._parts[rank].has_entered(link.phase, link.ended) for rank in ranks)
+        if there and not link.under_way:
+            link.under_way = True
+            self._send(link.transfer, lambda: self._arrived(link))
 
-    def _ended(self, rank: int) -> None:
-        self._open[rank] -= 1
-        if not self._open[rank]:
-            self.enter(rank)
+    def _arrived(self, link: _Link) -> None:
+        link.ended += 1
+        link.under_way = False
+        for rank in (link.transfer.destination, link.transfer.source):
+            part = self._parts[rank]
+            if part.phase == link.phase and part.turn >= 0:
+                self.enter(rank)
+        self._offer(link)

@@ -56,7 +56,7 @@ _LAYOUT: tuple[tuple[str, Any, str], ...] = (
     ("heads", np.dtype("i4"), "heads"),
     ("collectives", records.COLLECTIVE, "collectives"),
     ("parts", records.PART, "parts"),
-    ("arrived", np.dtype("i4"), "arrived"),
+    ("messages", records.MESSAGE, "messages"),
 )
 _FIRST_FLOWS = 16
 

@@ -1,4 +1,8 @@
-"""Collectives transfer by transfer: each a flow, started when its sender enters a round."""
+"""Collectives transfer by transfer: each message a flow, started when its ranks have entered a round.
+
+With rendezvous these are sender and receiver, without the sender alone. The messages of a transfer follow
+each other, as on one connection.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,6 @@ from simulator.engine.kernel.life import (
 )
 from simulator.engine.kernel.records import (
     AGENDA,
-    ARRIVED,
     COLLECTIVES,
     DIRTY,
     DONE,
@@ -20,6 +23,7 @@ from simulator.engine.kernel.records import (
     HEADS,
     HOPS,
     LINKS,
+    MESSAGES,
     PARTS,
     PATTERNS,
     PHASES,
@@ -29,6 +33,7 @@ from simulator.engine.kernel.records import (
     views,
 )
 from simulator.engine.kernel.short_way import (
+    count_open,
     demote,
     disturb,
     foresee,
@@ -46,7 +51,7 @@ def open_collective(table: Any, index: int, flows: int, hops: int) -> None:
     collective = all_views[COLLECTIVES][index]
     pattern = all_views[PATTERNS][collective.pattern]
     parts = all_views[PARTS]
-    arrived = all_views[ARRIVED]
+    messages = all_views[MESSAGES]
     s.flows_kept += flows
     s.hops_kept += hops
     collective.way = 0
@@ -56,11 +61,14 @@ def open_collective(table: Any, index: int, flows: int, hops: int) -> None:
         parts[place].entered = inf
         parts[place].phase = 0
         parts[place].turn = -1
+        parts[place].needed = 0
         parts[place].open = 0
         parts[place].slot = -1
         parts[place].over = 0
-    for place in range(collective.arrived, collective.arrived + pattern.transfers):
-        arrived[place] = 0
+    for place in range(collective.message, collective.message + pattern.transfers):
+        messages[place].ended = 0
+        messages[place].under_way = 0
+        messages[place].called = inf
 
 
 def cancel_collective(table: Any, now: float, index: int, slots: int) -> None:
@@ -127,7 +135,6 @@ def go_on(table: Any, index: int, rank: int) -> bool:
     phases = all_views[PHASES]
     transfers = all_views[TRANSFERS]
     heads = all_views[HEADS]
-    arrived = all_views[ARRIVED]
     while True:
         part.turn += 1
         while part.phase < pattern.phases and part.turn == phases[pattern.phase + part.phase].repeat:
@@ -137,29 +144,54 @@ def go_on(table: Any, index: int, rank: int) -> bool:
             collective.left -= 1
             return True
         head = pattern.head + 2 * (part.phase * pattern.ranks + rank)
-        waits_for = 0
-        incoming = heads[head + 1]
-        while incoming >= 0:
-            if arrived[collective.arrived + incoming - pattern.transfer] <= part.turn:
-                waits_for += 1
-            incoming = transfers[incoming].after_in
+        if collective.rendezvous:
+            incoming = heads[head + 1]
+            while incoming >= 0:
+                offer_transfer(table, index, incoming)
+                incoming = transfers[incoming].after_in
         outgoing = heads[head]
         while outgoing >= 0:
-            waits_for += 1
-            start_transfer(table, index, outgoing)
+            offer_transfer(table, index, outgoing)
             outgoing = transfers[outgoing].after_out
-        part.open = waits_for
-        if waits_for:
+        count_open(table, index, rank)
+        if part.open:
             return False
 
 
+def offer_transfer(table: Any, index: int, place: int) -> None:
+    """Start the next message of a transfer, if its ranks have entered its round and none is under way."""
+    all_views = views(table)
+    transfer = all_views[TRANSFERS][place]
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    parts = all_views[PARTS]
+    message = all_views[MESSAGES][collective.message + place - pattern.transfer]
+    turn = message.ended + message.under_way
+    sender = parts[collective.part + transfer.source]
+    if sender.phase != transfer.phase or sender.turn < turn:
+        return
+    if collective.rendezvous:
+        receiver = parts[collective.part + transfer.destination]
+        if receiver.phase != transfer.phase or receiver.turn < turn:
+            return
+    if message.under_way:
+        if message.called == inf:
+            message.called = all_views[STATES][0].now
+    else:
+        start_transfer(table, index, place)
+
+
 def start_transfer(table: Any, index: int, place: int) -> None:
-    """Start a transfer of a collective as a flow."""
+    """Start the next message of a transfer as a flow."""
     all_views = views(table)
     s = all_views[STATES][0]
     transfer = all_views[TRANSFERS][place]
     collective = all_views[COLLECTIVES][index]
-    begin = s.now + transfer_latency(transfer, collective)
+    pattern = all_views[PATTERNS][collective.pattern]
+    message = all_views[MESSAGES][collective.message + place - pattern.transfer]
+    begin = max(s.now, min(s.now, message.called) + transfer_latency(transfer, collective))
+    message.under_way = 1
+    message.called = inf
     number = FIRST_INNER + s.inner_numbers
     s.inner_numbers += 1
     s.flows_kept -= 1
@@ -177,20 +209,29 @@ def end_transfer(table: Any, index: int, place: int, count: int) -> int:
     transfer = all_views[TRANSFERS][place]
     collective = all_views[COLLECTIVES][index]
     pattern = all_views[PATTERNS][collective.pattern]
-    arrived = all_views[ARRIVED]
-    parts = all_views[PARTS]
+    message = all_views[MESSAGES][collective.message + place - pattern.transfer]
     done = all_views[DONE]
-    counter = collective.arrived + place - pattern.transfer
-    arrived[counter] += 1
-    part = parts[collective.part + transfer.destination]
-    if part.phase == transfer.phase and arrived[counter] == part.turn + 1:
-        part.open -= 1
-        if part.open == 0 and go_on(table, index, transfer.destination):
-            done[count] = -1 - (index * RANKS + transfer.destination)
-            count += 1
-    part = parts[collective.part + transfer.source]
-    part.open -= 1
-    if part.open == 0 and go_on(table, index, transfer.source):
+    message.ended += 1
+    message.under_way = 0
+    if count_ended(table, index, place, transfer.destination):
+        done[count] = -1 - (index * RANKS + transfer.destination)
+        count += 1
+    if count_ended(table, index, place, transfer.source):
         done[count] = -1 - (index * RANKS + transfer.source)
         count += 1
+    offer_transfer(table, index, place)
     return count
+
+
+def count_ended(table: Any, index: int, place: int, rank: int) -> bool:
+    """Let a rank go on if a message was the last that it waits for; return whether its part ends."""
+    all_views = views(table)
+    transfer = all_views[TRANSFERS][place]
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    message = all_views[MESSAGES][collective.message + place - pattern.transfer]
+    part = all_views[PARTS][collective.part + rank]
+    if part.phase != transfer.phase or message.ended != part.needed:
+        return False
+    part.open -= 1
+    return bool(part.open == 0 and go_on(table, index, rank))

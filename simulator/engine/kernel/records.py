@@ -153,8 +153,10 @@ PHASE = np.dtype([("repeat", "i4"), ("transfer", "i4"), ("transfers", "i4")], al
 
 TRANSFER = np.dtype(
     [
-        ("pays", "f8"),  # working space of the short way: its latency, and its time if it is alone
-        ("takes", "f8"),
+        ("pays", "f8"),  # working space of the short way: its latency, its time if it is alone, and in the
+        ("takes", "f8"),  # present round when it begins to move and ends
+        ("begins", "f8"),
+        ("ends", "f8"),
         ("source", "i4"),
         ("destination", "i4"),
         ("fraction", "f8"),  # of the message
@@ -174,29 +176,40 @@ COLLECTIVE = np.dtype(
     [
         ("nbytes", "f8"),  # the message, and what its transport makes of it
         ("payload_share", "f8"),
-        ("segment_size", "f8"),
-        ("least_segments", "f8"),
         ("latency_factor", "f8"),
         ("pattern", "i4"),
         ("part", "i4"),  # where its parts begin, one for each rank
-        ("arrived", "i4"),  # where its counts of arrived messages begin, one for each transfer
+        ("message", "i4"),  # where its messages begin, one for each transfer
         ("missing", "i4"),  # ranks that have not entered
         ("left", "i4"),  # ranks whose part has not ended
+        ("in_flight", "i4"),  # rounds in which a rank may be at once
         ("way", "i1"),  # 0 not chosen yet, 1 flow by flow, 2 the short way
+        ("rendezvous", "i1"),  # whether a transfer waits for its receiver
     ],
     align=True,
 )
 
 PART = np.dtype(
     [
-        ("begins", "f8"),  # working space: when it enters a round, and the next one
-        ("ends", "f8"),
+        ("begins", "f8"),  # working space: when it enters a round, when that and all before it have ended,
+        ("ends", "f8"),  # and when all before the round before had
+        ("ended", "f8"),
         ("entered", "f8"),
         ("phase", "i4"),
-        ("turn", "i4"),
-        ("open", "i4"),
+        ("turn", "i4"),  # the latest round that it has entered in its phase
+        ("needed", "i4"),  # messages of each of its transfers in the phase before it enters the next round,
+        ("open", "i4"),  # and how many of these transfers have not had as many
         ("slot", "i4"),  # of the end on the agenda, on the short way; or -1
         ("over", "i1"),
+    ],
+    align=True,
+)
+
+MESSAGE = np.dtype(
+    [
+        ("ended", "i4"),  # how many have
+        ("under_way", "i1"),  # whether the next is
+        ("called", "f8"),  # when both ranks were there for the one after it, which waits for it; or inf
     ],
     align=True,
 )
@@ -224,7 +237,7 @@ PART = np.dtype(
     HEADS,
     COLLECTIVES,
     PARTS,
-    ARRIVED,
+    MESSAGES,
 ) = range(22)
 
 LOG_ROOM = 3

@@ -6,7 +6,7 @@ collective goes on as the flows that it would have under way.
 
 from __future__ import annotations
 
-from math import ceil, inf
+from math import inf
 from typing import Any
 
 from simulator.engine.kernel.flows import (
@@ -18,7 +18,6 @@ from simulator.engine.kernel.life import (
 )
 from simulator.engine.kernel.records import (
     AGENDA,
-    ARRIVED,
     COLLECTIVES,
     DIRTY,
     FIRST_INNER,
@@ -28,6 +27,7 @@ from simulator.engine.kernel.records import (
     LEGS,
     LINKS,
     LOGS,
+    MESSAGES,
     PARTS,
     PATTERNS,
     PHASES,
@@ -104,23 +104,45 @@ def disturb(table: Any, index: int, rank: int) -> None:
 
 def transfer_latency(transfer: Any, collective: Any) -> float:
     """Return how long a transfer waits before it takes bandwidth."""
-    nbytes = transfer.fraction * collective.nbytes
-    segments = collective.least_segments
-    if nbytes > segments * collective.segment_size:
-        segments = float(ceil(nbytes / collective.segment_size))
-    return float(segments * collective.latency_factor * transfer.latency)
+    return float(collective.latency_factor * transfer.latency)
 
 
 def transfer_size(transfer: Any, collective: Any) -> float:
-    """Return what a transfer moves."""
+    """Return what a message of a transfer moves."""
     return float(transfer.fraction * collective.nbytes / collective.payload_share)
+
+
+def count_open(table: Any, index: int, rank: int) -> None:
+    """Count the transfers that a rank waits for before it enters the round after its latest."""
+    all_views = views(table)
+    collective = all_views[COLLECTIVES][index]
+    pattern = all_views[PATTERNS][collective.pattern]
+    part = all_views[PARTS][collective.part + rank]
+    transfers = all_views[TRANSFERS]
+    heads = all_views[HEADS]
+    messages = all_views[MESSAGES]
+    part.needed = part.turn + 2 - collective.in_flight
+    if part.turn + 1 == all_views[PHASES][pattern.phase + part.phase].repeat:
+        part.needed = part.turn + 1
+    part.open = 0
+    head = pattern.head + 2 * (part.phase * pattern.ranks + rank)
+    place = heads[head]
+    while place >= 0:
+        if messages[collective.message + place - pattern.transfer].ended < part.needed:
+            part.open += 1
+        place = transfers[place].after_out
+    place = heads[head + 1]
+    while place >= 0:
+        if messages[collective.message + place - pattern.transfer].ended < part.needed:
+            part.open += 1
+        place = transfers[place].after_in
 
 
 def foresee(table: Any, index: int) -> None:
     """Put the ends of all parts on the agenda, as all ranks have entered.
 
-    A rank enters a round when its transfers of the one before have ended, and none of them shares a link: a
-    recurrence of maxima and sums, in the same operations as flow by flow.
+    When a rank enters a round follows from the ends of its transfers in rounds before, and none of them
+    shares a link: a recurrence of maxima and sums, in the same operations as flow by flow.
     """
     all_views = views(table)
     s = all_views[STATES][0]
@@ -131,10 +153,9 @@ def foresee(table: Any, index: int) -> None:
     first = collective.part
     rewind(table, index)
     for phase in range(pattern.phase, pattern.phase + pattern.phases):
-        for _ in range(phases[phase].repeat):
+        for turn in range(phases[phase].repeat):
             foresee_round(table, index, phase)
-            for place in range(first, first + pattern.ranks):
-                parts[place].begins = parts[place].ends
+            next_round(table, index, phase, turn)
     for place in range(first, first + pattern.ranks):
         s.flows_kept -= 1
         number = FIRST_INNER + s.inner_numbers
@@ -147,21 +168,30 @@ def foresee(table: Any, index: int) -> None:
 
 
 def foresee_round(table: Any, index: int, phase: int) -> None:
-    """Find when each rank ends a round, from when it enters it, which its end still shows."""
+    """Find when the transfers of a round begin and end, and with that when each rank has ended all so far."""
     all_views = views(table)
     phases = all_views[PHASES]
     transfers = all_views[TRANSFERS]
     parts = all_views[PARTS]
-    first = all_views[COLLECTIVES][index].part
+    collective = all_views[COLLECTIVES][index]
+    first = collective.part
     for place in range(phases[phase].transfer, phases[phase].transfer + phases[phase].transfers):
         transfer = transfers[place]
         sender = parts[first + transfer.source]
         receiver = parts[first + transfer.destination]
-        end = sender.begins + transfer.pays + transfer.takes
-        if end > sender.ends:
-            sender.ends = end
-        if end > receiver.ends:
-            receiver.ends = end
+        transfer.begins = max(called(sender, receiver, collective) + transfer.pays, transfer.ends)
+        transfer.ends = transfer.begins + transfer.takes
+        if transfer.ends > sender.ends:
+            sender.ends = transfer.ends
+        if transfer.ends > receiver.ends:
+            receiver.ends = transfer.ends
+
+
+def called(sender: Any, receiver: Any, collective: Any) -> float:
+    """Return when the ranks of a transfer are there for it, given when they enter its round."""
+    if collective.rendezvous and receiver.begins > sender.begins:
+        return float(receiver.begins)
+    return float(sender.begins)
 
 
 def end_part(table: Any, index: int, rank: int) -> None:
@@ -322,7 +352,10 @@ def demote(table: Any, index: int) -> None:
             if under_way:
                 foresee_round(table, index, pattern.phase + phase)
                 demote_round(table, index, phase, turn)
-                under_way = next_round(table, index)
+                under_way = next_round(table, index, pattern.phase + phase, turn)
+    for place in range(first, first + pattern.ranks):
+        if parts[place].entered <= s.now and not parts[place].over:
+            count_open(table, index, place - first)
     if s.watching:
         for place in range(pattern.transfer, pattern.transfer + pattern.transfers):
             part = parts[first + transfers[place].source]
@@ -342,25 +375,28 @@ def rewind(table: Any, index: int) -> bool:
         transfer = transfers[place]
         transfer.pays = transfer_latency(transfer, collective)
         transfer.takes = transfer_size(transfer, collective) / transfer.limit
+        transfer.ends = -inf
     under_way = False
     for place in range(collective.part, collective.part + pattern.ranks):
         part = parts[place]
-        part.begins = part.ends = part.entered
+        part.begins = part.ends = part.ended = part.entered
         under_way = under_way or (part.entered <= s.now and not part.over)
     return under_way
 
 
-def next_round(table: Any, index: int) -> bool:
+def next_round(table: Any, index: int, phase: int, turn: int) -> bool:
     """Go on to the next round; return whether a rank that is still in the collective has entered it."""
     all_views = views(table)
     s = all_views[STATES][0]
     parts = all_views[PARTS]
     collective = all_views[COLLECTIVES][index]
+    waits_for_all = collective.in_flight == 1 or turn + 1 == all_views[PHASES][phase].repeat
     under_way = False
     for place in range(collective.part, collective.part + all_views[PATTERNS][collective.pattern].ranks):
         part = parts[place]
-        part.begins = part.ends
-        under_way = under_way or (part.ends <= s.now and not part.over)
+        part.begins = part.ends if waits_for_all else max(part.begins, part.ended)
+        part.ended = part.ends
+        under_way = under_way or (part.begins <= s.now and not part.over)
     return under_way
 
 
@@ -372,7 +408,7 @@ def demote_round(table: Any, index: int, phase: int, turn: int) -> None:
     phases = all_views[PHASES]
     transfers = all_views[TRANSFERS]
     flows = all_views[FLOWS]
-    arrived = all_views[ARRIVED]
+    messages = all_views[MESSAGES]
     collective = all_views[COLLECTIVES][index]
     pattern = all_views[PATTERNS][collective.pattern]
     first = collective.part
@@ -382,37 +418,35 @@ def demote_round(table: Any, index: int, phase: int, turn: int) -> None:
         if part.begins <= now:
             part.phase = phase
             part.turn = turn
-            part.open = 0
     begin = phases[pattern.phase + phase].transfer
     for place in range(begin, begin + phases[pattern.phase + phase].transfers):
         transfer = transfers[place]
         sender = parts[first + transfer.source]
         receiver = parts[first + transfer.destination]
+        message = messages[collective.message + place - pattern.transfer]
         size = transfer_size(transfer, collective)
-        start_of_work = sender.begins + transfer.pays
-        end = start_of_work + transfer.takes
-        if end <= now:
-            arrived[collective.arrived + place - pattern.transfer] += 1
+        both_there = called(sender, receiver, collective)
+        if transfer.ends <= now:
+            message.ended += 1
             if not sender.over:
                 carry(table, transfer, size)
-            continue
-        if receiver.begins <= now:
-            receiver.open += 1
-        if sender.begins <= now:
-            sender.open += 1
+        elif both_there <= now and message.under_way:
+            message.called = both_there
+        elif both_there <= now:
+            message.under_way = 1
             s.flows_kept -= 1
             s.hops_kept -= transfer.legs
             number = FIRST_INNER + s.inner_numbers
             s.inner_numbers += 1
-            begin_now = max(start_of_work, now)
+            begin_now = max(transfer.begins, now)
             slot = admit(table, number, transfer.leg, transfer.legs, size, transfer.weight, inf, begin_now)
             flow = flows[slot]
             flow.collective = index
             flow.transfer = place
-            if start_of_work <= now:
+            if transfer.begins <= now:
                 # As carried it counts when the flow ends.
-                flow.left = size - transfer.limit * (now - start_of_work)
-                write_later(table, transfer, transfer.limit * (now - start_of_work))
+                flow.left = size - transfer.limit * (now - transfer.begins)
+                write_later(table, transfer, transfer.limit * (now - transfer.begins))
 
 
 def carried_ahead(table: Any, now: float, index: int) -> float:
@@ -430,11 +464,11 @@ def carried_ahead(table: Any, now: float, index: int) -> float:
             pattern = patterns[collective.pattern]
             under_way = rewind(table, number)
             for phase in range(pattern.phase, pattern.phase + pattern.phases):
-                for _ in range(phases[phase].repeat):
+                for turn in range(phases[phase].repeat):
                     if under_way:
                         foresee_round(table, number, phase)
                         total += carried_in_round(table, number, phase, index)
-                        under_way = next_round(table, number)
+                        under_way = next_round(table, number, phase, turn)
     return total
 
 
@@ -453,9 +487,8 @@ def carried_in_round(table: Any, number: int, phase: int, index: int) -> float:
         sender = parts[collective.part + transfer.source]
         if not sender.over:
             size = transfer_size(transfer, collective)
-            start_of_work = sender.begins + transfer.pays
             for leg in range(transfer.leg, transfer.leg + transfer.legs):
-                if legs[leg].link == index and start_of_work < s.now:
-                    moved_so_far = transfer.limit * (s.now - start_of_work)
+                if legs[leg].link == index and transfer.begins < s.now:
+                    moved_so_far = transfer.limit * (s.now - transfer.begins)
                     total += legs[leg].use * min(size, moved_so_far)
     return total

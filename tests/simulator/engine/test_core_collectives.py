@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, inf, nan
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from simulator.engine.clock import Clock, NothingLeft
 from simulator.engine.fairshare import Core, CoreName, Fairness, Step
-from simulator.patterns import PATTERNS
+from simulator.patterns import PATTERNS, cut
 
 pytestmark = pytest.mark.usefixtures("each_core")
 CASES = int(os.environ.get("PACELINE_CASES", "1"))
@@ -25,18 +26,30 @@ MANY = settings(max_examples=150 * CASES, deadline=None, suppress_health_check=[
 Phases = list[tuple[int, list[Step]]]
 
 
+@dataclass
+class Message:
+    """A message of a transfer in a round: who are there for it, and since when both are."""
+
+    step: Step
+    rank_by_rank: set[int] = field(default_factory=set)
+    called: float = inf
+    begun: bool = False
+    ended: bool = False
+
+
 class Transfers:
-    """A collective, transfer by transfer in the plainest form: every one a flow with a call-back."""
+    """A collective, message by message in the plainest form: every one a flow with a call-back."""
 
     def __init__(self, case: Case, clock: Clock, nbytes: float, done: Callable[[int], object]) -> None:
         self.case = case
         self.clock = clock
         self.nbytes = nbytes
         self.done = done
-        self.rounds = [steps for repeat, steps in case.phases for _ in range(repeat)]
-        self.round = [-1] * case.ranks
-        self.open = [0] * case.ranks
-        self.early: dict[tuple[int, int], int] = {}
+        self.phase_of = [number for number, (repeat, _) in enumerate(case.phases) for _ in range(repeat)]
+        self.rounds = [
+            [Message(step) for step in steps] for repeat, steps in case.phases for _ in range(repeat)
+        ]
+        self.entered = [0] * case.ranks
         self.flows: list[int] = []
 
     def cancel(self) -> None:
@@ -45,38 +58,55 @@ class Transfers:
                 self.clock.cancel(flow)
 
     def enter(self, rank: int) -> None:
-        self.round[rank] += 1
-        number = self.round[rank]
-        if number == len(self.rounds):
-            self.done(rank)
+        """Enter every round that the rank may enter, one after another."""
+        while self.entered[rank] <= len(self.rounds):
+            number = self.entered[rank]
+            same_phase = (
+                number in range(1, len(self.rounds)) and len(set(self.phase_of[number - 1 : number + 1])) == 1
+            )
+            before = number - int(self.case.options.get("in_flight", 1)) + 1 if same_phase else number
+            mine = [
+                m
+                for r in self.rounds[: max(0, before)]
+                for m in r
+                if rank in (m.step.source, m.step.destination)
+            ]
+            if not all(message.ended for message in mine):
+                return
+            self.entered[rank] += 1
+            if number == len(self.rounds):
+                self.done(rank)
+                return
+            for place, message in enumerate(self.rounds[number]):
+                there = {message.step.source}
+                if self.case.options.get("rendezvous"):
+                    there.add(message.step.destination)
+                if rank in there:
+                    message.rank_by_rank.add(rank)
+                    if message.rank_by_rank == there:
+                        message.called = self.clock.now
+                        self.send(number, place)
+
+    def send(self, number: int, place: int) -> None:
+        """Start a message unless that of the same transfer before it is still to end."""
+        message = self.rounds[number][place]
+        follows = number > 0 and self.phase_of[number] == self.phase_of[number - 1]
+        if message.begun or message.called == inf or (follows and not self.rounds[number - 1][place].ended):
             return
-        sends = [step for step in self.rounds[number] if step.source == rank]
-        receives = sum(step.destination == rank for step in self.rounds[number])
-        self.open[rank] = len(sends) + receives - self.early.pop((rank, number), 0)
-        for step in sends:
-            self.send(step, number)
-        if not self.open[rank]:
-            self.enter(rank)
+        message.begun = True
+        step = message.step
 
-    def send(self, step: Step, number: int) -> None:
         def arrived() -> None:
-            if self.round[step.destination] == number:
-                self.ended(step.destination)
-            else:
-                key = step.destination, number
-                self.early[key] = self.early.get(key, 0) + 1
-            self.ended(step.source)
+            message.ended = True
+            for rank in (step.destination, step.source):
+                if self.entered[rank]:
+                    self.enter(rank)
+            if number + 1 < len(self.rounds) and self.phase_of[number + 1] == self.phase_of[number]:
+                self.send(number + 1, place)
 
-        size = step.fraction * self.nbytes
-        segments = max(self.case.options["least_segments"], ceil(size / self.case.options["segment_size"]))
-        latency = segments * self.case.options["latency_factor"] * step.latency
-        size /= self.case.options["payload_share"]
-        self.flows.append(self.clock.flow(step.route, size, arrived, latency=latency))
-
-    def ended(self, rank: int) -> None:
-        self.open[rank] -= 1
-        if not self.open[rank]:
-            self.enter(rank)
+        size = step.fraction * self.nbytes / self.case.options["payload_share"]
+        latency = message.called + self.case.options["latency_factor"] * step.latency - self.clock.now
+        self.flows.append(self.clock.flow(step.route, size, arrived, latency=max(0.0, latency)))
 
 
 @dataclass
@@ -194,6 +224,7 @@ def cases(draw: st.DrawFn, patterns: Sequence[str] = ("ring",)) -> Case:
     latency = draw(st.sampled_from([0.0, 0.1, 0.01]))
     links = [(draw(capacity), latency) for _ in range(2 * ranks)]
     schedule = PATTERNS[draw(st.sampled_from(patterns))]([range(ranks)])
+    schedule = cut(schedule, [draw(st.integers(1, 3)) for _ in schedule])
     phases = [
         (
             phase.repeat,
@@ -207,10 +238,10 @@ def cases(draw: st.DrawFn, patterns: Sequence[str] = ("ring",)) -> Case:
     times = st.integers(0, 40).map(lambda n: n / 8) | st.floats(0.0, 5.0)
     count = draw(st.integers(1, 3))
     options = {
-        "segment_size": draw(st.sampled_from([inf, 0.3])),
-        "least_segments": draw(st.sampled_from([1, 2])),
         "payload_share": draw(st.sampled_from([1.0, 0.9])),
         "latency_factor": draw(st.sampled_from([1.0, 0.75])),
+        "rendezvous": draw(st.booleans()),
+        "in_flight": draw(st.sampled_from([1, 2])),
     }
     return Case(
         ranks,
@@ -269,7 +300,7 @@ def test_a_collective_that_others_never_enter_does_what_it_can_on_either_way(
         [(2 * (ranks - 1), steps)],
         [1.0, 1.0],
         work,
-        {"segment_size": inf, "least_segments": 1, "payload_share": 1.0, "latency_factor": 1.0},
+        {"payload_share": 1.0, "latency_factor": 1.0},
         [],
         [],
         [(cancelled, 0)],
@@ -306,7 +337,7 @@ def ring_case(arrivals: list[float]) -> Case:
     """A ring over links of 1 byte/s without latency; one message of 4 bytes for 4 ranks."""
     links = [(1.0, 0.0)] * 8
     steps = [Step(rank, (rank + 1) % 4, 0.25, (rank, 4 + (rank + 1) % 4), 0.0) for rank in range(4)]
-    options = {"segment_size": inf, "least_segments": 1, "payload_share": 1.0, "latency_factor": 1.0}
+    options = {"payload_share": 1.0, "latency_factor": 1.0}
     return Case(4, links, [(6, steps)], [4.0], [[arrival] for arrival in arrivals], options)
 
 
@@ -320,6 +351,31 @@ def test_a_ring_of_four(max_plus: bool) -> None:
     # A rank's round ends a second after it and its predecessor have entered it: 0 0 9 0, 1 1 10 10,
     # 11 2 11 11, 12 12 12 12, and three more.
     assert set(ends.parts.values()) == {15.0}
+
+
+@pytest.mark.parametrize("max_plus", [True, False])
+def test_with_rendezvous_nothing_goes_to_a_rank_that_has_not_entered(max_plus: bool) -> None:
+    """Rank 2 comes 9 s late: until then rank 1 sends nothing, and link 6 to rank 2 carries nothing."""
+    case = ring_case([0.0, 0.0, 9.0, 0.0])
+    case.options["rendezvous"] = True
+    case.asks = [9.0, 10.5]
+    ends = run(case, max_plus=max_plus)
+    # A rank ends a round a second after it and its two neighbours have entered it: 0 0 9 0, 1 10 10 10,
+    # 11 11 11 11, and four more. Until rank 2 comes, rank 3 sends to rank 0 and that to rank 1.
+    assert set(ends.parts.values()) == {15.0}
+    assert ends.before == [[1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0], [1.5] * 8]
+
+
+@pytest.mark.parametrize("max_plus", [True, False])
+def test_with_two_rounds_in_flight_latency_is_hidden(max_plus: bool) -> None:
+    """A message of 1 s pays 0.6 s: 1.6 s a round, or 1 s while one waits for the other, of two in flight."""
+    for in_flight, seconds in ((1, 6 * 1.6), (2, 0.6 + 6.0)):
+        case = ring_case([0.0, 0.0, 0.0, 0.0])
+        [(repeat, steps)] = case.phases
+        case.phases = [(repeat, [dataclasses.replace(step, latency=0.6) for step in steps])]
+        case.options["in_flight"] = in_flight
+        ends = run(case, max_plus=max_plus)
+        assert list(ends.parts.values()) == pytest.approx([seconds] * 4)
 
 
 def test_the_short_way_is_taken_only_where_nothing_is_shared() -> None:
@@ -518,15 +574,8 @@ BAD: list[tuple[Callable[[Core], object], str]] = [
         lambda c: c.collective(0, 1.0, payload_share=nan),
         "the payload share must be a positive, finite number, not nan",
     ),
-    (
-        lambda c: c.collective(0, 1.0, segment_size=0.0),
-        "the size of a segment must be a positive number, not 0.0",
-    ),
-    (
-        lambda c: c.collective(0, 1.0, segment_size=nan),
-        "the size of a segment must be a positive number, not nan",
-    ),
-    (lambda c: c.collective(0, 1.0, least_segments=0), "a transfer has at least 1 segment, not 0"),
+    (lambda c: c.collective(0, 1.0, in_flight=0), "1 or 2 rounds can be in flight, not 0"),
+    (lambda c: c.collective(0, 1.0, in_flight=3), "1 or 2 rounds can be in flight, not 3"),
     (
         lambda c: c.collective(0, 1.0, latency_factor=nan),
         "the latency factor must be a finite number of at least 0, not nan",
