@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import signal
 import sys
 import time
@@ -220,8 +221,6 @@ def _load(name: str, seed: int | None) -> Scenario:
 
 def _run(scenario: Scenario, out: Path | None, jobs: int | None, quiet: bool) -> dict[str, Any]:
     """Simulate, save and print an experiment; return what it came to as plain data."""
-    import shutil
-
     from analysis.experiment import experiment, file_name, parts_folder
     from simulator.engine.simulate import check_simulable
     from simulator.run import check_replaceable
@@ -887,7 +886,7 @@ def keys(
     import dataclasses
 
     from analysis.keys import keys as listed
-    from analysis.keys import merged
+    from analysis.keys import merged, paragraphs
 
     found = listed(key or "")
     parts = any(entry.of for entry in found)
@@ -895,9 +894,14 @@ def keys(
         [entry.key, *([entry.of or "-"] if parts else []), entry.value, entry.default, entry.meaning]
         for entry in merged(found)
     ]
-    headings = ["key", *(["of"] if parts else []), "value", "default", "meaning"]
-    data = [dataclasses.asdict(entry) for entry in found]
-    _print_table(headings, rows, tuple(range(len(headings))), data, as_json)
+    width = _terminal_width()
+    if width is not None and not as_json:
+        typer.echo(paragraphs(merged(found), width))
+    else:
+        # Where no one looks, each key is one line, which a script can search.
+        headings = ["key", *(["of"] if parts else []), "value", "default", "meaning"]
+        data = [dataclasses.asdict(entry) for entry in found]
+        _print_table(headings, rows, tuple(range(len(headings))), data, as_json)
     if not as_json and not key:
         typer.echo(
             "Quantities carry their unit. `paceline keys KEY` tells the keys of the parts to choose from."
@@ -1046,6 +1050,11 @@ def flows(
 
 
 # Printing.
+
+
+def _terminal_width() -> int | None:
+    """Return how many characters a line may have on the terminal; None where the output is none."""
+    return min(max(shutil.get_terminal_size().columns, 80), 120) if sys.stdout.isatty() else None
 
 
 def _json_text(value: object) -> str:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -607,3 +611,32 @@ def test_keys_of_a_scenario(paceline: Invoke) -> None:
     below = json.loads(paceline("keys", "cluster.transport", "--json")[1])
     assert {row["of"] for row in below} == {"", "ideal", "nccl", "gloo", "fixed"}
     refused(paceline("keys", "budgets"), "budgets: no such key of a scenario; the nearest is 'budget'")
+
+
+def test_keys_have_a_line_each_for_scripts_and_wrapped_lines_on_a_terminal(paceline: Invoke) -> None:
+    plain = paceline("keys", "cluster.transport")[1].splitlines()
+    (line,) = [line for line in plain if line.startswith("cluster.transport.share-spread ")]
+    assert len(line) > 200
+    assert line.endswith("Collectives share equally.")
+    for columns, width in ((60, 80), (100, 100), (300, 120)):
+        shown = on_a_terminal(columns, "keys", "cluster.transport").splitlines()
+        assert width - 12 < max(map(len, shown)) <= width
+        assert "cluster.transport.share-spread (ideal, nccl, gloo)" in shown
+    assert json.loads(on_a_terminal(80, "keys", "budget", "--json"))[0]["key"] == "budget"
+
+
+def on_a_terminal(columns: int, *arguments: str) -> str:
+    """Run the command line with a terminal of so many columns as its output; return what it printed."""
+    outer, inner = os.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [sys.executable, "-c", "from analysis.cli import main; main()", *arguments]
+    with subprocess.Popen(command, stdout=inner, cwd=root, env=environment):
+        os.close(inner)
+        printed = b""
+        with contextlib.suppress(OSError):  # what the end of the other side is on Linux
+            while block := os.read(outer, 65536):
+                printed += block
+    os.close(outer)
+    return printed.decode().replace("\r\n", "\n")
