@@ -445,6 +445,7 @@ def taken_from_the_machine(scenario: Scenario, emulated: bool = False) -> list[s
 
 def _execution_text(done: Run) -> str:
     from analysis.speedup import count_text
+    from simulator.cautions import cautions_of_run
     from simulator.units import format_quantity
 
     shares = done.time_shares()
@@ -472,6 +473,7 @@ def _execution_text(done: Run) -> str:
         nodes, edges = done.emulation["nodes"], done.emulation["edges"]
         lines.append(f"  emulated network of {nodes} nodes and {edges} edges")
         lines += [f"  not emulated: {text}" for text in done.emulation["left_out"]]
+    lines += [f"  warning: {text}" for text in cautions_of_run(done)]
     return "\n".join(lines)
 
 

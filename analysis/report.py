@@ -19,7 +19,7 @@ from analysis.compare import Comparison
 from analysis.experiment import Entry, Experiment, Trial
 from analysis.privacy import spent
 from analysis.speedup import count_text, html_table, part_label
-from simulator.cautions import cautions
+from simulator.cautions import cautions, cautions_of_run
 from simulator.run import Run
 from simulator.scenario import Scenario
 from simulator.schedules import CONSTANT
@@ -312,7 +312,8 @@ def warnings(experiment: Experiment) -> list[str]:
                 last = f" (last loss {run.samples.loss[-1]:.4g})" if run.samples.loss else ""
                 missed.append(f"{name}{last}")
             said += [(name, text) for text in memory_warnings(run)]
-        said += [(entry.label, text) for text in cautions(entry.run.scenario)]
+        own = (*cautions(entry.run.scenario), *cautions_of_run(entry.run))
+        said += [(entry.label, text) for text in own]
     found = []
     if diverged:
         consequence = ""

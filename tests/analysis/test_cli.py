@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -601,6 +602,16 @@ def test_what_an_execution_refuses_is_said_before_the_heading(paceline: Invoke, 
     real_file.write_text(yaml.safe_dump(data))
     refused(
         paceline("execute", real_file, "--patience", 0), "patience: must be above 0 s and finite, got 0.0"
+    )
+
+
+def test_an_execution_names_crashes_after_its_end(loss_scenario: Scene, make_run: Make) -> None:
+    late = [{"kind": "crash", "workers": [1], "at": "1 min"}]
+    scenario = loss_scenario(stragglers=late, target=None, execution={"stragglers": "injected"})
+    done = dataclasses.replace(make_run(scenario, [0.4]), clock="wall")
+    assert _execution_text(done).splitlines()[-1] == (
+        "  warning: the crash at 60 s (cluster.stragglers.0.at) lies beyond the run's end at 8 s, without "
+        "effect."
     )
 
 

@@ -259,6 +259,15 @@ def test_warnings_name_what_the_theory_does_not_cover(timing_scenario: Scene) ->
     assert [text for text in warnings(done) if "theory" in text] == [f"local-sgd: {sentence}"]
 
 
+def test_warnings_name_events_after_the_end(loss_scenario: Scene, make_run: Make) -> None:
+    late = [{"kind": "crash", "workers": [1], "at": "1 min"}]
+    done = _by_hand(loss_scenario(stragglers=late), make_run, [0.4, 0.4])
+    assert warnings(done) == [
+        "local-sgd: the crash at 60 s (cluster.stragglers.0.at) lies beyond the run's end at 8 s, without "
+        "effect."
+    ]
+
+
 def test_a_loss_curve_for_every_algorithm(loss_scenario: Scene, make_run: Make) -> None:
     done = _by_hand(loss_scenario(), make_run, [2.0, 1.0, 0.4, 0.3])
     by_time, by_iteration = figures.loss_against_time(done), figures.loss_against_iterations(done)
