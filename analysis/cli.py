@@ -75,12 +75,12 @@ def _one_sentence(error: Any) -> str:
     if options := getattr(error, "possibilities", None):
         from simulator.parts import nearest
 
-        return f"{error.message}; did you mean '{nearest(error.option_name, sorted(options))}'?"
+        return f"{error.message}; the nearest is '{nearest(error.option_name, sorted(options))}'"
     text = " ".join(error.format_message().split()).replace("Value error, ", "")
     text = text.replace(": Input should", ": input should")
     for fault in error.__cause__.errors()[:1] if hasattr(error.__cause__, "errors") else ():
         text += "" if str(fault["input"]) in text.partition(": ")[2] else f", got {fault['input']!r}"
-    return re.sub(r"\.? Did you mean", "; did you mean", text)
+    return re.sub(r"\.? Did you mean ('[^']*').*", r"; the nearest is \1", text)
 
 
 def _refused(message: str, code: int) -> int:

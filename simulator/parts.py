@@ -120,7 +120,7 @@ def _key_hint(key: str, known: list[str]) -> str:
     if not known:
         return "; it takes no keys"
     if difflib.get_close_matches(key, known, n=1, cutoff=0.6):
-        return f"; the nearest known key is '{nearest(key, known)}'"
+        return f"; the nearest is '{nearest(key, known)}'"
     return f"; the known keys are {', '.join(known)}"
 
 
@@ -395,7 +395,7 @@ class Catalogue:
         if name not in self.names:
             raise BadInput(
                 self.tag,
-                f"unknown {self.what} '{name}'; the nearest known one is '{nearest(name, self.names)}'",
+                f"unknown {self.what} '{name}'; the nearest is '{nearest(name, self.names)}'",
             )
         return self.find(name)
 

@@ -129,9 +129,7 @@ class Scenario:
         if not path.suffix and not path.exists():
             shipped = {file.stem: file for file in sorted(SCENARIOS.glob("*.yaml"))}
             if str(name) not in shipped:
-                raise BadInput(
-                    str(name), f"no such scenario; the nearest that ships is '{nearest(str(name), shipped)}'"
-                )
+                raise BadInput(str(name), f"no such scenario; the nearest is '{nearest(str(name), shipped)}'")
             path = shipped[str(name)]
         try:
             data = read_yaml(path.read_text(encoding="utf-8"))
@@ -503,7 +501,7 @@ class Scenario:
         if name not in topologies.MIXINGS:
             raise BadInput(
                 "mixing",
-                f"unknown mixing '{name}'; the nearest known one is '{nearest(name, topologies.MIXINGS)}'",
+                f"unknown mixing '{name}'; the nearest is '{nearest(name, topologies.MIXINGS)}'",
             )
         matrix = topologies.MIXINGS[name](self.communication_graph)
         topologies.check_mixing(matrix, symmetric=False)

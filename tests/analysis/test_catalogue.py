@@ -76,7 +76,7 @@ def test_what_is_no_topology() -> None:
         refused("two-levle") == "two-levle: no such topology builder, file or scenario; "
         "the nearest is 'two-level'"
     )
-    assert refused("ring", node=4) == "unknown key 'node'; the nearest known key is 'nodes'"
+    assert refused("ring", node=4) == "unknown key 'node'; the nearest is 'nodes'"
     assert refused("cocod-1080ti", hosts=4) == "cocod-1080ti: only a builder takes parameters"
     assert refused("missing.json").startswith("missing.json")
 

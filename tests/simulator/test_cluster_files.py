@@ -77,7 +77,7 @@ def test_files_that_are_no_description(tmp_path: Path) -> None:
         scenario(tmp_path, {"file": 3})
     with pytest.raises(BadInput) as error:
         scenario(tmp_path, {"fil": "m.yaml", "workers": 1})
-    assert str(error.value) == "cluster: unknown key 'fil'; the nearest known key is 'file'"
+    assert str(error.value) == "cluster: unknown key 'fil'; the nearest is 'file'"
 
 
 def test_a_graph_written_out_is_the_graph() -> None:
@@ -104,9 +104,7 @@ def test_graphs_that_are_none(changes: dict[str, Any], message: str) -> None:
 
 
 def test_a_device_of_no_catalogue_needs_its_figures() -> None:
-    with pytest.raises(
-        BadInput, match=r"cluster\.device: unknown device 'h201'; the nearest known one is 'h200'"
-    ):
+    with pytest.raises(BadInput, match=r"cluster\.device: unknown device 'h201'; the nearest is 'h200'"):
         scenario(None, {**CLUSTER, "device": {"name": "h201", "memory": "1 GB"}})
 
 

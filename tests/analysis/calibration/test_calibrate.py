@@ -141,7 +141,7 @@ def test_run_takes_a_description(machine: Path, tmp_path: Path) -> None:
         (["--size", "4"], "size: '4' has no unit; write it like '102 MB'"),
         (["--seed", "1"], "seed: has no effect without a scenario whose objective is measured"),
         (["--out", "m"], "out: 'm' should end with .yaml, .yml, .json"),
-        (["--scenario", "none"], "none: no such scenario; the nearest that ships is 'cocod-1080ti'"),
+        (["--scenario", "none"], "none: no such scenario; the nearest is 'cocod-1080ti'"),
     ],
 )
 def test_what_the_command_refuses(arguments: list[str], message: str) -> None:
@@ -252,7 +252,7 @@ def test_under_torchrun_the_first_rank_writes(tmp_path: Path) -> None:
         ({"collective_sizes": ()}, "collective-sizes: must ascend from 4 or more, got none"),
         ({"repeats": 0}, "repeats: must be at least 1, got 0"),
         ({"seconds": 0.0}, "seconds: must be above 0, got 0.0"),
-        ({"models": ("resnet5",)}, "model: unknown model 'resnet5'; the nearest known one is 'resnet50'"),
+        ({"models": ("resnet5",)}, "model: unknown model 'resnet5'; the nearest is 'resnet50'"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
