@@ -30,7 +30,7 @@ from algorithms.algorithm import key_of
 from algorithms.codecs import Codec
 from simulator.cluster import Cluster, find_node, place, place_servers
 from simulator.networks import Fluid, StoreAndForward
-from simulator.parts import MADE, BadInput, Part, check, nearest
+from simulator.parts import MADE, BadInput, Part, check, nearest, nearest_file
 from simulator.patterns import PATTERNS
 from simulator.reading import read_yaml
 from simulator.schedules import CONSTANT, Falling
@@ -136,7 +136,8 @@ class Scenario:
         except BadInput as error:
             raise BadInput(path.name, error.problem) from None
         except OSError as error:
-            raise BadInput(path.name, f"cannot be read: {error.strerror}") from None
+            hint = nearest_file(str(path), None, (".yaml", ".yml"))
+            raise BadInput(path.name, f"cannot be read: {error.strerror}{hint}") from None
         except UnicodeDecodeError:
             raise BadInput(path.name, "is not a text file in UTF-8") from None
         except yaml.YAMLError as error:
@@ -295,7 +296,11 @@ class Scenario:
         """The topology, checked."""
         topology = self.sections.cluster.topology
         if isinstance(topology, TopologyFile):
-            graph = topologies.read_topology(self.folder / topology.file)
+            try:
+                graph = topologies.read_topology(self.folder / topology.file)
+            except ValueError as error:
+                hint = nearest_file(topology.file, self.folder, topologies.SUFFIXES)
+                raise BadInput("", f"{error}{hint}") from None
         else:
             graph = topology.build()
         topologies.validate_cluster(graph)

@@ -31,6 +31,7 @@ from simulator.parts import (
     Section,
     check,
     nearest,
+    nearest_file,
     reader,
 )
 from simulator.stragglers import STRAGGLERS
@@ -301,7 +302,7 @@ def described(value: Any, folder: Path | None) -> Any:
     try:
         data = read_description((folder or Path()) / name)
     except ValueError as error:
-        raise BadInput("cluster.file", str(error)) from None
+        raise BadInput("cluster.file", f"{error}{nearest_file(name, folder, SUFFIXES)}") from None
     return {**data["cluster"], **{key: entry for key, entry in value.items() if key != "file"}}
 
 

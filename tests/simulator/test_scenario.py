@@ -431,6 +431,7 @@ def test_a_missing_or_truncated_topology_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "cut.graphml").write_text("<graphml><graph>")
     for name, problem in (
         ("none.graphml", "no such file"),
+        ("cuts.graphml", "no such file; the nearest is 'cut.graphml'"),
         ("cut.graphml", "not GraphML, or truncated: no element found: line 1, column 16"),
     ):
         (tmp_path / "s.yaml").write_text(yaml.safe_dump(changed("cluster.topology", {"file": name})))
@@ -488,6 +489,12 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         Scenario.load(tmp_path / "none.yaml")
     assert str(caught.value) == "none.yaml: cannot be read: No such file or directory"
+    (tmp_path / "mine.yaml").write_text("name: mine")
+    with pytest.raises(BadInput) as caught:
+        Scenario.load(tmp_path / "mien.yaml")
+    assert str(caught.value) == (
+        f"mien.yaml: cannot be read: No such file or directory; the nearest is '{tmp_path}/mine.yaml'"
+    )
     with pytest.raises(BadInput) as caught:
         Scenario.load("cocod-1080")
     assert str(caught.value) == "cocod-1080: no such scenario; the nearest is 'cocod-1080ti'"
@@ -704,3 +711,9 @@ def test_parts_of_the_users_own_beside_the_scenario(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as caught:
         Scenario.load(tmp_path / "s.yaml")
     assert str(caught.value) == "s.yaml: algorithm: 'mine.py' has no 'Alnoe'; the nearest is 'Alone'"
+    data["algorithm"] = "mien.py:Alone"
+    with pytest.raises(BadInput) as caught:
+        Scenario(data, folder=tmp_path)
+    assert str(caught.value) == (
+        f"algorithm: cannot import 'mien.py:Alone': no file {tmp_path}/mien.py; the nearest is 'mine.py'"
+    )
