@@ -484,6 +484,7 @@ def comparison_report(comparison: Comparison) -> str:
     notes += [comparison.models.text] if comparison.models else []
     parts = [
         _header("Two runs compared", f"A: {comparison.name_a}. B: {comparison.name_b}."),
+        _warnings_section(list(filter(None, [comparison.given_differently()]))),
         _section("Per worker and iteration", html_table(headings, indented, left=(0,)) + _notes(notes)),
         _section("Operations", _plot("comparison", figures.comparison_figure(comparison))),
         _compared_workers(comparison),

@@ -388,12 +388,18 @@ def test_compare_two_saved_runs(paceline: Invoke, scenario_file: Path) -> None:
     paceline("run", scenario_file, "--jobs", 1, "--out", "x")
     code, out, _ = paceline("compare", "x/allreduce-sgd", "x/local-sgd", "--out", "c.html")
     assert code == 0
-    assert out.splitlines()[0] == "A: small, allreduce-sgd, 3 workers, simulated"
+    assert out.splitlines()[:4] == [
+        "A: small, allreduce-sgd, 3 workers, simulated",
+        "B: small, local-sgd, 3 workers, simulated",
+        "A and B are runs of different scenarios, which differ in algorithm (allreduce-sgd, local-sgd).",
+        "",
+    ]
     assert "Largest contributor: " in out
     assert Path("c.html").read_text().startswith("<!DOCTYPE html>")
     code, out, _ = paceline("compare", "x/allreduce-sgd", "x/local-sgd", "--json")
     found = json.loads(out)
     assert code == 0
+    assert found["given_differently"] == [{"key": "algorithm", "a": "allreduce-sgd", "b": "local-sgd"}]
     assert sum(entry["difference_s"] for entry in found["operations"]) == pytest.approx(found["difference_s"])
     named = "'allreduce-sgd', 'local-sgd', 'local-sgd-period-8'"
     refused(

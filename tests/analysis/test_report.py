@@ -383,6 +383,9 @@ def test_a_comparison_as_a_page(timed: Experiment) -> None:
         assert f'id="{plot}"' in text
     assert "differs most" in text
     assert "Largest contributor" in text
+    warned = "runs of different scenarios, which differ in algorithm (allreduce-sgd, local-sgd)."
+    assert warned in text
+    assert warned not in comparison_report(compare(timed.entries[0].run, timed.entries[0].run))
 
 
 def test_scripts_cannot_be_closed_from_inside(loss_scenario: Scene, make_run: Make) -> None:
