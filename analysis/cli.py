@@ -933,7 +933,8 @@ def codecs(
         typer.echo(f"{facts['name']}: {facts['summary']}\n\n{facts['description']}\n")
         typer.echo(f"bytes of a message: {facts['wire']} (d: its elements, of fp32), through {through}")
         typer.echo(f"  {sizes[0]} ({sizes[1]} in theory) for the {sizes[2]} of {whose}, default parameters")
-        typer.echo(f"for: {'gradients' if facts['for_gradients_only'] else 'gradients and models'}")
+        taken = "; ".join(f"{what} of {', '.join(names)}" for what, names in facts["compresses"].items())
+        typer.echo(f"as 'compression: {{codec: {facts['name']}}}' for: {taken}")
         _echo_parameters(facts["parameters"])
         return
     found = catalogue.codecs(model)

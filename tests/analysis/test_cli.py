@@ -457,8 +457,13 @@ def test_compare_two_saved_runs(paceline: Invoke, scenario_file: Path) -> None:
                 "parameter masking (true or false, default true):",
                 "parameter warm-up (list of numbers, default [0.25, 0.063, 0.015, 0.004]):",
                 "parameter stage (whole number in iterations, default 0, at least 0):",
-                "for: gradients\n",
+                "as 'compression: {codec: dgc}' for: gradients of allreduce-sgd, pipe-sgd; pushed gradients "
+                "of parameter-server, a-psgd\n",
             ],
+        ),
+        (
+            ("codecs", "powersgd"),
+            ["for: gradients of allreduce-sgd, pipe-sgd; models of local-sgd, cocod-sgd, slowmo, diloco\n"],
         ),
         (("algorithms", "local-sgd"), ["compression: of its models"]),
         (("algorithms", "hogwild"), ["compression: none, as it sends nothing"]),
