@@ -32,7 +32,6 @@ from simulator.cluster import Cluster, find_node, place, place_servers
 from simulator.networks import Fluid, StoreAndForward
 from simulator.parts import MADE, BadInput, Part, check, nearest, nearest_file
 from simulator.patterns import PATTERNS
-from simulator.reading import read_yaml
 from simulator.schedules import CONSTANT, Falling
 from simulator.sections import (
     TOPOLOGY,
@@ -50,6 +49,7 @@ from simulator.update import Rule
 from simulator.variation import assign, home, hyphenated, keep_workers
 from simulator.workload import Cost, GivenCost, ModelCost
 from simulator.workload.script import TrainingScript
+from traces.reading import DuplicateKey, read_yaml
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -133,8 +133,8 @@ class Scenario:
             path = shipped[str(name)]
         try:
             data = read_yaml(path.read_text(encoding="utf-8"))
-        except BadInput as error:
-            raise BadInput(path.name, error.problem) from None
+        except DuplicateKey as error:
+            raise BadInput(path.name, str(error)) from None
         except OSError as error:
             hint = nearest_file(str(path), None, (".yaml", ".yml"))
             raise BadInput(path.name, f"cannot be read: {error.strerror}{hint}") from None
