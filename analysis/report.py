@@ -240,7 +240,7 @@ def _links(scenario: Scenario) -> list[str]:
 
 def straggler_sentences(scenario: Scenario) -> list[str]:
     """Return the scenario's stragglers in words."""
-    said, silent = ("kind", "workers", "between"), ("0.0 s", "inf s")
+    said, silent = ("kind", "workers", "between"), (None, "0.0 s", "inf s")
     sentences = []
     for part in scenario.sections.cluster.stragglers:
         data = part.data()

@@ -14,7 +14,7 @@ from algorithms.algorithm import Setting
 from algorithms.codecs import Message
 from simulator.plan import planned
 from simulator.schedules import MultiStep, Step
-from simulator.stragglers import Crash, LinkFailure, SlowLink
+from simulator.stragglers import Crash, LinkFailure, Persistent, SlowLink
 from simulator.transports import Transport
 from simulator.units import format_quantity
 
@@ -35,6 +35,8 @@ def cautions(scenario: Scenario, real: bool = False) -> list[str]:
     """
     found = [scenario.uncovered] if scenario.uncovered else []
     charged = not real or scenario.execution.payload == "cost"
+    if not real or scenario.execution.stragglers == "injected":
+        found += _of_the_calibration(scenario)
     found += [*_of_the_budget(scenario), *_of_the_schedule(scenario), *_of_the_codec(scenario, charged)]
     return found if real else [*found, *_of_the_transport(scenario)]
 
@@ -93,6 +95,17 @@ def _of_the_schedule(scenario: Scenario) -> Iterator[str]:
     first = schedule.warm_up + schedule.every if isinstance(schedule, Step) else 0
     if first >= budget:
         yield f"the schedule's first drop, after {first:,} updates, lies {beyond}."
+
+
+def _of_the_calibration(scenario: Scenario) -> Iterator[str]:
+    """Yield that slow-downs of ranks were measured with another number of workers."""
+    counts = {part.measured_with for part in scenario.stragglers if isinstance(part, Persistent)}
+    for count in sorted(counts - {None, scenario.workers}, key=str):
+        yield (
+            f"the slow-downs of ranks in cluster.stragglers were measured with {count} "
+            f"worker{'' if count == 1 else 's'} and are used with {scenario.workers}, whose ranks may be "
+            "slower or faster."
+        )
 
 
 def _of_the_transport(scenario: Scenario) -> Iterator[str]:

@@ -165,6 +165,12 @@ def test_slow_links_in_words(timing_scenario: Scene) -> None:
         stragglers=[{"kind": "slow-link", "between": ["switch", "host1"], "factor": 0.25, "end": "2 s"}]
     )
     assert straggler_sentences(scenario) == ["slow-link: link switch – host1, factor 0.25, end 2.0 s"]
+    measured = {"kind": "persistent", "workers": [1], "slowdown": 1.5, "measured-with": 3}
+    scenario = timing_scenario(compare=[]).vary(stragglers=[measured, {**measured, "measured-with": None}])
+    assert straggler_sentences(scenario) == [
+        "persistent: worker 1, slowdown 1.5, measured-with 3",
+        "persistent: worker 1, slowdown 1.5",
+    ]
 
 
 def test_warnings_name_what_was_not_reached(loss_scenario: Scene, make_run: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from simulator.cautions import cautions, cautions_of_run
 from simulator.engine.simulate import simulate
 from simulator.run import Run
 from simulator.scenario import Scenario
+from traces.calibration_files import write_description
 
 
 def made(workers: int = 4, **changes: Any) -> Scenario:
@@ -153,6 +155,32 @@ def test_unequal_shares_where_only_collectives_run(algorithm: Any, meets: bool) 
         short = chosen.vary({"budget.iterations": 8})
         even = short.vary({"cluster.transport.share-spread": 0.0})
         assert simulate(short).duration == simulate(even).duration
+
+
+def test_slow_downs_that_were_measured_with_another_number_of_workers(tmp_path: Path) -> None:
+    slow = [
+        {"kind": "persistent", "workers": [rank], "slowdown": factor, "measured-with": 4}
+        for rank, factor in ((0, 0.9), (3, 1.1))
+    ]
+    sentence = (
+        "the slow-downs of ranks in cluster.stragglers were measured with 4 workers and are used with {}, "
+        "whose ranks may be slower or faster."
+    )
+    four = made(4).vary(stragglers=slow)
+    assert cautions(four) == []
+    assert cautions(four.vary(workers=2)) == [sentence.format(2)]
+    assert cautions(made(8).vary(stragglers=slow)) == [sentence.format(8)]
+    # A machine has its own, unless they are injected.
+    assert cautions(four.vary(workers=2), real=True) == []
+    injected = four.vary(workers=2, execution={"stragglers": "injected"})
+    assert cautions(injected, real=True) == [sentence.format(2)]
+    # A description is known by its file, and a saved run without it.
+    described = {**four.resolved()["cluster"], "workers": 4}
+    write_description(tmp_path / "machine.yaml", described, {})
+    data = {**four.resolved(), "cluster": {"file": "machine.yaml", "workers": 3}}
+    named = Scenario(data, folder=tmp_path)
+    assert cautions(named) == cautions(Scenario(named.resolved())) == [sentence.format(3)]
+    assert cautions(Scenario({**data, "cluster": "machine.yaml"}, folder=tmp_path)) == []
 
 
 DATED: list[tuple[str, dict[str, Any], str, str]] = [

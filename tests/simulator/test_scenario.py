@@ -225,6 +225,11 @@ REFUSED = [
     ),
     (
         "cluster.stragglers",
+        [{"kind": "persistent", "measured-with": 0}],
+        "good.yaml: cluster.stragglers.0: measured-with must be at least 1, got 0",
+    ),
+    (
+        "cluster.stragglers",
         [{"kind": "slow-link", "between": ["host0", "host1"]}],
         "good.yaml: cluster.stragglers.0.between: the topology has no edge between 'host0' and 'host1'",
     ),

@@ -88,15 +88,20 @@ def test_a_description_has_everything_and_nothing_else_stays(machine: Path) -> N
     assert cluster["device"]["interference"] >= 1
     assert [entry["kind"] for entry in cluster["stragglers"]][-1] == "measured"
     assert {
-        "date", "versions", "machine", "ranks", "backend", "range", "clocks", "network", "exchanges",
+        "date", "versions", "machine", "ranks", "backend", "range", "validity", "clocks", "network",
+        "exchanges",
         "collectives",
         "passes", "interference", "gradients", "jitter", "objective-cost", "model-against-measured",
         "seconds",
     } == set(measured)  # fmt: skip
     assert measured["versions"]["torch"] == torch.__version__
     assert measured["range"] == {
-        "message-bytes": [4, 2**16], "collective-bytes": [2**8, 2**16], "batches": [1, 8],
+        "workers": 2, "message-bytes": [4, 2**16], "collective-bytes": [2**8, 2**16], "batches": [1, 8],
     }  # fmt: skip
+    assert measured["validity"] == (
+        "for 2 workers in the order of their ranks: slow-downs belong to ranks, and times have the "
+        "contention of all in them; measure again for another number or order of workers"
+    )
     assert measured["objective-cost"]["parameters"] == 2410
     (pair,) = measured["network"]["pairs"]
     assert len(pair["residuals"]) == 3
@@ -318,3 +323,4 @@ def test_residuals_of_rounding_are_none() -> None:
         "gradients": [model],
     }  # fmt: skip
     assert "  gradient of mlp-digits: 1 ms + 10 us a sample; residuals up to 0 %" in _lines(measured)
+    assert _lines({**measured, "validity": "for two"})[-1] == "  valid for two"
