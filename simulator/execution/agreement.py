@@ -38,7 +38,7 @@ _CALLED = ("sum", "mean", "max", "all_gather", "all_to_all", EXCHANGE)
 _TYPES = (*(str(kind).removeprefix("torch.") for kind in ELEMENT_TYPES), "other")
 _COLUMNS = 4
 _AGAIN = 1e-3
-"""Seconds after which a row is read again that differs: it may have been half-written."""
+"""Seconds after which a row is read again that differs: it may have changed while it was read."""
 
 
 class Agreement(Protocol):
@@ -96,10 +96,13 @@ class Table:
         """Note a call, and compare it with those of the ranks that have made theirs."""
         rows = self._table[self._row[group]]
         own = _row(signature)
+        # The row counts for nothing while it changes: an empty call ends before all have come to it, so that
+        # others may still compare theirs, and this process may be stopped at any line.
+        rows[self._rank, 0] = 0
         rows[self._rank, 1:] = own
         rows[self._rank, 0] = number + 1
         if self._differing(rows, number, own, members):
-            # A row may have been half-written.
+            # A row may have been read half before and half after a change.
             time.sleep(_AGAIN)
             for rank in self._differing(rows, number, own, members):
                 raise differing(group, number, self._rank, signature, rank, rows[rank, 1:].tolist())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,6 +55,37 @@ class TestTable:
         with pytest.raises(AlgorithmError) as caught:
             tables[1].enter("exchange", 7, ("exchange", 6, "float32"), (0, 2))
         assert str(caught.value) == "an exchange differs: worker 1 sent 6 elements, worker 0 sent it 5"
+
+
+class Stopped(Exception):
+    """A process is stopped here."""
+
+
+class Stopping(np.ndarray[Any, Any]):
+    """Rows in which nobody gets as far as to write the number of a call."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(key, tuple) and key[1] == 0 and value > 0:
+            raise Stopped
+        super().__setitem__(key, value)
+
+
+def test_a_rank_that_is_stopped_while_it_notes_its_next_call_differs_in_nothing(tables: list[Table]) -> None:
+    """What is empty ends at once, so that others may come to a call when its first ranks have left it."""
+    nothing = ("mean", 0, "float32")
+    tables[0].enter("world", 0, nothing, (0, 1, 2))
+    tables[1].enter("world", 0, nothing, (0, 1, 2))
+    tables[0]._table = tables[0]._table.view(Stopping)  # type: ignore[assignment]
+    with pytest.raises(Stopped):
+        tables[0].enter("world", 1, ("mean", 5, "float32"), (0, 1, 2))
+    tables[2].enter("world", 0, nothing, (0, 1, 2))
+    # It counts as soon as it goes on.
+    tables[0]._table = tables[0]._table.view(np.memmap)
+    tables[0].enter("world", 1, ("mean", 5, "float32"), (0, 1, 2))
+    with pytest.raises(
+        AlgorithmError, match="number 1 of the group 'world' differs: worker 0 called mean of 5"
+    ):
+        tables[2].enter("world", 1, ("mean", 4, "float32"), (0, 1, 2))
 
 
 class Gathering:
