@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._C._distributed_c10d import DebugLevel
 
 from simulator.engine.simulate import simulate
 from simulator.execution import execute
@@ -112,6 +113,16 @@ def test_first_calls_alone_are_told() -> None:
         "all_reduce number 0 of the group 'world' differs: worker 0 called mean of 5 float32 elements, "
         "worker 1 called mean of 4 float32 elements"
     )
+
+
+def test_all_calls_are_told_where_torch_is_to_compare_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulator.execution.agreement.get_debug_level", lambda: DebugLevel.DETAIL)
+    gathering: Any = Gathering((1, 5, 0), (1, 4, 0))
+    every = FirstCalls(0, gathering)
+    every.enter("exchange", 3, ("exchange", 5, "float32"), (1,))
+    assert gathering.calls == 0
+    with pytest.raises(AlgorithmError, match="number 7 of the group 'world' differs"):
+        every.enter("world", 7, ("mean", 5, "float32"), (0, 1))
 
 
 class TestForReal:
