@@ -402,6 +402,8 @@ def codecs(model: str | None = None) -> list[dict[str, Any]]:
 def codec_facts(name: str, model: str | None = None) -> dict[str, Any]:
     """Return a codec with its sizes, its description and its parameters, their meaning and defaults.
 
+    ``compresses`` are the algorithms that it may stand before, by what of theirs it compresses.
+
     Raises
     ------
     BadInput
@@ -412,11 +414,15 @@ def codec_facts(name: str, model: str | None = None) -> dict[str, Any]:
         raise BadInput("", f"unknown codec '{name}'; the nearest is '{nearest(name, CODECS)}'{hint}")
     cls = CODECS[name].load()
     (row,) = [row for row in codecs(model) if row["name"] == name]
+    taken: dict[str, list[str]] = {}
+    for algorithm, entry in ALGORITHMS.items():
+        if cls.takes(sent := entry.load().compresses):
+            taken.setdefault(sent, []).append(algorithm)
     return {
         **row,
         "description": inspect.getdoc(inspect.getmodule(cls)) or "",
         "parameters": parameters(cls),
-        "for_gradients_only": cls.gradients_only,
+        "compresses": taken,
     }
 
 

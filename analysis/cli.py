@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import signal
 import sys
 import time
@@ -74,12 +75,12 @@ def _one_sentence(error: Any) -> str:
     if options := getattr(error, "possibilities", None):
         from simulator.parts import nearest
 
-        return f"{error.message}; did you mean '{nearest(error.option_name, sorted(options))}'?"
+        return f"{error.message}; the nearest is '{nearest(error.option_name, sorted(options))}'"
     text = " ".join(error.format_message().split()).replace("Value error, ", "")
     text = text.replace(": Input should", ": input should")
     for fault in error.__cause__.errors()[:1] if hasattr(error.__cause__, "errors") else ():
         text += "" if str(fault["input"]) in text.partition(": ")[2] else f", got {fault['input']!r}"
-    return re.sub(r"\.? Did you mean", "; did you mean", text)
+    return re.sub(r"\.? Did you mean ('[^']*').*", r"; the nearest is \1", text)
 
 
 def _refused(message: str, code: int) -> int:
@@ -220,8 +221,6 @@ def _load(name: str, seed: int | None) -> Scenario:
 
 def _run(scenario: Scenario, out: Path | None, jobs: int | None, quiet: bool) -> dict[str, Any]:
     """Simulate, save and print an experiment; return what it came to as plain data."""
-    import shutil
-
     from analysis.experiment import experiment, file_name, parts_folder
     from simulator.engine.simulate import check_simulable
     from simulator.run import check_replaceable
@@ -446,6 +445,7 @@ def taken_from_the_machine(scenario: Scenario, emulated: bool = False) -> list[s
 
 def _execution_text(done: Run) -> str:
     from analysis.speedup import count_text
+    from simulator.cautions import cautions_of_run
     from simulator.units import format_quantity
 
     shares = done.time_shares()
@@ -473,6 +473,7 @@ def _execution_text(done: Run) -> str:
         nodes, edges = done.emulation["nodes"], done.emulation["edges"]
         lines.append(f"  emulated network of {nodes} nodes and {edges} edges")
         lines += [f"  not emulated: {text}" for text in done.emulation["left_out"]]
+    lines += [f"  warning: {text}" for text in cautions_of_run(done)]
     return "\n".join(lines)
 
 
@@ -887,7 +888,7 @@ def keys(
     import dataclasses
 
     from analysis.keys import keys as listed
-    from analysis.keys import merged
+    from analysis.keys import merged, paragraphs
 
     found = listed(key or "")
     parts = any(entry.of for entry in found)
@@ -895,9 +896,14 @@ def keys(
         [entry.key, *([entry.of or "-"] if parts else []), entry.value, entry.default, entry.meaning]
         for entry in merged(found)
     ]
-    headings = ["key", *(["of"] if parts else []), "value", "default", "meaning"]
-    data = [dataclasses.asdict(entry) for entry in found]
-    _print_table(headings, rows, tuple(range(len(headings))), data, as_json)
+    width = _terminal_width()
+    if width is not None and not as_json:
+        typer.echo(paragraphs(merged(found), width))
+    else:
+        # Where no one looks, each key is one line, which a script can search.
+        headings = ["key", *(["of"] if parts else []), "value", "default", "meaning"]
+        data = [dataclasses.asdict(entry) for entry in found]
+        _print_table(headings, rows, tuple(range(len(headings))), data, as_json)
     if not as_json and not key:
         typer.echo(
             "Quantities carry their unit. `paceline keys KEY` tells the keys of the parts to choose from."
@@ -927,7 +933,8 @@ def codecs(
         typer.echo(f"{facts['name']}: {facts['summary']}\n\n{facts['description']}\n")
         typer.echo(f"bytes of a message: {facts['wire']} (d: its elements, of fp32), through {through}")
         typer.echo(f"  {sizes[0]} ({sizes[1]} in theory) for the {sizes[2]} of {whose}, default parameters")
-        typer.echo(f"for: {'gradients' if facts['for_gradients_only'] else 'gradients and models'}")
+        taken = "; ".join(f"{what} of {', '.join(names)}" for what, names in facts["compresses"].items())
+        typer.echo(f"as 'compression: {{codec: {facts['name']}}}' for: {taken}")
         _echo_parameters(facts["parameters"])
         return
     found = catalogue.codecs(model)
@@ -1046,6 +1053,11 @@ def flows(
 
 
 # Printing.
+
+
+def _terminal_width() -> int | None:
+    """Return how many characters a line may have on the terminal; None where the output is none."""
+    return min(max(shutil.get_terminal_size().columns, 80), 120) if sys.stdout.isatty() else None
 
 
 def _json_text(value: object) -> str:

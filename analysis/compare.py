@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.attribution import KINDS, Phase, attribution_by_iteration, over_iterations
+from analysis.differing import Difference, differing, sentence
 from analysis.speedup import label, text_table
 from simulator.parts import BadInput
 from simulator.run import Run
@@ -136,6 +137,8 @@ class Comparison:
         Whether the final models are the same; None where a run has none.
     stale_a, stale_b
         The staleness of every update, where the algorithm measures it.
+    given
+        What their scenarios say differently of algorithm, workload and cluster.
     """
 
     name_a: str
@@ -150,6 +153,7 @@ class Comparison:
     models: ModelComparison | None
     stale_a: Sequence[float] = ()
     stale_b: Sequence[float] = ()
+    given: tuple[Difference, ...] = ()
 
     @property
     def largest(self) -> PhaseDifference | None:
@@ -172,6 +176,10 @@ class Comparison:
         """The iteration whose time differs most; None where none does."""
         worst = max(self.iterations, key=lambda entry: abs(entry.difference), default=None)
         return worst if worst is not None and _differ(worst.a, worst.b) else None
+
+    def given_differently(self) -> str:
+        """Return in a sentence in what the two scenarios differ; nothing where they do not."""
+        return sentence(self.given)
 
     def verdict(self) -> str:
         """Return in a sentence where the runs differ most."""
@@ -233,6 +241,7 @@ class Comparison:
         return {
             "a": self.name_a,
             "b": self.name_b,
+            "given_differently": [entry._asdict() for entry in self.given],
             "per": "worker and iteration",
             "total_a_s": self.total_a,
             "total_b_s": self.total_b,
@@ -272,7 +281,8 @@ class Comparison:
     def __str__(self) -> str:
         models = self.models.text if self.models else "At least one of the runs has no final models."
         table = text_table(*self.phase_table(), left=(0,))
-        lines = [f"A: {self.name_a}", f"B: {self.name_b}", "", "Time per worker and iteration", "", table]
+        lines = [f"A: {self.name_a}", f"B: {self.name_b}", *filter(None, [self.given_differently()])]
+        lines += ["", "Time per worker and iteration", "", table]
         lines += [*filter(None, (self.verdict(), self.work_verdict())), models]
         ranked = self.ranked_workers()
         if ranked and len(self.workers) > 1:
@@ -385,6 +395,7 @@ def compare(a: Run, b: Run) -> Comparison:
         models=compare_models(a, b),
         stale_a=a.staleness(),
         stale_b=b.staleness(),
+        given=differing(a.scenario, b.scenario),
     )
 
 

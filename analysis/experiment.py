@@ -30,6 +30,7 @@ import yaml
 from analysis.speedup import Row, Table, measure, part_label
 from simulator.observation import Pace, Samples
 from simulator.parts import BadInput
+from simulator.processes import shorten_sockets
 from simulator.run import Progress, Run, whole_folder, write_json, write_scenario
 from simulator.scenario import Scenario
 from simulator.target import Reached
@@ -333,6 +334,7 @@ def _executor(jobs: int | Executor | None, runs: int) -> Iterator[Executor | Non
     if processes == 1:
         yield None
         return
+    shorten_sockets()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["simulator.engine.simulate", "simulator.workload.objective"])
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_prepare) as executor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import textwrap
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -107,6 +108,25 @@ def merged(found: Iterable[Key]) -> list[Key]:
         place.setdefault(key.key, len(place))
     joined = [dataclasses.replace(key, of=", ".join(filter(None, of))) for key, of in parts.items()]
     return sorted(joined, key=lambda key: place[key.key])
+
+
+def paragraphs(found: Iterable[Key], width: int) -> str:
+    """Return keys as text in lines of at most so many characters: each key, what it holds, its meaning."""
+
+    def lines(key: Key) -> Iterator[str]:
+        default = {REQUIRED: REQUIRED, "-": "optional"}.get(key.default, f"default {key.default}")
+        of = f" ({key.of})" if key.of else ""
+        for text, indent in ((f"{key.key}{of}", ""), (f"{key.value}; {default}", "  "), (key.meaning, "  ")):
+            yield from textwrap.wrap(
+                text,
+                width,
+                initial_indent=indent,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+
+    return "\n".join(line for key in found for line in lines(key))
 
 
 def _of(section: type[Section], prefix: str, part: str, documented: Any = None) -> Iterator[Key]:

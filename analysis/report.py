@@ -19,7 +19,7 @@ from analysis.compare import Comparison
 from analysis.experiment import Entry, Experiment, Trial
 from analysis.privacy import spent
 from analysis.speedup import count_text, html_table, part_label
-from simulator.cautions import cautions
+from simulator.cautions import cautions, cautions_of_run
 from simulator.run import Run
 from simulator.scenario import Scenario
 from simulator.schedules import CONSTANT
@@ -240,7 +240,7 @@ def _links(scenario: Scenario) -> list[str]:
 
 def straggler_sentences(scenario: Scenario) -> list[str]:
     """Return the scenario's stragglers in words."""
-    said, silent = ("kind", "workers", "between"), ("0.0 s", "inf s")
+    said, silent = ("kind", "workers", "between"), (None, "0.0 s", "inf s")
     sentences = []
     for part in scenario.sections.cluster.stragglers:
         data = part.data()
@@ -312,7 +312,8 @@ def warnings(experiment: Experiment) -> list[str]:
                 last = f" (last loss {run.samples.loss[-1]:.4g})" if run.samples.loss else ""
                 missed.append(f"{name}{last}")
             said += [(name, text) for text in memory_warnings(run)]
-        said += [(entry.label, text) for text in cautions(entry.run.scenario)]
+        own = (*cautions(entry.run.scenario), *cautions_of_run(entry.run))
+        said += [(entry.label, text) for text in own]
     found = []
     if diverged:
         consequence = ""
@@ -483,6 +484,7 @@ def comparison_report(comparison: Comparison) -> str:
     notes += [comparison.models.text] if comparison.models else []
     parts = [
         _header("Two runs compared", f"A: {comparison.name_a}. B: {comparison.name_b}."),
+        _warnings_section(list(filter(None, [comparison.given_differently()]))),
         _section("Per worker and iteration", html_table(headings, indented, left=(0,)) + _notes(notes)),
         _section("Operations", _plot("comparison", figures.comparison_figure(comparison))),
         _compared_workers(comparison),

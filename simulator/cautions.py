@@ -1,7 +1,8 @@
 """What may be meant, but brings less than it seems to: sentences for whoever reads a run.
 
 What cannot work is refused when a scenario is read. What is said here may be legitimate in a sweep over
-periods, budgets or densities. Each sentence is about one algorithm and is read after its name.
+periods, budgets, densities or algorithms. Each sentence is about one algorithm and is read after its name.
+What depends on when a run ends is known of the finished run alone (:func:`cautions_of_run`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from typing import TYPE_CHECKING
 
 from algorithms.algorithm import Setting
 from algorithms.codecs import Message
+from simulator.plan import planned
 from simulator.schedules import MultiStep, Step
+from simulator.stragglers import Crash, LinkFailure, Persistent, SlowLink
+from simulator.transports import Transport
 from simulator.units import format_quantity
 
 if TYPE_CHECKING:
+    from simulator.run import Run
     from simulator.scenario import Scenario
 
 
@@ -30,7 +35,40 @@ def cautions(scenario: Scenario, real: bool = False) -> list[str]:
     """
     found = [scenario.uncovered] if scenario.uncovered else []
     charged = not real or scenario.execution.payload == "cost"
-    return [*found, *_of_the_budget(scenario), *_of_the_schedule(scenario), *_of_the_codec(scenario, charged)]
+    if not real or scenario.execution.stragglers == "injected":
+        found += _of_the_calibration(scenario)
+    found += [*_of_the_budget(scenario), *_of_the_schedule(scenario), *_of_the_codec(scenario, charged)]
+    return found if real else [*found, *_of_the_transport(scenario)]
+
+
+def cautions_of_run(run: Run) -> list[str]:
+    """Return which events of the scenario a run did not live to see."""
+    end = run.duration
+    return [
+        f"the {what} at {format_quantity(time, 's')} ({key}) lies beyond the run's end at "
+        f"{format_quantity(end, 's')}, without effect."
+        for key, what, time in _dated(run)
+        if time >= end
+    ]
+
+
+def _dated(run: Run) -> Iterator[tuple[str, str, float]]:
+    """Yield the key, the kind and the beginning of each event at a given time, of those that the run has.
+
+    On the wall clock crashes happen where they are injected, what happens to links in an emulated network.
+    """
+    scenario, simulated = run.scenario, run.clock == "virtual"
+    crashes = simulated or scenario.execution.stragglers == "injected"
+    links = simulated or run.emulation is not None
+    parts = zip(scenario.sections.cluster.stragglers, scenario.stragglers, strict=True)
+    for index, (part, straggler) in enumerate(parts):
+        key = f"cluster.stragglers.{index}"
+        if isinstance(straggler, Crash) and crashes:
+            yield f"{key}.at", part.name, straggler.at
+        elif isinstance(straggler, (SlowLink, LinkFailure)) and links:
+            yield f"{key}.start", part.name, straggler.start
+    for index, flow in enumerate(scenario.sections.cluster.background if simulated else ()):
+        yield f"cluster.background.{index}.start", "background traffic", flow.start
 
 
 def _of_the_budget(scenario: Scenario) -> Iterator[str]:
@@ -57,6 +95,28 @@ def _of_the_schedule(scenario: Scenario) -> Iterator[str]:
     first = schedule.warm_up + schedule.every if isinstance(schedule, Step) else 0
     if first >= budget:
         yield f"the schedule's first drop, after {first:,} updates, lies {beyond}."
+
+
+def _of_the_calibration(scenario: Scenario) -> Iterator[str]:
+    """Yield that slow-downs of ranks were measured with another number of workers."""
+    counts = {part.measured_with for part in scenario.stragglers if isinstance(part, Persistent)}
+    for count in sorted(counts - {None, scenario.workers}, key=str):
+        yield (
+            f"the slow-downs of ranks in cluster.stragglers were measured with {count} "
+            f"worker{'' if count == 1 else 's'} and are used with {scenario.workers}, whose ranks may be "
+            "slower or faster."
+        )
+
+
+def _of_the_transport(scenario: Scenario) -> Iterator[str]:
+    """Yield that messages share links unequally where there are none."""
+    transport = scenario.transport
+    spread = transport.share_spread if isinstance(transport, Transport) else 0.0
+    if spread > 0 and scenario.workers > 1 and not planned(scenario).channels:
+        yield (
+            f"cluster.transport.share-spread of {spread:g} has no effect, as collectives share links equally "
+            "and there are no messages between two workers."
+        )
 
 
 def _of_the_codec(scenario: Scenario, charged: bool) -> Iterator[str]:

@@ -375,4 +375,4 @@ def device(name: str) -> Device:
 def _nearest(name: str, known: tuple[str, ...]) -> str:
     """End of an "unknown name" sentence: the nearest known name, or the whole list."""
     match = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
-    return f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(known)}"
+    return f"; the nearest is {match[0]!r}" if match else f"; known are {', '.join(known)}"

@@ -115,12 +115,34 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(word, begun or words, n=1, cutoff=0.0)[0]
 
 
+def nearest_file(name: str, folder: Path | None, suffixes: Iterable[str]) -> str:
+    """Return the end of a sentence about a file that may not be there: which one beside it may be meant.
+
+    Parameters
+    ----------
+    name
+        As the author wrote it.
+    folder
+        What it is relative to.
+    suffixes
+        Of the files that would do.
+    """
+    path = (folder or Path()) / name
+    if path.exists():
+        return ""
+    beside = [file for file in sorted(path.parent.glob("*")) if file.suffix in suffixes and file.is_file()]
+    # The suffix, which all have, says nothing; where two have a stem, the same suffix goes before.
+    stems = {file.stem: file for file in sorted(beside, key=lambda file: file.suffix == path.suffix)}
+    found = difflib.get_close_matches(path.stem, stems, n=1, cutoff=0.5)
+    return f"; the nearest is '{Path(name).with_name(stems[found[0]].name)}'" if found else ""
+
+
 def _key_hint(key: str, known: list[str]) -> str:
     """Return what would have been right instead of an unknown key."""
     if not known:
         return "; it takes no keys"
     if difflib.get_close_matches(key, known, n=1, cutoff=0.6):
-        return f"; the nearest known key is '{nearest(key, known)}'"
+        return f"; the nearest is '{nearest(key, known)}'"
     return f"; the known keys are {', '.join(known)}"
 
 
@@ -395,7 +417,7 @@ class Catalogue:
         if name not in self.names:
             raise BadInput(
                 self.tag,
-                f"unknown {self.what} '{name}'; the nearest known one is '{nearest(name, self.names)}'",
+                f"unknown {self.what} '{name}'; the nearest is '{nearest(name, self.names)}'",
             )
         return self.find(name)
 
@@ -415,7 +437,8 @@ def import_object(path: str, folder: Path | None = None) -> Any:
         else:
             module = importlib.import_module(module_name)
     except (ImportError, FileNotFoundError) as error:
-        raise BadInput("", f"cannot import '{path}': {error}") from None
+        hint = nearest_file(module_name, folder, [".py"]) if module_name.endswith(".py") else ""
+        raise BadInput("", f"cannot import '{path}': {error}{hint}") from None
     if not hasattr(module, attribute):
         known = [name for name in vars(module) if not name.startswith("_")]
         hint = f"; the nearest is '{nearest(attribute, known)}'" if known else ""

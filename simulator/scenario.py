@@ -30,9 +30,8 @@ from algorithms.algorithm import key_of
 from algorithms.codecs import Codec
 from simulator.cluster import Cluster, find_node, place, place_servers
 from simulator.networks import Fluid, StoreAndForward
-from simulator.parts import MADE, BadInput, Part, check, nearest
+from simulator.parts import MADE, BadInput, Part, check, nearest, nearest_file
 from simulator.patterns import PATTERNS
-from simulator.reading import read_yaml
 from simulator.schedules import CONSTANT, Falling
 from simulator.sections import (
     TOPOLOGY,
@@ -50,6 +49,7 @@ from simulator.update import Rule
 from simulator.variation import assign, home, hyphenated, keep_workers
 from simulator.workload import Cost, GivenCost, ModelCost
 from simulator.workload.script import TrainingScript
+from traces.reading import DuplicateKey, read_yaml
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -129,16 +129,15 @@ class Scenario:
         if not path.suffix and not path.exists():
             shipped = {file.stem: file for file in sorted(SCENARIOS.glob("*.yaml"))}
             if str(name) not in shipped:
-                raise BadInput(
-                    str(name), f"no such scenario; the nearest that ships is '{nearest(str(name), shipped)}'"
-                )
+                raise BadInput(str(name), f"no such scenario; the nearest is '{nearest(str(name), shipped)}'")
             path = shipped[str(name)]
         try:
             data = read_yaml(path.read_text(encoding="utf-8"))
-        except BadInput as error:
-            raise BadInput(path.name, error.problem) from None
+        except DuplicateKey as error:
+            raise BadInput(path.name, str(error)) from None
         except OSError as error:
-            raise BadInput(path.name, f"cannot be read: {error.strerror}") from None
+            hint = nearest_file(str(path), None, (".yaml", ".yml"))
+            raise BadInput(path.name, f"cannot be read: {error.strerror}{hint}") from None
         except UnicodeDecodeError:
             raise BadInput(path.name, "is not a text file in UTF-8") from None
         except yaml.YAMLError as error:
@@ -297,7 +296,11 @@ class Scenario:
         """The topology, checked."""
         topology = self.sections.cluster.topology
         if isinstance(topology, TopologyFile):
-            graph = topologies.read_topology(self.folder / topology.file)
+            try:
+                graph = topologies.read_topology(self.folder / topology.file)
+            except ValueError as error:
+                hint = nearest_file(topology.file, self.folder, topologies.SUFFIXES)
+                raise BadInput("", f"{error}{hint}") from None
         else:
             graph = topology.build()
         topologies.validate_cluster(graph)
@@ -503,7 +506,7 @@ class Scenario:
         if name not in topologies.MIXINGS:
             raise BadInput(
                 "mixing",
-                f"unknown mixing '{name}'; the nearest known one is '{nearest(name, topologies.MIXINGS)}'",
+                f"unknown mixing '{name}'; the nearest is '{nearest(name, topologies.MIXINGS)}'",
             )
         matrix = topologies.MIXINGS[name](self.communication_graph)
         topologies.check_mixing(matrix, symmetric=False)

@@ -31,6 +31,7 @@ from simulator.parts import (
     Section,
     check,
     nearest,
+    nearest_file,
     reader,
 )
 from simulator.stragglers import STRAGGLERS
@@ -292,7 +293,7 @@ def described(value: Any, folder: Path | None) -> Any:
     if isinstance(value, Mapping) and not {"file", "topology"} & set(value):
         # The section itself does not know of this key, so that it could not name it.
         for near in difflib.get_close_matches("file", map(str, value), n=1):
-            raise BadInput("cluster", f"unknown key '{near}'; the nearest known key is 'file'")
+            raise BadInput("cluster", f"unknown key '{near}'; the nearest is 'file'")
     if not isinstance(value, Mapping) or "file" not in value:
         return value
     name = value["file"]
@@ -301,7 +302,7 @@ def described(value: Any, folder: Path | None) -> Any:
     try:
         data = read_description((folder or Path()) / name)
     except ValueError as error:
-        raise BadInput("cluster.file", str(error)) from None
+        raise BadInput("cluster.file", f"{error}{nearest_file(name, folder, SUFFIXES)}") from None
     return {**data["cluster"], **{key: entry for key, entry in value.items() if key != "file"}}
 
 
@@ -323,7 +324,7 @@ def _read_device(value: object) -> DeviceChoice:
     chosen: DeviceChoice = check(DeviceChoice, {"name": value} if isinstance(value, str) else value)
     if not chosen.known:
         raise BadInput(
-            "", f"unknown device '{chosen.name}'; the nearest known one is '{nearest(chosen.name, DEVICES)}'"
+            "", f"unknown device '{chosen.name}'; the nearest is '{nearest(chosen.name, DEVICES)}'"
         )
     try:
         chosen.device()

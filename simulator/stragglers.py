@@ -73,13 +73,18 @@ class Persistent(Straggler):
     ----------
     slowdown
         How many times longer every computation takes.
+    measured_with
+        How many workers computed together where this was measured, as a calibration says.
     """
 
     slowdown: float = 2.0
+    measured_with: int | None = None
 
     def check(self) -> None:
         """Raise ValueError where a parameter is out of range."""
         _require(0 < self.slowdown < math.inf, f"slowdown must be above 0 and finite, got {self.slowdown!r}")
+        together = self.measured_with
+        _require(together is None or together >= 1, f"measured-with must be at least 1, got {together!r}")
 
     def persistent_factor(self) -> float:
         """Return the slow-down."""

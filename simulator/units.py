@@ -68,7 +68,7 @@ def parse_quantity(text: object, dimension: str) -> float:
     if scale is None:
         near = difflib.get_close_matches(unit, UNITS[dimension], n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"'{unit}' in '{text}' is not a unit of {_MEANING[dimension]}; did you mean '{near}'?"
+            f"'{unit}' in '{text}' is not a unit of {_MEANING[dimension]}; the nearest is '{near}'"
         )
     # In decimal arithmetic "5 us" is the float nearest to 0.000005, which 5 * 1e-6 is not.
     return float(number * Decimal(repr(scale)))

@@ -68,7 +68,7 @@ def _check_link(bandwidth: Any, latency: Any, efficiency: Any, duplex: Any) -> N
         raise ValueError(f"efficiency must be a number above 0 and at most 1, got {efficiency!r}")
     if duplex not in DUPLEX_MODES:
         near = nearest(duplex, DUPLEX_MODES)
-        hint = f"; did you mean {near!r}?" if near else ""
+        hint = f"; the nearest is {near!r}" if near else ""
         raise ValueError(f"duplex must be 'full' or 'half', got {duplex!r}{hint}")
 
 
@@ -163,7 +163,7 @@ def _refuse_misspelt_keys(name: str, attributes: Mapping[str, Any]) -> None:
     for key in attributes:
         near = _misspelt(key) if isinstance(key, str) and key not in EDGE_ATTRIBUTES else None
         if near:
-            raise ValueError(f"edge {name}: unknown attribute {key!r}; did you mean {near!r}?")
+            raise ValueError(f"edge {name}: unknown attribute {key!r}; the nearest is {near!r}")
 
 
 def link_spec(graph: Graph, tail: Node, head: Node) -> LinkSpec:
@@ -247,7 +247,7 @@ def _check_nodes(graph: Graph) -> None:
         if not isinstance(kind, str) or not kind:
             raise ValueError(f"node {node!r}: kind must be a word such as 'gpu' or 'switch', got {kind!r}")
         if kind != "gpu" and kind.strip().lower() == "gpu":
-            raise ValueError(f"node {node!r}: unknown kind {kind!r}; did you mean 'gpu'?")
+            raise ValueError(f"node {node!r}: unknown kind {kind!r}; the nearest is 'gpu'")
 
 
 def check_attributes(graph: Graph) -> None:

@@ -153,9 +153,7 @@ def _format_of(path: Path) -> _Format:
     if suffix in _FORMATS:
         return _FORMATS[suffix]
     near = nearest(suffix, SUFFIXES, cutoff=0.78)
-    known = (
-        f"the nearest known is {near!r}" if near else f"the known ones are {', '.join(map(repr, SUFFIXES))}"
-    )
+    known = f"the nearest is {near!r}" if near else f"the known ones are {', '.join(map(repr, SUFFIXES))}"
     raise ValueError(f"{path}: unknown suffix {path.suffix!r}; {known}")
 
 

@@ -140,7 +140,7 @@ class Router:
     ) -> None:
         if policy not in POLICIES:
             near = nearest(policy, POLICIES)
-            hint = f"; did you mean {near!r}?" if near else ""
+            hint = f"; the nearest is {near!r}" if near else ""
             raise ValueError(f"routing policy must be 'shortest' or 'ecmp', got {policy!r}{hint}")
         check_simple(graph)
         self.graph = graph
@@ -178,7 +178,7 @@ class Router:
             return self._index[node]
         except KeyError:
             near = nearest(node, [name for name in self._nodes if isinstance(name, str)])
-            hint = f"; did you mean {near!r}?" if near else ""
+            hint = f"; the nearest is {near!r}" if near else ""
             raise ValueError(f"node {node!r} is not in the graph{hint}") from None
 
     def _given(self, source: Node, destination: Node, path: Sequence[Node]) -> Route:

@@ -25,6 +25,8 @@ from typing import Any
 
 import yaml
 
+from traces.reading import DuplicateKey, read_json, read_yaml
+
 FORMAT = "paceline-cluster/1"
 """What the key ``format`` holds."""
 
@@ -53,18 +55,21 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        The file cannot be read, is of another format, or lacks a key; one sentence that begins with its name.
+        The file cannot be read, is of another format, lacks a key or has one twice; one sentence that
+        begins with its name.
     """
     path = Path(path)
     _check_suffix(path)
     try:
         text = path.read_text(encoding="utf-8")
         # YAML 1.1 takes JSON's 1e-05 for a word.
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        data = read_json(text) if path.suffix == ".json" else read_yaml(text)
     except OSError as error:
         raise ValueError(f"{path.name}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path.name}: is not a text file in UTF-8") from None
+    except DuplicateKey as error:
+        raise ValueError(f"{path.name}: {error}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name}: is not JSON in line {error.lineno}") from None
     except yaml.YAMLError as error:

@@ -164,6 +164,13 @@ class Codec:
     def __post_init__(self) -> None:
         check_parameters(self)
 
+    @classmethod
+    def takes(cls, compressed: str) -> bool:
+        """Return whether this codec can stand before what an algorithm ``compresses``."""
+        if not compressed or (cls.gradients_only and "gradients" not in compressed):
+            return False
+        return not cls.summable or compressed in ("gradients", "models")
+
     def check(self, layers: Sequence[Shape]) -> None:
         """Refuse a model that this codec cannot do, with one sentence."""
 

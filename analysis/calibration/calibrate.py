@@ -40,6 +40,12 @@ PATTERNS = {
 USUAL = {"gloo": "ring", "nccl": "pipelined ring"}
 """What each backend runs, as its source says, where the measured times do not tell."""
 
+VALIDITY = (
+    "for {} workers in the order of their ranks: slow-downs belong to ranks, and times have the contention "
+    "of all in them; measure again for another number or order of workers"
+)
+"""What a description says of where it holds, in words."""
+
 STEPPED_ONLY = ("segment-size", "least-segments")
 
 
@@ -177,7 +183,8 @@ def described(
         "machine": facts,
         "ranks": [{"host": host, "device": device} for host, device in places],
         "backend": backend,
-        "range": _range(settings, found),
+        "range": {"workers": len(hosts), **_range(settings, found)},
+        "validity": VALIDITY.format(len(hosts)),
         "clocks": _clocks(clocks),
     }
     cluster = {key: value for key, value in cluster.items() if value is not None}
@@ -479,4 +486,6 @@ def _lines(measured: Mapping[str, Any]) -> list[str]:
     for name, errors in measured.get("model-against-measured", {}).items():
         off = f"{part(errors['mean'])} off in the mean, {part(errors['largest'])} at most"
         lines.append(f"  the simulator on {name}: {off}")
+    if "validity" in measured:
+        lines.append(f"  valid {measured['validity']}")
     return lines

@@ -243,6 +243,7 @@ def stragglers(jitter: fit.Jitter | None) -> list[dict[str, Any]]:
             "kind": "persistent",
             "workers": [rank],
             "slowdown": slowdown / (sum(jitter.slowdowns) / len(jitter.slowdowns)),
+            "measured-with": len(jitter.slowdowns),
         }
         for rank, slowdown in enumerate(jitter.slowdowns)
         if max(jitter.slowdowns) >= LEAST_SLOWDOWN

@@ -298,7 +298,8 @@ class Simulation:
             self.failed(worker, error)
         else:
             self._at_work.remove(worker.rank)
-            if not self._at_work:
+            # A worker may have failed at this instant.
+            if not self._at_work and self._failure is None:
                 self._all_done.succeed()
 
     def _await_crashes(self) -> None:

@@ -8,7 +8,8 @@ of it.
 
 The table has a row of whole numbers for each group and rank: the calls made so far, what is called, the
 elements, and their type. Ranks on several machines have no such table; they tell each other, by a message
-before each group's first collective.
+before each group's first collective. Before every collective that would cost as much as a small one itself,
+so it is done only where torch is asked to compare them all (``TORCH_DISTRIBUTED_DEBUG=DETAIL``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from torch._C._distributed_c10d import DebugLevel, get_debug_level
 
 from algorithms.algorithm import EXCHANGE
 from simulator import faults
@@ -38,7 +40,7 @@ _CALLED = ("sum", "mean", "max", "all_gather", "all_to_all", EXCHANGE)
 _TYPES = (*(str(kind).removeprefix("torch.") for kind in ELEMENT_TYPES), "other")
 _COLUMNS = 4
 _AGAIN = 1e-3
-"""Seconds after which a row is read again that differs: it may have been half-written."""
+"""Seconds after which a row is read again that differs: it may have changed while it was read."""
 
 
 class Agreement(Protocol):
@@ -96,10 +98,13 @@ class Table:
         """Note a call, and compare it with those of the ranks that have made theirs."""
         rows = self._table[self._row[group]]
         own = _row(signature)
+        # The row counts for nothing while it changes: an empty call ends before all have come to it, so that
+        # others may still compare theirs, and this process may be stopped at any line.
+        rows[self._rank, 0] = 0
         rows[self._rank, 1:] = own
         rows[self._rank, 0] = number + 1
         if self._differing(rows, number, own, members):
-            # A row may have been half-written.
+            # A row may have been read half before and half after a change.
             time.sleep(_AGAIN)
             for rank in self._differing(rows, number, own, members):
                 raise differing(group, number, self._rank, signature, rank, rows[rank, 1:].tolist())
@@ -112,7 +117,7 @@ class Table:
 
 
 class FirstCalls:
-    """What ranks on several machines tell each other: their first call in each group.
+    """What ranks on several machines tell each other: their first call in each group, or all where asked for.
 
     Parameters
     ----------
@@ -125,10 +130,11 @@ class FirstCalls:
     def __init__(self, rank: int, communicator: Communicator) -> None:
         self._rank = rank
         self._communicator = communicator
+        self._every = get_debug_level() == DebugLevel.DETAIL
 
     def enter(self, group: str, number: int, signature: faults.Signature, members: Sequence[int]) -> None:
         """Compare the first call of a group with those of all members."""
-        if number > 0 or group == EXCHANGE:
+        if group == EXCHANGE or (number > 0 and not self._every):
             return
         own = _row(signature)
         rows = self._communicator.all_gather(torch.tensor(own), group, len(members))

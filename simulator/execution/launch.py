@@ -50,6 +50,7 @@ from simulator.execution.worker import Listener, WallWorker
 from simulator.faults import AlgorithmError, RunStuck, WorkerFailed
 from simulator.parts import BadInput
 from simulator.plan import planned
+from simulator.processes import shorten_sockets
 from simulator.run import Progress
 from simulator.scenario import Scenario
 
@@ -291,6 +292,7 @@ def warm_up() -> None:
 
     Called early, what it imports is ready when the first execution begins.
     """
+    shorten_sockets()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     root = str(Path(__file__).parents[2])

@@ -198,7 +198,7 @@ def entry_of(model: str) -> Any:
 
     if ":" not in model:
         if model not in MODELS:
-            raise ValueError(f"unknown model {model!r}; the nearest known one is '{nearest(model, MODELS)}'")
+            raise ValueError(f"unknown model {model!r}; the nearest is '{nearest(model, MODELS)}'")
         return MODELS[model]
     found = import_object(model)
     found = found() if callable(found) and not isinstance(found, ModelEntry) else found

@@ -485,5 +485,5 @@ def _check_choice(owner: str, key: str, value: str, known: tuple[str, ...]) -> N
         import difflib
 
         match = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
-        hint = f"; did you mean {match[0]!r}?" if match else f"; known are {', '.join(known)}"
+        hint = f"; the nearest is {match[0]!r}" if match else f"; known are {', '.join(known)}"
         raise ValueError(f"{owner}: unknown {key} {value!r}{hint}")

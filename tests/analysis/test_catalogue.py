@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import networkx as nx
@@ -15,6 +16,7 @@ from algorithms.codecs import CODECS
 from analysis import catalogue
 from simulator.devices import DEVICES
 from simulator.parts import BadInput
+from simulator.scenario import Scenario
 from simulator.workload.cost import MODEL_NAMES
 
 LINK = topologies.LinkSpec(bandwidth=2e9, latency=1e-6, efficiency=0.5)
@@ -76,7 +78,7 @@ def test_what_is_no_topology() -> None:
         refused("two-levle") == "two-levle: no such topology builder, file or scenario; "
         "the nearest is 'two-level'"
     )
-    assert refused("ring", node=4) == "unknown key 'node'; the nearest known key is 'nodes'"
+    assert refused("ring", node=4) == "unknown key 'node'; the nearest is 'nodes'"
     assert refused("cocod-1080ti", hosts=4) == "cocod-1080ti: only a builder takes parameters"
     assert refused("missing.json").startswith("missing.json")
 
@@ -175,6 +177,28 @@ def test_codecs_of_a_model() -> None:
     assert catalogue.codecs()[0]["wire_bytes"] == 500_000 + 4 * 1954
     with pytest.raises(BadInput, match="unknown model 'resnet51'"):
         catalogue.codecs("resnet51")
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_codec_is_for_the_algorithms_that_a_scenario_lets_it_stand_before(
+    name: str, timing_scenario: Callable[..., Scenario]
+) -> None:
+    taken = catalogue.codec_facts(name)["compresses"]
+    for algorithm, entry in ALGORITHMS.items():
+        sent = entry.load().compresses
+        listed = algorithm in taken.get(sent, [])
+        assert sum(algorithm in names for names in taken.values()) == listed
+        assert refused_codec(timing_scenario, algorithm, name) != listed, algorithm
+
+
+def refused_codec(timing_scenario: Callable[..., Scenario], algorithm: str, codec: str) -> bool:
+    """Return whether a scenario is refused for what its algorithm sends; there may be other reasons."""
+    try:
+        timing_scenario(algorithm=algorithm, compare=[], compression=codec)
+    except BadInput as error:
+        reasons = ("cannot be compressed", "is for gradients, but", "is for means over all workers,")
+        return any(text in error.problem for text in reasons)
+    return False
 
 
 def test_what_an_algorithm_compresses() -> None:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import fcntl
 import json
 import os
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -188,15 +193,15 @@ def test_run_replaces_only_saved_runs(paceline: Invoke, scenario_file: Path, tmp
     [
         (
             {"bugdet": {"iterations": 3}},
-            "small.yaml: unknown key 'bugdet'; the nearest known key is 'budget'",
+            "small.yaml: unknown key 'bugdet'; the nearest is 'budget'",
         ),
         (
             {"algorithm": "cocod"},
-            "small.yaml: algorithm.name: unknown algorithm 'cocod'; the nearest known one is 'cocod-sgd'",
+            "small.yaml: algorithm.name: unknown algorithm 'cocod'; the nearest is 'cocod-sgd'",
         ),
         (
             {"algorithm": {"name": "local-sgd", "perod": 3}},
-            "small.yaml: algorithm: unknown key 'perod'; the nearest known key is 'period'",
+            "small.yaml: algorithm: unknown key 'perod'; the nearest is 'period'",
         ),
     ],
 )
@@ -210,11 +215,11 @@ def test_faults_of_a_scenario(
 
 
 def test_faults_of_files_and_arguments(paceline: Invoke, tmp_path: Path) -> None:
-    refused(paceline("run", "cocod"), "cocod: no such scenario; the nearest that ships is 'cocod-1080ti'")
+    refused(paceline("run", "cocod"), "cocod: no such scenario; the nearest is 'cocod-1080ti'")
     refused(paceline("run", "nope.yaml"), "nope.yaml: cannot be read: No such file or directory")
     refused(paceline("run"), "Missing argument 'SCENARIO'.")
-    refused(paceline("runn", "x"), "No such command 'runn'; did you mean 'run'?")
-    refused(paceline("run", "x", "--sede", 1), "No such option: --sede; did you mean '--seed'?")
+    refused(paceline("runn", "x"), "No such command 'runn'; the nearest is 'run'")
+    refused(paceline("run", "x", "--sede", 1), "No such option: --sede; the nearest is '--seed'")
     refused(
         paceline("run", "x", "--seed", -1),
         "Invalid value for '--seed': input should be greater than or equal to 0, got '-1'",
@@ -383,12 +388,18 @@ def test_compare_two_saved_runs(paceline: Invoke, scenario_file: Path) -> None:
     paceline("run", scenario_file, "--jobs", 1, "--out", "x")
     code, out, _ = paceline("compare", "x/allreduce-sgd", "x/local-sgd", "--out", "c.html")
     assert code == 0
-    assert out.splitlines()[0] == "A: small, allreduce-sgd, 3 workers, simulated"
+    assert out.splitlines()[:4] == [
+        "A: small, allreduce-sgd, 3 workers, simulated",
+        "B: small, local-sgd, 3 workers, simulated",
+        "A and B are runs of different scenarios, which differ in algorithm (allreduce-sgd, local-sgd).",
+        "",
+    ]
     assert "Largest contributor: " in out
     assert Path("c.html").read_text().startswith("<!DOCTYPE html>")
     code, out, _ = paceline("compare", "x/allreduce-sgd", "x/local-sgd", "--json")
     found = json.loads(out)
     assert code == 0
+    assert found["given_differently"] == [{"key": "algorithm", "a": "allreduce-sgd", "b": "local-sgd"}]
     assert sum(entry["difference_s"] for entry in found["operations"]) == pytest.approx(found["difference_s"])
     named = "'allreduce-sgd', 'local-sgd', 'local-sgd-period-8'"
     refused(
@@ -446,8 +457,13 @@ def test_compare_two_saved_runs(paceline: Invoke, scenario_file: Path) -> None:
                 "parameter masking (true or false, default true):",
                 "parameter warm-up (list of numbers, default [0.25, 0.063, 0.015, 0.004]):",
                 "parameter stage (whole number in iterations, default 0, at least 0):",
-                "for: gradients\n",
+                "as 'compression: {codec: dgc}' for: gradients of allreduce-sgd, pipe-sgd; pushed gradients "
+                "of parameter-server, a-psgd\n",
             ],
+        ),
+        (
+            ("codecs", "powersgd"),
+            ["for: gradients of allreduce-sgd, pipe-sgd; models of local-sgd, cocod-sgd, slowmo, diloco\n"],
         ),
         (("algorithms", "local-sgd"), ["compression: of its models"]),
         (("algorithms", "hogwild"), ["compression: none, as it sends nothing"]),
@@ -482,7 +498,7 @@ def test_unknown_names(paceline: Invoke) -> None:
         paceline("topology", "rnig"),
         "rnig: no such topology builder, file or scenario; the nearest is 'ring'",
     )
-    refused(paceline("topology", "ring", "node=4"), "unknown key 'node'; the nearest known key is 'nodes'")
+    refused(paceline("topology", "ring", "node=4"), "unknown key 'node'; the nearest is 'nodes'")
     refused(paceline("topology", "ring", "nodes"), "expected a parameter like 'nodes=8', got 'nodes'")
 
 
@@ -560,7 +576,7 @@ def test_a_fault_is_one_sentence_for_the_shell_too(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: cocod: no such scenario; the nearest that ships is 'cocod-1080ti'\n"
+    assert done.stderr == "error: cocod: no such scenario; the nearest is 'cocod-1080ti'\n"
 
 
 # What is refused, and said, before anything is printed.
@@ -600,6 +616,16 @@ def test_what_an_execution_refuses_is_said_before_the_heading(paceline: Invoke, 
     )
 
 
+def test_an_execution_names_crashes_after_its_end(loss_scenario: Scene, make_run: Make) -> None:
+    late = [{"kind": "crash", "workers": [1], "at": "1 min"}]
+    scenario = loss_scenario(stragglers=late, target=None, execution={"stragglers": "injected"})
+    done = dataclasses.replace(make_run(scenario, [0.4]), clock="wall")
+    assert _execution_text(done).splitlines()[-1] == (
+        "  warning: the crash at 60 s (cluster.stragglers.0.at) lies beyond the run's end at 8 s, without "
+        "effect."
+    )
+
+
 def test_keys_of_a_scenario(paceline: Invoke) -> None:
     code, out, err = paceline("keys")
     assert (code, err) == (0, "")
@@ -607,3 +633,32 @@ def test_keys_of_a_scenario(paceline: Invoke) -> None:
     below = json.loads(paceline("keys", "cluster.transport", "--json")[1])
     assert {row["of"] for row in below} == {"", "ideal", "nccl", "gloo", "fixed"}
     refused(paceline("keys", "budgets"), "budgets: no such key of a scenario; the nearest is 'budget'")
+
+
+def test_keys_have_a_line_each_for_scripts_and_wrapped_lines_on_a_terminal(paceline: Invoke) -> None:
+    plain = paceline("keys", "cluster.transport")[1].splitlines()
+    (line,) = [line for line in plain if line.startswith("cluster.transport.share-spread ")]
+    assert len(line) > 200
+    assert line.endswith("Collectives share equally.")
+    for columns, width in ((60, 80), (100, 100), (300, 120)):
+        shown = on_a_terminal(columns, "keys", "cluster.transport").splitlines()
+        assert width - 12 < max(map(len, shown)) <= width
+        assert "cluster.transport.share-spread (ideal, nccl, gloo)" in shown
+    assert json.loads(on_a_terminal(80, "keys", "budget", "--json"))[0]["key"] == "budget"
+
+
+def on_a_terminal(columns: int, *arguments: str) -> str:
+    """Run the command line with a terminal of so many columns as its output; return what it printed."""
+    outer, inner = os.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    root = Path(__file__).parents[2]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    command = [sys.executable, "-c", "from analysis.cli import main; main()", *arguments]
+    with subprocess.Popen(command, stdout=inner, cwd=root, env=environment):
+        os.close(inner)
+        printed = b""
+        with contextlib.suppress(OSError):  # what the end of the other side is on Linux
+            while block := os.read(outer, 65536):
+                printed += block
+    os.close(outer)
+    return printed.decode().replace("\r\n", "\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis.keys import PARTS, REQUIRED, Key, keys, merged
+from analysis.keys import PARTS, REQUIRED, Key, keys, merged, paragraphs
 from simulator.parts import BadInput, Part, Section, section_of
 from simulator.scenario import SCENARIOS, Scenario
 from simulator.sections import Sections
@@ -129,3 +129,27 @@ def test_a_reader_gets_each_key_once_for_the_parts_where_it_is_alike() -> None:
 def test_defaults_that_are_quantities_have_their_unit() -> None:
     assert found("workload.cost.bucket-size", "model").default == "26.21 MB"
     assert found("workload.cost.first-bucket", "model").default == "1.049 MB"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_paragraphs_are_no_wider_than_asked_and_hold_every_word(width: int) -> None:
+    listed = merged(every())
+    text = paragraphs(listed, width)
+    assert max(map(len, text.splitlines())) <= width
+    words = text.split()
+    assert sum(len(key.meaning.split()) + len(key.value.split()) for key in listed) < len(words)
+    for key in listed:
+        assert set(key.meaning.split()) <= set(words)
+
+
+def test_a_key_as_a_paragraph() -> None:
+    assert paragraphs([found("cluster.transport.rounds-of-latency", "nccl")], 80).splitlines() == [
+        "cluster.transport.rounds-of-latency (nccl)",
+        "  all | depth; default depth",
+        "  all: every round of the pattern pays its path's latency; depth: 2 ceil(log2 n)",
+        "  of them do, because pipelining hides the rest.",
+    ]
+    assert paragraphs([found("budget.iterations"), found("target")], 80).splitlines()[1::3] == [
+        "  whole number; required",
+        "  keys; optional",
+    ]

@@ -165,6 +165,12 @@ def test_slow_links_in_words(timing_scenario: Scene) -> None:
         stragglers=[{"kind": "slow-link", "between": ["switch", "host1"], "factor": 0.25, "end": "2 s"}]
     )
     assert straggler_sentences(scenario) == ["slow-link: link switch – host1, factor 0.25, end 2.0 s"]
+    measured = {"kind": "persistent", "workers": [1], "slowdown": 1.5, "measured-with": 3}
+    scenario = timing_scenario(compare=[]).vary(stragglers=[measured, {**measured, "measured-with": None}])
+    assert straggler_sentences(scenario) == [
+        "persistent: worker 1, slowdown 1.5, measured-with 3",
+        "persistent: worker 1, slowdown 1.5",
+    ]
 
 
 def test_warnings_name_what_was_not_reached(loss_scenario: Scene, make_run: Make) -> None:
@@ -257,6 +263,15 @@ def test_warnings_name_what_the_theory_does_not_cover(timing_scenario: Scene) ->
     )
     sentence = "the theory covers plain SGD, not the update rule 'adamw'."
     assert [text for text in warnings(done) if "theory" in text] == [f"local-sgd: {sentence}"]
+
+
+def test_warnings_name_events_after_the_end(loss_scenario: Scene, make_run: Make) -> None:
+    late = [{"kind": "crash", "workers": [1], "at": "1 min"}]
+    done = _by_hand(loss_scenario(stragglers=late), make_run, [0.4, 0.4])
+    assert warnings(done) == [
+        "local-sgd: the crash at 60 s (cluster.stragglers.0.at) lies beyond the run's end at 8 s, without "
+        "effect."
+    ]
 
 
 def test_a_loss_curve_for_every_algorithm(loss_scenario: Scene, make_run: Make) -> None:
@@ -374,6 +389,9 @@ def test_a_comparison_as_a_page(timed: Experiment) -> None:
         assert f'id="{plot}"' in text
     assert "differs most" in text
     assert "Largest contributor" in text
+    warned = "runs of different scenarios, which differ in algorithm (allreduce-sgd, local-sgd)."
+    assert warned in text
+    assert warned not in comparison_report(compare(timed.entries[0].run, timed.entries[0].run))
 
 
 def test_scripts_cannot_be_closed_from_inside(loss_scenario: Scene, make_run: Make) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from simulator.cautions import cautions
+from simulator.cautions import cautions, cautions_of_run
+from simulator.engine.simulate import simulate
+from simulator.run import Run
 from simulator.scenario import Scenario
+from traces.calibration_files import write_description
 
 
 def made(workers: int = 4, **changes: Any) -> Scenario:
@@ -123,3 +129,120 @@ def test_what_the_theory_does_not_cover() -> None:
     assert cautions(made(update="momentum", algorithm="cocod-sgd")) == [
         "the theory covers plain SGD, not the update rule 'momentum'."
     ]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "meets"),
+    [
+        ("allreduce-sgd", True),
+        ({"name": "cocod-sgd", "period": 2}, True),
+        ("d-psgd", False),
+        ("a-psgd", False),
+    ],
+)
+def test_unequal_shares_where_only_collectives_run(algorithm: Any, meets: bool) -> None:
+    unequal = {"cluster.transport": {"name": "gloo", "share-spread": 0.14}}
+    chosen = made(algorithm=algorithm).vary(unequal)
+    sentence = (
+        "cluster.transport.share-spread of 0.14 has no effect, as collectives share links equally and there "
+        "are no messages between two workers."
+    )
+    assert cautions(chosen) == ([sentence] if meets else [])
+    # It is a simulation's; alone, a worker shares nothing.
+    assert cautions(chosen, real=True) == []
+    assert cautions(made(1, algorithm=algorithm).vary(unequal)) == []
+    if meets:
+        short = chosen.vary({"budget.iterations": 8})
+        even = short.vary({"cluster.transport.share-spread": 0.0})
+        assert simulate(short).duration == simulate(even).duration
+
+
+def test_slow_downs_that_were_measured_with_another_number_of_workers(tmp_path: Path) -> None:
+    slow = [
+        {"kind": "persistent", "workers": [rank], "slowdown": factor, "measured-with": 4}
+        for rank, factor in ((0, 0.9), (3, 1.1))
+    ]
+    sentence = (
+        "the slow-downs of ranks in cluster.stragglers were measured with 4 workers and are used with {}, "
+        "whose ranks may be slower or faster."
+    )
+    four = made(4).vary(stragglers=slow)
+    assert cautions(four) == []
+    assert cautions(four.vary(workers=2)) == [sentence.format(2)]
+    assert cautions(made(8).vary(stragglers=slow)) == [sentence.format(8)]
+    # A machine has its own, unless they are injected.
+    assert cautions(four.vary(workers=2), real=True) == []
+    injected = four.vary(workers=2, execution={"stragglers": "injected"})
+    assert cautions(injected, real=True) == [sentence.format(2)]
+    # A description is known by its file, and a saved run without it.
+    described = {**four.resolved()["cluster"], "workers": 4}
+    write_description(tmp_path / "machine.yaml", described, {})
+    data = {**four.resolved(), "cluster": {"file": "machine.yaml", "workers": 3}}
+    named = Scenario(data, folder=tmp_path)
+    assert cautions(named) == cautions(Scenario(named.resolved())) == [sentence.format(3)]
+    assert cautions(Scenario({**data, "cluster": "machine.yaml"}, folder=tmp_path)) == []
+
+
+DATED: list[tuple[str, dict[str, Any], str, str]] = [
+    ("stragglers", {"kind": "crash", "workers": [1], "at": "TIME"}, "crash", "at"),
+    ("stragglers", {"kind": "crash", "workers": [1], "at": "TIME", "outage": "1 ms"}, "crash", "at"),
+    (
+        "stragglers",
+        {"kind": "slow-link", "between": ["gpu1", "switch"], "start": "TIME"},
+        "slow-link",
+        "start",
+    ),
+    (
+        "stragglers",
+        {"kind": "link-failure", "between": ["gpu1", "switch"], "start": "TIME", "end": "51 s"},
+        "link-failure",
+        "start",
+    ),
+    (
+        "background",
+        {"source": "gpu0", "destination": "gpu1", "rate": "1 GB/s", "start": "TIME"},
+        "background traffic",
+        "start",
+    ),
+]
+
+
+def with_event(key: str, event: dict[str, Any], seconds: float) -> Scenario:
+    """A second entry at a time, behind one that says nothing."""
+    dated = {name: f"{seconds!r} s" if value == "TIME" else value for name, value in event.items()}
+    first = {"kind": "persistent", "slowdown": 1.0} if key == "stragglers" else {**dated, "start": "0 s"}
+    return made(budget={"iterations": 4}).vary({f"cluster.{key}": [first, dated]})
+
+
+@pytest.mark.parametrize(("key", "event", "kind", "name"), DATED)
+def test_an_event_after_the_end_of_a_run(key: str, event: dict[str, Any], kind: str, name: str) -> None:
+    end = simulate(with_event(key, event, 50.0)).duration
+    late = simulate(with_event(key, event, 50.0))
+    text = f"{end * 1e6:.4g} us"
+    assert cautions_of_run(late) == [
+        f"the {kind} at 50 s (cluster.{key}.1.{name}) lies beyond the run's end at {text}, without effect."
+    ]
+    if event.get("kind") != "crash" or "outage" in event:
+        assert cautions_of_run(simulate(with_event(key, event, end / 2))) == []
+
+
+def test_an_event_at_the_very_end_of_a_run() -> None:
+    outage = {"kind": "crash", "workers": [1], "at": "TIME", "outage": "1 ms"}
+    end = simulate(with_event("stragglers", outage, 50.0)).duration
+    assert len(cautions_of_run(simulate(with_event("stragglers", outage, end)))) == 1
+    assert cautions_of_run(simulate(with_event("stragglers", outage, math.nextafter(end, 0)))) == []
+
+
+def test_an_event_that_an_execution_does_not_have() -> None:
+    """Crashes need to be injected, links an emulated network; other traffic there is none."""
+
+    def executed(index: int, emulation: object = None, **execution: str) -> Run:
+        chosen = with_event(*DATED[index][:2], 50.0).vary(execution=execution or None)
+        run = simulate(chosen)
+        return dataclasses.replace(run, clock="wall", emulation=emulation)
+
+    network = {"nodes": 9, "edges": 8, "left_out": []}
+    for run in (executed(0), executed(2), executed(3), executed(4), executed(4, network)):
+        assert cautions_of_run(run) == []
+    for run in (executed(0, stragglers="injected"), executed(2, network), executed(3, network)):
+        assert len(cautions_of_run(run)) == 1

@@ -77,7 +77,32 @@ def test_files_that_are_no_description(tmp_path: Path) -> None:
         scenario(tmp_path, {"file": 3})
     with pytest.raises(BadInput) as error:
         scenario(tmp_path, {"fil": "m.yaml", "workers": 1})
-    assert str(error.value) == "cluster: unknown key 'fil'; the nearest known key is 'file'"
+    assert str(error.value) == "cluster: unknown key 'fil'; the nearest is 'file'"
+
+
+@pytest.mark.parametrize(
+    ("written", "there", "hint"),
+    [
+        (
+            "mien.yaml",
+            ["mine.yaml", "zebra.yaml", "mien.txt", "mien.yaml.bak"],
+            "; the nearest is 'mine.yaml'",
+        ),
+        ("mien.yaml", ["mine.json", "mine.yml"], "; the nearest is 'mine.yml'"),
+        ("mine.yaml", ["mine.json", "mind.yaml"], "; the nearest is 'mine.json'"),
+        ("sub/mien.yaml", ["sub/mine.yaml", "mien2.yaml"], "; the nearest is 'sub/mine.yaml'"),
+        ("none/mien.yaml", ["mine.yaml"], ""),
+        ("mien.yaml", ["zebra.yaml"], ""),
+    ],
+)
+def test_a_description_that_is_not_there(tmp_path: Path, written: str, there: list[str], hint: str) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in there:
+        (tmp_path / name).write_text("format: none")
+    with pytest.raises(BadInput) as error:
+        scenario(tmp_path, written)
+    name = Path(written).name
+    assert str(error.value) == f"cluster.file: {name}: cannot be read: No such file or directory{hint}"
 
 
 def test_a_graph_written_out_is_the_graph() -> None:
@@ -104,9 +129,7 @@ def test_graphs_that_are_none(changes: dict[str, Any], message: str) -> None:
 
 
 def test_a_device_of_no_catalogue_needs_its_figures() -> None:
-    with pytest.raises(
-        BadInput, match=r"cluster\.device: unknown device 'h201'; the nearest known one is 'h200'"
-    ):
+    with pytest.raises(BadInput, match=r"cluster\.device: unknown device 'h201'; the nearest is 'h200'"):
         scenario(None, {**CLUSTER, "device": {"name": "h201", "memory": "1 GB"}})
 
 

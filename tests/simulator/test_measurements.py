@@ -131,7 +131,7 @@ def test_batches_without_room_are_left_out(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_models_that_cannot_be_run() -> None:
-    with pytest.raises(ValueError, match="unknown model 'vgg-16'; the nearest known one is 'vgg16'"):
+    with pytest.raises(ValueError, match="unknown model 'vgg-16'; the nearest is 'vgg16'"):
         entry_of("vgg-16")
     with pytest.raises(ValueError, match="is no network that can be run, but a int"):
         entry_of("simulator.measurements.computing:MATRIX")

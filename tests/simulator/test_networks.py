@@ -165,11 +165,11 @@ def test_workers_on_one_gpu_need_no_link() -> None:
         ({"network": {"name": SAF, "chunk": "0 B"}}, "cluster.network: chunk must be above 0 B, got 0.0"),
         (
             {"network": {"name": SAF, "chunks": "1 MB"}},
-            "cluster.network: unknown key 'chunks'; the nearest known key is 'chunk'",
+            "cluster.network: unknown key 'chunks'; the nearest is 'chunk'",
         ),
         (
             {"network": "forward"},
-            "cluster.network.name: unknown network 'forward'; the nearest known one is 'store-and-forward'",
+            "cluster.network.name: unknown network 'forward'; the nearest is 'store-and-forward'",
         ),
     ],
 )

@@ -39,8 +39,8 @@ def test_parse(text: object, dimension: str, value: float) -> None:
         ("fast", "B/s", "'fast' is not a quantity; write it like '25 Gbps'"),
         (True, "s", "True is not a quantity; write it like '5 us'"),
         (None, "s", "None is not a quantity; write it like '5 us'"),
-        ("25 Gbsp", "B/s", "'Gbsp' in '25 Gbsp' is not a unit of bandwidth; did you mean 'Gbps'?"),
-        ("25 sec", "s", "'sec' in '25 sec' is not a unit of time; did you mean 's'?"),
+        ("25 Gbsp", "B/s", "'Gbsp' in '25 Gbsp' is not a unit of bandwidth; the nearest is 'Gbps'"),
+        ("25 sec", "s", "'sec' in '25 sec' is not a unit of time; the nearest is 's'"),
         ("nan s", "s", "'nan s' is not a quantity; write it like '5 us'"),
     ],
 )

@@ -160,13 +160,13 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("x.graphm", "x.graphm: unknown suffix '.graphm'; the nearest known is '.graphml'"),
-        ("x.gmll", "x.gmll: unknown suffix '.gmll'; the nearest known is '.gml'"),
+        ("x.graphm", "x.graphm: unknown suffix '.graphm'; the nearest is '.graphml'"),
+        ("x.gmll", "x.gmll: unknown suffix '.gmll'; the nearest is '.gml'"),
         (
             "x.xml",
             "x.xml: unknown suffix '.xml'; the known ones are '.edgelist', '.gml', '.graphml', '.json'",
         ),
-        ("x.edges", "x.edges: unknown suffix '.edges'; the nearest known is '.edgelist'"),
+        ("x.edges", "x.edges: unknown suffix '.edges'; the nearest is '.edgelist'"),
         (
             "x.yaml",
             "x.yaml: unknown suffix '.yaml'; the known ones are '.edgelist', '.gml', '.graphml', '.json'",

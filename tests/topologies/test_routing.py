@@ -192,10 +192,12 @@ def test_unknown_nodes_and_policies_are_refused() -> None:
     assert str(error.value) == "node 3 is not in the graph"
     with pytest.raises(ValueError) as error:
         Router(two_level(hosts=1, gpus_per_host=1)).route("host0/gpu0", "host0/gpu9")
-    assert str(error.value) == "node 'host0/gpu9' is not in the graph; did you mean 'host0/gpu0'?"
+    assert str(error.value) == "node 'host0/gpu9' is not in the graph; the nearest is 'host0/gpu0'"
     with pytest.raises(ValueError) as error:
         Router(ring(nodes=3), policy="ecpm")
-    assert str(error.value) == "routing policy must be 'shortest' or 'ecmp', got 'ecpm'; did you mean 'ecmp'?"
+    assert (
+        str(error.value) == "routing policy must be 'shortest' or 'ecmp', got 'ecpm'; the nearest is 'ecmp'"
+    )
     with pytest.raises(ValueError, match="a multigraph is not a cluster graph"):
         Router(nx.MultiGraph())
 

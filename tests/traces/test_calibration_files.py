@@ -43,6 +43,14 @@ def test_numbers_keep_every_bit(tmp_path: Path) -> None:
             "m.yaml: unknown key 'clusters'; the known keys are format, cluster, measured",
         ),
         (
+            f"format: {FORMAT}\ncluster:\n  device: {{pass-overhead: 1 s,\n    pass_overhead: 2 s}}\n",
+            "m.yaml: the key 'pass_overhead' is given in line 3 and in line 4",
+        ),
+        (
+            f"format: {FORMAT}\ncluster: {{}}\nmeasured: {{}}\ncluster: {{}}\n",
+            "m.yaml: the key 'cluster' is given in line 2 and in line 4",
+        ),
+        (
             yaml.safe_dump({"format": FORMAT, "cluster": 3}),
             "m.yaml: cluster: expected the keys of a scenario's cluster section",
         ),
@@ -57,6 +65,13 @@ def test_refusals(tmp_path: Path, text: str, message: str) -> None:
 def test_half_of_a_json_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text('{"format":\n')
     with pytest.raises(ValueError, match=r"^m.json: is not JSON in line 2$"):
+        read_description(tmp_path / "m.json")
+
+
+def test_a_key_that_a_json_file_has_twice_is_refused(tmp_path: Path) -> None:
+    text = f'{{"format": "{FORMAT}", "cluster": {{"workers": 1, "workers": 2}}}}'
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(ValueError, match=r"^m.json: the key 'workers' is given twice in one object$"):
         read_description(tmp_path / "m.json")
 
 

@@ -467,12 +467,12 @@ def test_what_a_codec_keeps_counts_in_the_peak_memory() -> None:
         (
             "local-sgd",
             {"codec": "topk"},
-            "compression.codec: unknown codec 'topk'; the nearest known one is 'top-k'",
+            "compression.codec: unknown codec 'topk'; the nearest is 'top-k'",
         ),
         (
             "local-sgd",
             {"codec": "top-k", "densty": 0.1},
-            "compression: unknown key 'densty'; the nearest known key is 'density'",
+            "compression: unknown key 'densty'; the nearest is 'density'",
         ),
         (
             "local-sgd",

@@ -88,15 +88,20 @@ def test_a_description_has_everything_and_nothing_else_stays(machine: Path) -> N
     assert cluster["device"]["interference"] >= 1
     assert [entry["kind"] for entry in cluster["stragglers"]][-1] == "measured"
     assert {
-        "date", "versions", "machine", "ranks", "backend", "range", "clocks", "network", "exchanges",
+        "date", "versions", "machine", "ranks", "backend", "range", "validity", "clocks", "network",
+        "exchanges",
         "collectives",
         "passes", "interference", "gradients", "jitter", "objective-cost", "model-against-measured",
         "seconds",
     } == set(measured)  # fmt: skip
     assert measured["versions"]["torch"] == torch.__version__
     assert measured["range"] == {
-        "message-bytes": [4, 2**16], "collective-bytes": [2**8, 2**16], "batches": [1, 8],
+        "workers": 2, "message-bytes": [4, 2**16], "collective-bytes": [2**8, 2**16], "batches": [1, 8],
     }  # fmt: skip
+    assert measured["validity"] == (
+        "for 2 workers in the order of their ranks: slow-downs belong to ranks, and times have the "
+        "contention of all in them; measure again for another number or order of workers"
+    )
     assert measured["objective-cost"]["parameters"] == 2410
     (pair,) = measured["network"]["pairs"]
     assert len(pair["residuals"]) == 3
@@ -141,7 +146,7 @@ def test_run_takes_a_description(machine: Path, tmp_path: Path) -> None:
         (["--size", "4"], "size: '4' has no unit; write it like '102 MB'"),
         (["--seed", "1"], "seed: has no effect without a scenario whose objective is measured"),
         (["--out", "m"], "out: 'm' should end with .yaml, .yml, .json"),
-        (["--scenario", "none"], "none: no such scenario; the nearest that ships is 'cocod-1080ti'"),
+        (["--scenario", "none"], "none: no such scenario; the nearest is 'cocod-1080ti'"),
     ],
 )
 def test_what_the_command_refuses(arguments: list[str], message: str) -> None:
@@ -252,7 +257,7 @@ def test_under_torchrun_the_first_rank_writes(tmp_path: Path) -> None:
         ({"collective_sizes": ()}, "collective-sizes: must ascend from 4 or more, got none"),
         ({"repeats": 0}, "repeats: must be at least 1, got 0"),
         ({"seconds": 0.0}, "seconds: must be above 0, got 0.0"),
-        ({"models": ("resnet5",)}, "model: unknown model 'resnet5'; the nearest known one is 'resnet50'"),
+        ({"models": ("resnet5",)}, "model: unknown model 'resnet5'; the nearest is 'resnet50'"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
@@ -318,3 +323,4 @@ def test_residuals_of_rounding_are_none() -> None:
         "gradients": [model],
     }  # fmt: skip
     assert "  gradient of mlp-digits: 1 ms + 10 us a sample; residuals up to 0 %" in _lines(measured)
+    assert _lines({**measured, "validity": "for two"})[-1] == "  valid for two"

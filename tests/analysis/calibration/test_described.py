@@ -8,6 +8,7 @@ import pytest
 
 from analysis.calibration import compute, network
 from analysis.calibration.settings import ALL_HOSTS, Settings, chosen_pairs, flow_sets
+from simulator.cautions import cautions
 from simulator.scenario import Scenario
 from simulator.units import parse_quantity
 
@@ -175,6 +176,10 @@ def test_device_has_what_was_measured() -> None:
     # The second worker is twice as slow as the first, around the mean of both, and nothing varies.
     assert [scenario.persistent_factor(rank) for rank in (0, 1)] == pytest.approx([2 / 3, 4 / 3])
     assert len(scenario.stragglers) == 2
+    # They belong to these two workers.
+    assert cautions(scenario) == []
+    assert [entry.measured_with for entry in scenario.stragglers] == [2, 2]
+    assert len(cautions(scenario.vary(workers=1))) == 1
 
 
 def test_what_is_faster_in_company_is_noise() -> None:

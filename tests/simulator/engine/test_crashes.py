@@ -173,3 +173,10 @@ def test_what_is_refused(straggler: dict[str, Any], cluster: dict[str, Any], pro
     with pytest.raises(BadInput) as caught:
         scenario([straggler], **cluster)
     assert problem in str(caught.value)
+
+
+def test_a_crash_at_the_moment_that_the_run_ends() -> None:
+    """Both are due at 3 s; the crash was due first, and the run's end does not come on top of it."""
+    with pytest.raises(WorkerFailed) as caught:
+        simulate(scenario([{"kind": "crash", "at": "3 s", "workers": [1]}], Alone()))
+    assert str(caught.value) == "worker 1 failed in iteration 3: it crashed at 3 s, as the scenario says"

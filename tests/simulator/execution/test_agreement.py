@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch._C._distributed_c10d import DebugLevel
 
 from simulator.engine.simulate import simulate
 from simulator.execution import execute
@@ -56,6 +58,37 @@ class TestTable:
         assert str(caught.value) == "an exchange differs: worker 1 sent 6 elements, worker 0 sent it 5"
 
 
+class Stopped(Exception):
+    """A process is stopped here."""
+
+
+class Stopping(np.ndarray[Any, Any]):
+    """Rows in which nobody gets as far as to write the number of a call."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(key, tuple) and key[1] == 0 and value > 0:
+            raise Stopped
+        super().__setitem__(key, value)
+
+
+def test_a_rank_that_is_stopped_while_it_notes_its_next_call_differs_in_nothing(tables: list[Table]) -> None:
+    """What is empty ends at once, so that others may come to a call when its first ranks have left it."""
+    nothing = ("mean", 0, "float32")
+    tables[0].enter("world", 0, nothing, (0, 1, 2))
+    tables[1].enter("world", 0, nothing, (0, 1, 2))
+    tables[0]._table = tables[0]._table.view(Stopping)  # type: ignore[assignment]
+    with pytest.raises(Stopped):
+        tables[0].enter("world", 1, ("mean", 5, "float32"), (0, 1, 2))
+    tables[2].enter("world", 0, nothing, (0, 1, 2))
+    # It counts as soon as it goes on.
+    tables[0]._table = tables[0]._table.view(np.memmap)
+    tables[0].enter("world", 1, ("mean", 5, "float32"), (0, 1, 2))
+    with pytest.raises(
+        AlgorithmError, match="number 1 of the group 'world' differs: worker 0 called mean of 5"
+    ):
+        tables[2].enter("world", 1, ("mean", 4, "float32"), (0, 1, 2))
+
+
 class Gathering:
     """Gives what two ranks tell."""
 
@@ -80,6 +113,16 @@ def test_first_calls_alone_are_told() -> None:
         "all_reduce number 0 of the group 'world' differs: worker 0 called mean of 5 float32 elements, "
         "worker 1 called mean of 4 float32 elements"
     )
+
+
+def test_all_calls_are_told_where_torch_is_to_compare_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("simulator.execution.agreement.get_debug_level", lambda: DebugLevel.DETAIL)
+    gathering: Any = Gathering((1, 5, 0), (1, 4, 0))
+    every = FirstCalls(0, gathering)
+    every.enter("exchange", 3, ("exchange", 5, "float32"), (1,))
+    assert gathering.calls == 0
+    with pytest.raises(AlgorithmError, match="number 7 of the group 'world' differs"):
+        every.enter("world", 7, ("mean", 5, "float32"), (0, 1))
 
 
 class TestForReal:

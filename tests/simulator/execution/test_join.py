@@ -259,7 +259,7 @@ class TestEnding:
         assert ranks.outcomes() == dict.fromkeys((0, 1), f"WorkerFailed: {sentence}")
 
     def test_collectives_of_different_lengths(self, ranks: Ranks) -> None:
-        """On several machines the first of each group is compared; on one, every collective."""
+        """On several machines the first of each group is compared; on one, or if asked for, every one."""
         sentence = (
             "AlgorithmError: all_reduce number {} of the group 'world' differs: worker 0 called mean of 6 "
             "float64 elements, worker 1 called mean of 5 float64 elements"
@@ -271,6 +271,20 @@ class TestEnding:
         for rank in (0, 1):
             ranks.start(rank, scenario)
         assert ranks.outcomes(20) == dict.fromkeys((0, 1), sentence.format(0))
+
+    def test_every_collective_is_compared_on_several_machines_if_asked_for(self, ranks: Ranks) -> None:
+        scenario = ranks.scenario("gradient = gradient[1:]")
+        asked = (
+            "import torch.distributed as dist; os.environ['TORCH_DISTRIBUTED_DEBUG'] = 'DETAIL'; "
+            "dist.set_debug_level_from_env()"  # it is read when torch is imported
+        )
+        for rank in (0, 1):
+            ranks.start(rank, scenario, meddle=asked)
+        (sentence,) = set(ranks.outcomes(20).values())
+        assert sentence == (
+            "AlgorithmError: all_reduce number 2 of the group 'world' differs: worker 0 called mean of 6 "
+            "float64 elements, worker 1 called mean of 5 float64 elements"
+        )
 
     def test_collectives_of_different_lengths_on_one_machine(self, ranks: Ranks) -> None:
         scenario = ranks.scenario("gradient = gradient[1:]")

@@ -278,7 +278,7 @@ def test_bad_questions(name: str) -> None:
         (lambda: Portfolio(samples=50), "portfolio: samples must be above assets = 50, got 50"),
         (lambda: Portfolio(kappa=0.5), "portfolio: kappa must be finite and at least 1, got 0.5"),
         (lambda: Portfolio(l2=-1.0), "portfolio: l2 must be finite and at least 0, got -1.0"),
-        (lambda: Portfolio(dtype="float"), "portfolio: unknown dtype 'float'; did you mean 'float64'?"),  # type: ignore[arg-type]
+        (lambda: Portfolio(dtype="float"), "portfolio: unknown dtype 'float'; the nearest is 'float64'"),  # type: ignore[arg-type]
         (lambda: PolicyEvaluation(states=0), "policy-evaluation: states must be at least 1, got 0"),
         (lambda: PolicyEvaluation(features=0), "policy-evaluation: features must be at least 1, got 0"),
         (lambda: PolicyEvaluation(transitions=0), "policy-evaluation: transitions must be at least 1, got 0"),
@@ -287,7 +287,7 @@ def test_bad_questions(name: str) -> None:
         (lambda: PolicyEvaluation(gamma=1.0),
          "policy-evaluation: gamma must be at least 0 and below 1, got 1.0"),
         (lambda: PolicyEvaluation(dtype="float3"),  # type: ignore[arg-type]
-         "policy-evaluation: unknown dtype 'float3'; did you mean 'float32'?"),
+         "policy-evaluation: unknown dtype 'float3'; the nearest is 'float32'"),
     ],
 )  # fmt: skip
 def test_bad_kinds(make: Callable[[], object], message: str) -> None:

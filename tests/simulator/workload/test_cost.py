@@ -308,9 +308,9 @@ def test_bad_given_cost(values: dict[str, float], message: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": "resnet-50"}, "unknown model 'resnet-50'; did you mean 'resnet50'?"),
+        ({"model": "resnet-50"}, "unknown model 'resnet-50'; the nearest is 'resnet50'"),
         ({"model": "xyz"}, "unknown model 'xyz'; known are " + ", ".join(MODEL_NAMES)),
-        ({"precision": "fp8"}, "unknown precision 'fp8'; did you mean 'fp32'?"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'; the nearest is 'fp32'"),
         ({"batch": 0}, "cost of 'vgg16': batch must be at least 1, got 0"),
         ({"bucket_size": 0.0}, "cost of 'vgg16': bucket_size must be above 0, got 0.0"),
         ({"first_bucket": -1.0}, "cost of 'vgg16': first_bucket must be above 0, got -1.0"),

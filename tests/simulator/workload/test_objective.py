@@ -507,7 +507,7 @@ def test_gradients_are_the_same_in_another_process() -> None:
          "quadratic: dimension 1 has one eigenvalue, so mu must be L = 1.0, got 0.1"),
         (lambda: Quadratic(sigma2=-1.0), "quadratic: sigma2 must be finite and at least 0, got -1.0"),
         (lambda: Quadratic(zeta2=float("nan")), "quadratic: zeta2 must be finite and at least 0, got nan"),
-        (lambda: Quadratic(dtype="float3"), "quadratic: unknown dtype 'float3'; did you mean 'float32'?"),  # type: ignore[arg-type]
+        (lambda: Quadratic(dtype="float3"), "quadratic: unknown dtype 'float3'; the nearest is 'float32'"),  # type: ignore[arg-type]
         (lambda: ScalarQuadratics((), ()), "scalar-quadratics: curvatures must name at least one component"),
         (lambda: ScalarQuadratics((1.0,), (1.0, 2.0)), "scalar-quadratics: 1 curvatures but 2 centres"),
         (lambda: ScalarQuadratics((1.0,), (1.0,), (1.0, 2.0)),
@@ -516,10 +516,10 @@ def test_gradients_are_the_same_in_another_process() -> None:
          "scalar-quadratics: weights must be finite and above 0, got 0.0"),
         (lambda: ScalarQuadratics((1.0,), (float("inf"),)),
          "scalar-quadratics: centres must be finite, got inf"),
-        (lambda: Mlp(data="digit"), "mlp: unknown data 'digit'; did you mean 'digits'?"),  # type: ignore[arg-type]
+        (lambda: Mlp(data="digit"), "mlp: unknown data 'digit'; the nearest is 'digits'"),  # type: ignore[arg-type]
         (lambda: Mlp(folder="x"), "mlp: folder is not used by data digits, got 'x'"),
         (lambda: Cnn(data="mnist"), "cnn: data mnist needs folder, the place of its files"),
-        (lambda: Mlp(shards="label"), "mlp: unknown shards 'label'; did you mean 'by-label'?"),  # type: ignore[arg-type]
+        (lambda: Mlp(shards="label"), "mlp: unknown shards 'label'; the nearest is 'by-label'"),  # type: ignore[arg-type]
         (lambda: Mlp(sampling="all"), "mlp: unknown sampling 'all'; known are uniform, epoch"),  # type: ignore[arg-type]
         (lambda: Mlp(shards="dirichlet"), "mlp: shards dirichlet needs alpha, its concentration"),
         (lambda: Mlp(shards="dirichlet", alpha=0.0), "mlp: alpha must be finite and above 0, got 0.0"),

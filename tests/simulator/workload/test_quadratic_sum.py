@@ -152,11 +152,11 @@ def test_variance_reduction_converges_where_plain_sgd_stalls() -> None:
         ({"dimension": 1}, "quadratic-sum: dimension 1 has one eigenvalue, so mu must be L = 1.0, got 0.02"),
         ({"shift": -1.0}, "quadratic-sum: shift must be finite and at least 0, got -1.0"),
         ({"sigma2": float("nan")}, "quadratic-sum: sigma2 must be finite and at least 0, got nan"),
-        ({"parts": "rank-on"}, "quadratic-sum: unknown parts 'rank-on'; did you mean 'rank-one'?"),
+        ({"parts": "rank-on"}, "quadratic-sum: unknown parts 'rank-on'; the nearest is 'rank-one'"),
         ({"parts": "rank-one", "summands": 10},
          "quadratic-sum: parts rank-one need summands of at least dimension = 20, got 10"),
         ({"sampling": "all"}, "quadratic-sum: unknown sampling 'all'; known are uniform, epoch"),
-        ({"dtype": "float3"}, "quadratic-sum: unknown dtype 'float3'; did you mean 'float32'?"),
+        ({"dtype": "float3"}, "quadratic-sum: unknown dtype 'float3'; the nearest is 'float32'"),
     ],
 )  # fmt: skip
 def test_bad_settings(settings: dict[str, object], message: str) -> None:

@@ -310,7 +310,7 @@ class TestRefusals:
             ),
             (
                 {"algorithm": "cocod"},
-                "algorithm.name: unknown algorithm 'cocod'; the nearest known one is 'cocod-sgd'",
+                "algorithm.name: unknown algorithm 'cocod'; the nearest is 'cocod-sgd'",
             ),
             (
                 {"algorithm": "svrg"},
