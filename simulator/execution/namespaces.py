@@ -27,18 +27,12 @@ T = TypeVar("T")
 FEATURES = {
     "veth": "CONFIG_VETH",
     "tbf": "CONFIG_NET_SCH_TBF",
-    "htb": "CONFIG_NET_SCH_HTB and CONFIG_NET_CLS_U32",
     "policy routing": "CONFIG_IP_MULTIPLE_TABLES",
     "ifb": "CONFIG_IFB, CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED",
     "netem": "CONFIG_NET_SCH_NETEM",
 }
 """What an emulated network may need of the kernel, with the options that a kernel has it by."""
 
-_SMALL = 128
-"""Bytes of a packet, a power of 2: acknowledgements are smaller, large messages are not."""
-_UNLIMITED = 2**31 - 1
-"""Bytes/s at which packets are only put in order."""
-_IP = 0x0800  # ETH_P_IP
 _CLONE_NEWNET = 0x40000000
 
 
@@ -168,7 +162,6 @@ def _missing_features() -> frozenset[str]:
             "tbf": _works(
                 lambda: ip.tc("add", "tbf", index=index, handle="1:", rate=10**6, burst=10**5, latency=5000)
             ),
-            "htb": _works(lambda: put_small_first(ip, index, "1:1")),
             "netem": _works(lambda: ip.tc("add", "netem", index=peer, handle="1:", delay=1000)),
             "policy routing": _works(
                 lambda: ip.rule("add", src="10.0.0.1", src_len=32, table=100, priority=100)
@@ -190,27 +183,6 @@ def _works(attempt: Callable[[], object]) -> bool:
             ) from None
         return False
     return True
-
-
-def put_small_first(ip: Any, index: int, parent: str) -> None:
-    """Let small packets leave an interface first; these and all others have a queue of its length each.
-
-    Parameters
-    ----------
-    ip
-        Of the namespace.
-    index
-        The interface's number.
-    parent
-        The part of the interface's present queueing that takes what is in order.
-    """
-    ip.tc("add", "htb", index=index, handle="20:", parent=parent, default="20:20")
-    for name, order in (("20:10", 1), ("20:20", 2)):
-        limits = {"rate": _UNLIMITED, "ceil": _UNLIMITED, "burst": 2**20, "cburst": 2**20, "quantum": 2**14}
-        ip.tc("add-class", "htb", index=index, handle=name, parent="20:", prio=order, **limits)
-    # In the first word of a packet: version 4, and a total length below that of small packets.
-    keys = ["0x40/0xf0+0", f"0x0000/{0x10000 - _SMALL:#06x}+2"]
-    ip.tc("add-filter", "u32", index=index, parent="20:", protocol=_IP, prio=1, target="20:10", keys=keys)
 
 
 def redirect(ip: Any, index: int, name: str) -> int:

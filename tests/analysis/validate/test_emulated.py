@@ -211,7 +211,7 @@ class TestCommand:
             check_rights()
         except BadInput as error:
             pytest.skip(str(error))
-        if missing := missing_features() & {"veth", "tbf", "htb"}:
+        if missing := missing_features() & {"veth", "tbf"}:
             pytest.skip(f"the kernel lacks {', '.join(sorted(missing))}")
         monkeypatch.setattr(emulated, "COUNTED", 1)
         monkeypatch.setattr(emulated, "PARAMETERS", 2**14)

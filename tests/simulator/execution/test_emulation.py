@@ -40,7 +40,7 @@ def lacking() -> str:
         missing = namespaces.missing_features()
     except BadInput as error:
         return str(error)
-    return "the kernel lacks " + ", ".join(sorted(missing)) if missing & {"veth", "tbf", "htb"} else ""
+    return "the kernel lacks " + ", ".join(sorted(missing)) if missing & {"veth", "tbf"} else ""
 
 
 REASON = lacking()
@@ -133,11 +133,11 @@ class TestLayout:
         assert Layout.of(described(RING, workers=3, placement=[0, 0, 2])).ranks == (0, 0, 2)
 
     def test_needs(self) -> None:
-        assert Layout.of(described(RING)).needs == {"veth", "tbf", "htb"}
+        assert Layout.of(described(RING)).needs == {"veth", "tbf"}
         half = {**RING, "link": {**LINK, "duplex": "half"}}
-        assert Layout.of(described(half)).needs == {"veth", "tbf", "htb", "ifb"}
+        assert Layout.of(described(half)).needs == {"veth", "tbf", "ifb"}
         torus = {"builder": "torus", "dimensions": [4, 4]}
-        assert Layout.of(described(torus, routing="ecmp")).needs == {"veth", "tbf", "htb", "policy routing"}
+        assert Layout.of(described(torus, routing="ecmp")).needs == {"veth", "tbf", "policy routing"}
 
     def test_addresses(self) -> None:
         assert [address(node) for node in (0, 254, 255)] == ["10.0.0.1", "10.0.0.255", "10.0.1.0"]
