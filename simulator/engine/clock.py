@@ -47,6 +47,7 @@ class CollectiveOptions(TypedDict, total=False):
 
     payload_share: float
     latency_factor: float
+    handling_rate: Annotated[float, "B/s"]
     rendezvous: bool
     in_flight: int
 

@@ -144,10 +144,15 @@ class Communicator:
         schedule = self._segmented[segments]
         if self._network.one_by_one:
             send = functools.partial(self._send, pending.nbytes)
-            steps = Steps(
-                schedule, len(self.ranks), send, pending.done, transport.rendezvous, transport.in_flight
-            )
-            return steps.enter
+            return Steps(
+                schedule,
+                len(self.ranks),
+                send,
+                pending.done,
+                rendezvous=transport.rendezvous,
+                in_flight=transport.in_flight,
+                now=lambda: self._network.clock.now,
+            ).enter
         clock = self._network.clock
         if segments not in self._patterns:
             self._patterns[segments] = clock.core.add_pattern(
@@ -164,14 +169,16 @@ class Communicator:
             pending.done,
             payload_share=transport.payload_share * transport.collective_share,
             latency_factor=transport.latency_factor * transport.collective_latency,
+            handling_rate=transport.handling_rate,
             rendezvous=transport.rendezvous,
             in_flight=transport.in_flight,
         )
         return functools.partial(clock.enter, number)
 
-    def _send(self, nbytes: float, transfer: Transfer, arrived: Callable[[], None]) -> None:
+    def _send(self, nbytes: float, transfer: Transfer, called: float, arrived: Callable[[], None]) -> None:
         source, destination = self.ranks[transfer.source], self.ranks[transfer.destination]
-        self._network.send(source, destination, transfer.fraction * nbytes, arrived, step=True)
+        size = transfer.fraction * nbytes
+        self._network.send(source, destination, size, arrived, step=True, called=called)
 
     def _step(self, transfer: Transfer) -> Step:
         pair = self.ranks[transfer.source], self.ranks[transfer.destination]

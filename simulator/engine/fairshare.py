@@ -565,22 +565,25 @@ class Core:
         *,
         payload_share: float = 1.0,
         latency_factor: float = 1.0,
+        handling_rate: Annotated[float, "B/s"] = inf,
         rendezvous: bool = False,
         in_flight: int = 1,
     ) -> int:
         """Open a collective and return its number, which is used again when it is closed.
 
         A transfer moves its fraction of `nbytes` over `payload_share` in each of its rounds, and pays
-        `latency_factor` times its latency. A message begins when its sender enters the round, with
-        `rendezvous` not before its receiver does, and never before the one before it has ended. A rank enters
-        the round after the latest when fewer than `in_flight` rounds, 1 or 2, are left open, and the first of
-        a phase when none is.
+        `latency_factor` times its latency, and its fraction over `handling_rate`, before. A message begins
+        when its sender enters the round, with `rendezvous` not before its receiver does, and never before
+        the one before it has ended. A rank enters the round after the latest when fewer than `in_flight`
+        rounds, 1 or 2, are left open, and the first of a phase when none is.
         """
         self._known_pattern(pattern)
         if not 0.0 <= nbytes < inf:
             raise ValueError(f"the size of a collective must be a finite number of at least 0, not {nbytes}")
         if not 0.0 < payload_share < inf:
             raise ValueError(f"the payload share must be a positive, finite number, not {payload_share}")
+        if not handling_rate > 0.0:
+            raise ValueError(f"the handling rate must be a positive number, not {handling_rate}")
         if in_flight not in (1, 2):
             raise ValueError(f"1 or 2 rounds can be in flight, not {in_flight}")
         if not 0.0 <= latency_factor < inf:
@@ -604,7 +607,7 @@ class Core:
         record = storage.records("collectives")[index]
         record.nbytes, record.payload_share = float(nbytes), float(payload_share)
         record.latency_factor, record.rendezvous = float(latency_factor), bool(rendezvous)
-        record.in_flight = int(in_flight)
+        record.in_flight, record.handling = int(in_flight), 1.0 / handling_rate
         state = storage.state
         short = (
             kept.flows + state.flows_kept - state.flows_left,

@@ -60,11 +60,13 @@ class Message:
     done
         Called when its last byte has arrived.
     step
-        Whether it is a transfer of a stepped all-reduce, each of whose segments pays latency.
+        Whether it is a transfer of a collective that goes step by step.
     exchange
         Whether it belongs to an exchange with neighbours.
     weight
         With which it competes for links.
+    called
+        Since when it has been paying its latency; None from now on.
     flow, route
         What carries it at present.
     """
@@ -75,6 +77,7 @@ class Message:
     step: bool = False
     exchange: bool = False
     weight: float = 1.0
+    called: float | None = None
     flow: int = -1
     route: tuple[int, ...] = ()
 
@@ -265,10 +268,12 @@ class Network:
         *,
         step: bool = False,
         exchange: bool = False,
+        called: float | None = None,
     ) -> None:
-        """Start a message of a channel or an exchange, or a transfer of a stepped all-reduce.
+        """Start a message of a channel or an exchange, or a transfer of a stepped collective.
 
-        ``done`` is called when all has arrived.
+        ``done`` is called when all has arrived. A message that has waited for the one before it has been
+        paying its latency since it was ``called``.
         """
         transport = self.transport
         if isinstance(transport, Fixed):
@@ -279,7 +284,7 @@ class Network:
             self._forwarding.send(links, nbytes / transport.payload_share, done, chunk=self._chunk)
         else:
             weight = 1.0 if step or not transport.share_spread else self._weight(source, destination)
-            self._start(Message(source, destination, done, step, exchange, weight), nbytes)
+            self._start(Message(source, destination, done, step, exchange, weight, called), nbytes)
 
     def _weight(self, source: int, destination: int) -> float:
         """Draw the weight of the next message between two ranks."""
@@ -305,9 +310,12 @@ class Network:
         assert isinstance(transport, Transport)
         latency = transport.latency_factor * self.path(*ranks).latency
         if message.step:
-            latency *= transport.collective_latency
+            latency = transport.collective_latency * latency + nbytes / transport.handling_rate
         elif message.exchange:
             latency *= transport.exchange_latency
+        if message.called is not None:
+            latency = max(0.0, message.called + latency - self.clock.now)
+            message.called = None
         message.route = self.message_route(*ranks)
         size = nbytes / self._share(message)
         message.flow = self.clock.flow(message.route, size, done, latency=latency, weight=message.weight)

@@ -2,8 +2,7 @@
 
 The core knows each transfer of a collective by fixed links that are shared. Where links forward chunks, and
 where a transfer may be sent another way while it is under way, each is a message of the network instead. The
-rules are those of the core (:mod:`simulator.engine.kernel.collectives`), but for one: a message that has
-waited for the one before it pays its latency after that.
+rules are those of the core (:mod:`simulator.engine.kernel.collectives`).
 """
 
 from __future__ import annotations
@@ -13,18 +12,25 @@ from dataclasses import dataclass, field
 
 from simulator.patterns import Schedule, Transfer
 
-Send = Callable[[Transfer, Callable[[], None]], object]
-"""Starts a message of a transfer; its second argument is called when the last byte has arrived."""
+Send = Callable[[Transfer, float, Callable[[], None]], object]
+"""Starts a message of a transfer that its ranks have been there for since a time.
+
+Its third argument is called when the last byte has arrived.
+"""
 
 
 @dataclass
 class _Link:
-    """The messages of one transfer of a phase: how many have ended, and whether the next is under way."""
+    """The messages of one transfer of a phase.
+
+    So many have ended, and the next may be under way; for the one after it, both ranks may be there already.
+    """
 
     transfer: Transfer
     phase: int
     ended: int = 0
     under_way: bool = False
+    called: float | None = None
 
 
 @dataclass
@@ -57,6 +63,8 @@ class Steps:
         Whether a message waits for its receiver to enter the round.
     in_flight
         Rounds of a phase in which a rank may be at once.
+    now
+        Tells the time.
     """
 
     def __init__(
@@ -67,12 +75,14 @@ class Steps:
         done: Callable[[int], object],
         rendezvous: bool,
         in_flight: int,
+        now: Callable[[], float],
     ) -> None:
         self._repeats = [phase.repeat for phase in schedule]
         self._send = send
         self._done = done
         self._rendezvous = rendezvous
         self._in_flight = in_flight
+        self._now = now
         self._parts = [_Part() for _ in range(ranks)]
         for number, phase in enumerate(schedule):
             links = [_Link(transfer, number) for transfer in phase.transfers]
@@ -103,10 +113,13 @@ class Steps:
     def _offer(self, link: _Link) -> None:
         """Start the next message of a transfer, if its ranks have entered its round and none is under way."""
         ranks = [link.transfer.source, *([link.transfer.destination] if self._rendezvous else [])]
-        there = all(self._parts[rank].has_entered(link.phase, link.ended) for rank in ranks)
-        if there and not link.under_way:
-            link.under_way = True
-            self._send(link.transfer, lambda: self._arrived(link))
+        turn = link.ended + link.under_way
+        if all(self._parts[rank].has_entered(link.phase, turn) for rank in ranks):
+            called = link.called if link.called is not None else self._now()
+            link.called = called if link.under_way else None
+            if not link.under_way:
+                link.under_way = True
+                self._send(link.transfer, called, lambda: self._arrived(link))
 
     def _arrived(self, link: _Link) -> None:
         link.ended += 1

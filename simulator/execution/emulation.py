@@ -11,9 +11,9 @@ What decides whether the rates come out right, with what was seen without it:
   saturated by 8 x 200 Mb/s in frames of 1,500 bytes, and one offloaded segment exceeds a small bucket;
 - queues of 64 frames or more, and Reno: with 27 frames two flows that compete at both of their ends, or
   one against traffic the other way, lose 8 % of the rate to each other, at any size, rate and number of
-  workers; with 54 and more 1 %. What is left: behind the frames of the traffic the other way, acknowledgements
-  let one or two flows each way between switches lose 5 to 12 %. To let acknowledgements pass first cures that,
-  but then windows grow so fast that many short messages lose 8 %, so they do not. BBR makes shares unequal;
+  workers; with 54 and more 1 %. What is left: behind the frames of the traffic the other way,
+  acknowledgements let one or two flows each way between switches lose 5 to 12 %. To let them pass first
+  cures that, but windows grow so fast then that many short messages lose 8 %. BBR makes shares unequal;
 - permanent neighbour entries: proxy ARP answers after a random delay, seconds when ranks connect.
 
 A node has one address, that of its loopback device, so that connections do not depend on the edge that a

@@ -104,8 +104,8 @@ REFUSED = [
     (
         "cluster.transport",
         {"name": "nccl", "segment-size": "1 MiB"},
-        "good.yaml: cluster.transport: segment-size and least-segments have no effect where all-reduces are "
-        "pipelined",
+        "good.yaml: cluster.transport: segment-size, least-segments, handling-rate and in-flight have no "
+        "effect where all-reduces are pipelined",
     ),
     (
         "cluster.transport",

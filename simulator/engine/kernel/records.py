@@ -177,6 +177,7 @@ COLLECTIVE = np.dtype(
         ("nbytes", "f8"),  # the message, and what its transport makes of it
         ("payload_share", "f8"),
         ("latency_factor", "f8"),
+        ("handling", "f8"),  # seconds a byte
         ("pattern", "i4"),
         ("part", "i4"),  # where its parts begin, one for each rank
         ("message", "i4"),  # where its messages begin, one for each transfer

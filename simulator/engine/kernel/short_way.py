@@ -104,7 +104,8 @@ def disturb(table: Any, index: int, rank: int) -> None:
 
 def transfer_latency(transfer: Any, collective: Any) -> float:
     """Return how long a transfer waits before it takes bandwidth."""
-    return float(collective.latency_factor * transfer.latency)
+    nbytes = transfer.fraction * collective.nbytes
+    return float(collective.latency_factor * transfer.latency + collective.handling * nbytes)
 
 
 def transfer_size(transfer: Any, collective: Any) -> float:
