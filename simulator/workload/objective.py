@@ -27,8 +27,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -80,8 +79,7 @@ def seed_of(seed: int, *key: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=key)
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A gradient to be evaluated.
 
     Attributes
