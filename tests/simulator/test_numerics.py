@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.numerics import combination, reduce, ring_order, ring_sum, stepped
+from simulator.numerics import combination, reduce, ring_sum, stepped
 
 
 def sum_chunk_by_chunk(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -59,11 +59,6 @@ def test_order_above_gloos_segments() -> None:
     random = torch.Generator().manual_seed(1)
     tensors = [torch.randn(1_500_001, generator=random) for _ in range(3)]
     assert torch.equal(ring_sum(tensors), sum_chunk_by_chunk(tensors))
-
-
-def test_every_rank_is_added_once() -> None:
-    order = ring_order(5, 37, 4)
-    assert torch.equal(order.sort(0).values, torch.arange(5).unsqueeze(1).expand(5, 37))
 
 
 @settings(max_examples=40, deadline=None)
