@@ -407,6 +407,13 @@ class Core:
             self.dirty = True
         return number
 
+    def next_number(self) -> int:
+        """Return the number of the next flow for one that the core need not know."""
+        number = self._next_number
+        self._next_number = number + 1
+        self._storage.state.numbers += 1
+        return number
+
     def _make_room(self, legs: int) -> None:
         """Make slots or hops, of what there is too little of for a flow, by a quarter of what there is."""
         storage = self._storage

@@ -524,7 +524,10 @@ class VirtualWorker:
 
     def _begin_flow(self, stream: Stream, seconds: float) -> None:
         ended = functools.partial(self._end_computation, stream)
-        stream.flow = self.clock.flow(self._route, seconds, ended, cap=self._rate)
+        if self._route.legs:
+            stream.flow = self.clock.flow(self._route, seconds, ended, cap=self._rate)
+        else:
+            stream.flow = self.clock.undisturbed(seconds, ended)
 
     def _share_device(self) -> None:
         """Compute on a link from now on, which the tasks share; what is under way moves to it."""
