@@ -219,7 +219,9 @@ class Clock(Environment):
         self.next_look: float = inf
         self.looked_at = -inf
         self._done: dict[int, Done] = {}
-        self._sure: list[tuple[float, int, float, float]] = []  # (end, flow, start, size) of undisturbed flows
+        self._sure: list[
+            tuple[float, int, float, float]
+        ] = []  # (end, flow, start, size) of undisturbed flows
         self._completed: deque[int] = deque()
         self._parts: dict[int, _Parts] = {}
 
