@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from math import inf
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack, cast
 
 from simpy.core import BoundClass, EmptySchedule, Environment, StopSimulation
@@ -198,6 +199,7 @@ class Clock(Environment):
     """
 
     if not TYPE_CHECKING:  # what SimPy declares there holds for these too
+        now = property(attrgetter("_now"))  # without a call of Python's
         process = BoundClass(_Process)
         timeout = BoundClass(_Timeout)
 

@@ -430,16 +430,20 @@ class Network:
         """Return what each link carried, and when its load changed."""
         seen = self._forwarding or self.clock.core
         names = list(self._table.names)
-        changes: list[tuple[int, float, float]] = []
+        number: list[int] = []
+        time: list[float] = []
+        rate: list[float] = []
         if self._monitor:
             for link in range(len(names)):
                 times, rates = seen.history(link)
-                changes += [(link, time, rate) for time, rate in zip(times, rates, strict=True)]
+                number += [link] * len(times)
+                time += times
+                rate += rates
         return LinkUse(
             name=names,
             capacity=list(self._table.capacity),
             carried=[seen.carried(link) for link in range(len(names))],
-            change_link=[change[0] for change in changes],
-            change_time=[change[1] for change in changes],
-            change_rate=[change[2] for change in changes],
+            change_link=number,
+            change_time=time,
+            change_rate=rate,
         )

@@ -29,7 +29,7 @@ from simulator.engine.memory import Reading, VirtualShared, Writing
 from simulator.observation import Observation
 from simulator.plan import random_numbers, weights
 from simulator.workload.cost import NO_GRADIENT
-from traces import COMPUTE, Span
+from traces import COMPUTE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -540,33 +540,24 @@ class VirtualWorker:
     def _end_computation(self, stream: Stream) -> None:
         self._streams.remove(stream)
         _, operation, value = stream.queue.pop(0)
-        self._spans.append(
-            Span(
-                self.rank,
-                COMPUTE,
-                operation.name,
-                stream.started,
-                self.clock.now,
-                -1,
-                0.0,
-                operation.iteration,
-            )
-        )
+        now, iteration = self.clock.now, operation.iteration
+        self._spans.append((self.rank, COMPUTE, operation.name, stream.started, now, -1, 0.0, iteration))
         self._finish(operation, value)
-        self._start_computation(stream)
+        if stream.queue:
+            self._start_computation(stream)
 
     def _finish(self, operation: Operation, value: Any) -> None:
         """Deliver a computation's value; one that is evaluated only now may fail."""
         if operation.name == "gradient":
             self._simulation.advanced(self)
-        if isinstance(value, (Reading, Writing)):
-            value = value.get()
-        elif isinstance(value, DeferredPart):
+        if isinstance(value, DeferredPart):
             try:
                 value = value.get()
             except Exception as error:
                 operation.fail(error)
                 return
+        elif isinstance(value, (Reading, Writing)):
+            value = value.get()
         operation.succeed(value)
 
     # Communication.
@@ -621,7 +612,7 @@ class VirtualWorker:
         """Add a span of an operation to the timeline, unless it is empty."""
         if end > start or nbytes:
             name, iteration = operation.name, operation.iteration
-            self._spans.append(Span(self.rank, kind, name, start, end, peer, nbytes, iteration))
+            self._spans.append((self.rank, kind, name, start, end, peer, nbytes, iteration))
 
     # Its tasks, and what they share.
 
