@@ -34,42 +34,37 @@ class GradientPool:
     def __init__(self, objective: SampledObjective, batched: bool) -> None:
         self._objective = objective
         self._batched = batched
-        self._waiting: list[Deferred] = []
+        self._waiting: list[tuple[Deferred, Request]] = []
 
     def gradient(self, oracle: Oracle, x: torch.Tensor) -> DeferredPart:
         """Ask for the gradient over a worker's next mini-batch."""
-        deferred = Deferred(self, oracle.request(x.clone()))
-        self._waiting.append(deferred)
+        deferred = Deferred(self)
+        self._waiting.append((deferred, oracle.request(x.clone())))
         return DeferredPart(deferred)
 
     def evaluate(self) -> None:
         """Evaluate everything that has been asked for."""
         waiting, self._waiting = self._waiting, []
         if self._batched:
-            gradients = self._objective.batch_gradients([deferred.request for deferred in waiting])
-            for deferred, gradient in zip(waiting, gradients, strict=True):
+            gradients = self._objective.batch_gradients([request for _, request in waiting])
+            for (deferred, _), gradient in zip(waiting, gradients, strict=True):
                 deferred.value = gradient
-        else:
-            for deferred in waiting:
-                deferred.evaluate(self._objective)
+            return
+        for deferred, request in waiting:
+            try:
+                deferred.value = self._objective.batch_gradient(*request)
+            except Exception as error:
+                deferred.value = error  # for the worker that asked
 
 
 class Deferred:
     """A gradient that is evaluated when it is due."""
 
-    __slots__ = ("_pool", "request", "value")
+    __slots__ = ("_pool", "value")
 
-    def __init__(self, pool: GradientPool, request: Request) -> None:
+    def __init__(self, pool: GradientPool) -> None:
         self._pool = pool
-        self.request = request
         self.value: torch.Tensor | Exception | None = None
-
-    def evaluate(self, objective: SampledObjective) -> None:
-        """Evaluate it alone; what goes wrong is for the worker that asked."""
-        try:
-            self.value = objective.batch_gradient(*self.request)
-        except Exception as error:
-            self.value = error
 
     def get(self) -> torch.Tensor:
         """Return the gradient."""

@@ -33,7 +33,7 @@ class Meeting:
     """One collective of a group: which of its members have called it, with what.
 
     Lists are by position in the group. None in ``given`` stands for a member that has not called yet, and in
-    ``members`` for one whose part has ended too.
+    ``members`` for one whose part has ended too. When all have called, ``given`` has become ``results``.
     """
 
     def __init__(
@@ -59,6 +59,8 @@ class Meeting:
 
     def missing(self) -> list[int]:
         """Return the members that have not called yet."""
+        if not self.to_call:
+            return []
         return [rank for rank, given in zip(self._ranks, self.given, strict=True) if given is None]
 
 
@@ -139,6 +141,7 @@ class Group:
             del self._open[index]
             meeting.last_call, meeting.last_rank = worker.clock.now, worker.rank
             meeting.results = self._results(meeting)
+            meeting.given.clear()
             if worker.network.interferes:
                 for rank in self._ranks:
                     worker.network.moving(rank, 1)
