@@ -101,3 +101,17 @@ def test_steps_by_whole_gradient_and_by_buckets_agree() -> None:
     parts = stepped(x, [g[3:5], g[0:3]], 0.5, [(3, 5), (0, 3)])
     assert whole.tolist() == parts.tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
     assert x.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([torch.float32, torch.float64]))
+def test_a_step_by_buckets_has_the_bits_of_one_bucket_after_the_other(
+    first: int, second: int, dtype: torch.dtype
+) -> None:
+    random = torch.Generator().manual_seed(first + 1000 * second)
+    x, g = torch.randn(2, first + second, generator=random, dtype=dtype)
+    bounds = [(first, first + second), (first, first), (0, first)]
+    expected = x.clone()
+    for low, high in bounds:
+        expected[low:high].sub_(g[low:high], alpha=0.3)
+    assert torch.equal(stepped(x, [g[low:high] for low, high in bounds], 0.3, bounds), expected)
