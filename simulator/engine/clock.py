@@ -221,9 +221,7 @@ class Clock(Environment):
         self.next_look: float = inf
         self.looked_at = -inf
         self._done: dict[int, Done] = {}
-        self._sure: list[
-            tuple[float, int, float, float]
-        ] = []  # (end, flow, start, size) of undisturbed flows
+        self._sure: list[tuple[float, int, float, float]] = []  # undisturbed flows: end, number, start, size
         self._completed: deque[int] = deque()
         self._parts: dict[int, _Parts] = {}
 
@@ -252,7 +250,14 @@ class Clock(Environment):
         """Start a flow of rate 1 that nothing can slow down, and return its number.
 
         It is a :meth:`flow` without a link and with the cap 1, at a fraction of its price.
+
+        Raises
+        ------
+        ValueError
+            If the size is negative or not finite.
         """
+        if not 0.0 <= size < inf:
+            raise ValueError(f"an undisturbed flow has a finite size of at least 0, not {size}")
         number = self.core.next_number()
         heappush(self._sure, (self._now + size, number, self._now, size))
         self._done[number] = done
@@ -384,7 +389,7 @@ class Clock(Environment):
 
     @property
     def _next_sure(self) -> float:
-        """When the next SimPy event comes, or the end of an undisturbed flow."""
+        """When what is certain happens next: a SimPy event, or the end of an undisturbed flow."""
         time: float = self._queue[0][0] if self._queue else inf
         return min(time, self._sure[0][0]) if self._sure else time
 

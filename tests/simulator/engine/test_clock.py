@@ -761,6 +761,15 @@ def test_the_end_of_an_undisturbed_flow_is_still_to_come() -> None:
         clock.cancel(flow)
 
 
+@pytest.mark.parametrize("size", [-1.0, inf, nan])
+def test_an_undisturbed_flow_has_an_end(size: float) -> None:
+    clock = Clock()
+    with pytest.raises(ValueError) as error:
+        clock.undisturbed(size, int)
+    assert str(error.value) == f"an undisturbed flow has a finite size of at least 0, not {size}"
+    assert clock.peek() == inf
+
+
 # --------------------------------------------------------------------------------- SimPy as it was
 
 
