@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +28,7 @@ ADDED_BY_NUMPY = (torch.float32, torch.float64)
 """Types whose sums NumPy forms as torch does, element by element in the type itself."""
 
 SMALL = 2**16
-"""Up to so many elements of all workers together, one gather is faster than going chunk by chunk."""
+"""Up to so many elements of all workers together, sums in a few calls are faster than chunk by chunk."""
 
 
 def chunk_elements(world_size: int, elements: int, itemsize: int) -> int:
@@ -38,40 +40,49 @@ def chunk_elements(world_size: int, elements: int, itemsize: int) -> int:
     return max(segment_elements * (segments // world_size), 1)
 
 
-@functools.lru_cache(maxsize=64)
-def ring_order(world_size: int, elements: int, itemsize: int) -> torch.Tensor:
-    """Return which rank's element is added in which step of Gloo's ring all-reduce.
-
-    Returns
-    -------
-    Tensor of shape [world_size, elements], int64: row k holds the rank whose element is the k-th summand.
-    """
-    chunk = torch.arange(elements) // chunk_elements(world_size, elements, itemsize)
-    # Summands c-2 and c-1 come first, in either order, then c-3 down to c-n.
-    steps = torch.arange(1, world_size + 1).unsqueeze(1)
-    return (chunk - steps) % world_size
-
-
 def ring_sum(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the sum of equally long vectors, in Gloo's order, as a fresh tensor."""
     if len(tensors) == 1:
         return tensors[0].clone()
-    if len(tensors) * tensors[0].numel() > SMALL:
-        return _sum_by_chunks(tensors)
-    stacked = torch.stack(list(tensors))
-    ordered = stacked.gather(0, ring_order(len(tensors), stacked.shape[1], stacked.element_size()))
-    if ordered.dtype in ADDED_BY_NUMPY and ordered.shape[1] > 1:
-        # Row after row, in one call; only a single column would be added pairwise.
-        return torch.from_numpy(np.add.reduce(ordered.numpy(), axis=0))
-    rows = ordered.unbind()
-    total = rows[0] + rows[1]
-    for summand in rows[2:]:
-        total += summand
-    return total
+    if tensors[0].dtype in ADDED_BY_NUMPY and len(tensors) * tensors[0].numel() <= SMALL:
+        return _sum_row_by_row(tensors)
+    return _sum_by_chunks(tensors)
+
+
+def _sum_row_by_row(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the sum from views of all vectors, which lie twice behind each other, the last rank first.
+
+    The k-th summand of chunk c is that of rank c-k-1, which lies in row n-c+k: in its own place, one row
+    further for each summand and one back for each chunk.
+    """
+    n, elements = len(tensors), tensors[0].numel()
+    rows = torch.cat(list(tensors)[::-1] * 2).numpy()
+    item = rows.itemsize
+    row, chunk = item * elements, chunk_elements(n, elements, item)
+    whole, rest = divmod(elements, chunk)
+    total = np.empty(elements, rows.dtype)
+    summands: np.ndarray[Any, Any]
+    if whole:
+        shape, steps = (n, whole, chunk), (row, item * chunk - row, item)
+        summands = np.ndarray(shape, rows.dtype, rows, n * row, steps)
+        _add(summands, total[: whole * chunk].reshape(whole, chunk))
+    if rest:
+        begin = (n - whole) * row + item * whole * chunk
+        summands = np.ndarray((n, rest), rows.dtype, rows, begin, (row, item))
+        _add(summands, total[whole * chunk :])
+    return torch.from_numpy(total)
+
+
+def _add(summands: np.ndarray[Any, Any], total: np.ndarray[Any, Any]) -> None:
+    """Add up along the first axis, one after another."""
+    if total.size > 1:
+        np.add.reduce(summands, axis=0, out=total)
+    else:  # a single column would be added pairwise
+        total[...] = np.add.accumulate(summands, axis=0)[-1]
 
 
 def _sum_by_chunks(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the same sum without an index for every element."""
+    """Return the sum without a second copy of the vectors."""
     n, elements = len(tensors), tensors[0].numel()
     length = chunk_elements(n, elements, tensors[0].element_size())
     total = torch.empty_like(tensors[0])
@@ -140,10 +151,13 @@ def stepped(
     """
     if isinstance(x, Phantom) or isinstance(gradient, Phantom):
         return x
+    return torch.sub(x, joined(gradient, bounds), alpha=step_size)
+
+
+def joined(gradient: Tensor | Sequence[Tensor], bounds: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """Return a gradient in one piece, which may be given in slices in the order of ``bounds``."""
     if isinstance(gradient, torch.Tensor):
-        return torch.sub(x, gradient, alpha=step_size)
-    moved = x.clone()
-    for (low, high), part in zip(bounds, gradient, strict=True):
-        assert isinstance(part, torch.Tensor)
-        moved[low:high].sub_(part, alpha=step_size)
-    return moved
+        return gradient
+    assert not isinstance(gradient, Phantom)
+    in_place = sorted(zip(bounds, gradient, strict=True), key=operator.itemgetter(0))
+    return torch.cat([cast("torch.Tensor", part) for _, part in in_place])

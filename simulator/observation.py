@@ -188,7 +188,7 @@ class Observer:
         loss, gradient_norm = self._objective.loss_and_gradient_norm(average)
         samples.loss.append(loss)
         samples.gradient_norm.append(gradient_norm)
-        samples.consensus.append(float((models - average).square().sum(1).mean()))
+        samples.consensus.append(float(models.sub_(average).square_().sum(1).mean()))
 
     def _watch(self) -> None:
         target = self._target

@@ -322,8 +322,10 @@ class UpdateRule:
         if isinstance(x, Phantom):
             self._state = Phantom((size,), x.itemsize) if size else None
             return x
+        from simulator.numerics import joined
+
         moved = x.clone()
-        self._rule.apply(moved, _whole(x, gradient, bounds), self._vectors(x, size), self._seen, step_size)
+        self._rule.apply(moved, joined(gradient, bounds), self._vectors(x, size), self._seen, step_size)
         self._seen += 1
         return moved
 
@@ -344,17 +346,3 @@ def _plainly(x: Tensor, gradient: Tensor | Sequence[Tensor], bounds: Slices, ste
     from simulator.numerics import stepped
 
     return stepped(x, gradient, step_size, bounds)
-
-
-def _whole(x: torch.Tensor, gradient: Tensor | Sequence[Tensor], bounds: Slices) -> torch.Tensor:
-    """Return a gradient in one piece."""
-    import torch
-
-    if isinstance(gradient, torch.Tensor):
-        return gradient
-    assert not isinstance(gradient, Phantom)
-    whole = torch.empty_like(x)
-    for (low, high), part in zip(bounds, gradient, strict=True):
-        assert isinstance(part, torch.Tensor)
-        whole[low:high] = part
-    return whole

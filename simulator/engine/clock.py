@@ -2,7 +2,8 @@
 
 A :class:`Clock` is a ``simpy.Environment`` that also carries fluid flows (:mod:`simulator.engine.fairshare`).
 Flows put nothing on SimPy's heap. Instead, before time passes to the next SimPy event, the loop asks the core
-whether a flow completes until then.
+whether a flow completes until then. A flow that nothing can slow down, such as a computation on a device of
+its own, is not even known to the core: its end is certain from its start.
 
 What happens at one and the same time (equal floats) happens in this order:
 
@@ -16,8 +17,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
+from operator import attrgetter
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, Unpack, cast
 
 from simpy.core import BoundClass, EmptySchedule, Environment, StopSimulation
@@ -198,6 +200,7 @@ class Clock(Environment):
     """
 
     if not TYPE_CHECKING:  # what SimPy declares there holds for these too
+        now = property(attrgetter("_now"))  # without a call of Python's
         process = BoundClass(_Process)
         timeout = BoundClass(_Timeout)
 
@@ -219,6 +222,7 @@ class Clock(Environment):
         self.next_look: float = inf
         self.looked_at = -inf
         self._done: dict[int, Done] = {}
+        self._sure: list[tuple[float, int, float, float]] = []  # undisturbed flows: end, number, start, size
         self._completed: deque[int] = deque()
         self._parts: dict[int, _Parts] = {}
 
@@ -240,6 +244,23 @@ class Clock(Environment):
             As :meth:`simulator.engine.fairshare.Core.start`.
         """
         number = self.core.start(route, size, **options) if options else self.core.start(route, size)
+        self._done[number] = done
+        return number
+
+    def undisturbed(self, size: Annotated[float, "s"], done: Callable[[], object]) -> int:
+        """Start a flow of rate 1 that nothing can slow down, and return its number.
+
+        It is a :meth:`flow` without a link and with the cap 1, at a fraction of its price.
+
+        Raises
+        ------
+        ValueError
+            If the size is negative or not finite.
+        """
+        if not 0.0 <= size < inf:
+            raise ValueError(f"an undisturbed flow has a finite size of at least 0, not {size}")
+        number = self.core.next_number()
+        heappush(self._sure, (self._now + size, number, self._now, size))
         self._done[number] = done
         return number
 
@@ -288,6 +309,12 @@ class Clock(Environment):
             self._done.pop(flow, None)
             return remaining
         del self._done[flow]
+        for entry in self._sure:
+            _, number, start, size = entry
+            if number == flow:
+                self._sure.remove(entry)
+                heapify(self._sure)
+                return max(0.0, size - (self._now - start))
         return 0.0
 
     def collective(
@@ -346,8 +373,8 @@ class Clock(Environment):
 
     @property
     def scheduled(self) -> int:
-        """The number of SimPy events that are still to come."""
-        return len(self._queue)
+        """The number of SimPy events, and of ends of undisturbed flows, that are still to come."""
+        return len(self._queue) + len(self._sure)
 
     def peek(self) -> float:
         """Return the time of the next step: a SimPy event, or the end of a flow or of its latency.
@@ -356,10 +383,16 @@ class Clock(Environment):
         """
         if self._completed:
             return self._now
-        time: float = self._queue[0][0] if self._queue else inf
+        time = self._next_sure
         if time == self._now or (time == inf and not self._flows_left):
             return time
         return min(time, self.core.next_time())
+
+    @property
+    def _next_sure(self) -> float:
+        """When what is certain happens next: a SimPy event, or the end of an undisturbed flow."""
+        time: float = self._queue[0][0] if self._queue else inf
+        return min(time, self._sure[0][0]) if self._sure else time
 
     @property
     def _flows_left(self) -> bool:
@@ -379,14 +412,17 @@ class Clock(Environment):
         if self._completed:
             self._call_back()
             return
-        time = self._queue[0][0] if self._queue else inf
-        if self._queue or self._flows_left:
+        time = self._next_sure
+        due = inf
+        if time < inf or self._flows_left:
             due = self.core.next_time() if time > self._now else self.core.next_due()
-            if due <= time and due < inf:
-                self._completed.extend(self.core.advance(due))
-                self._now = self.core.now
-                self._call_back()
-                return
+        surely = bool(self._sure) and self._sure[0][0] <= min(due, time)
+        if surely or (due <= time and due < inf):
+            ended: Sequence[int] = self.core.advance(due) if due <= time else ()
+            self._completed.extend(self._ended_surely(time, ended) if surely else ended)
+            self._now = self.core.now
+            self._call_back()
+            return
         if not self._queue:
             raise EmptySchedule
         self._process_event()
@@ -434,19 +470,21 @@ class Clock(Environment):
 
     def _loop(self) -> None:
         """Run until nothing is left: :meth:`step` after step, without its calls."""
-        core, queue, done = self.core, self._queue, self._done
+        core, queue, done, sure = self.core, self._queue, self._done, self._sure
         self._call_back()
         while True:
-            if queue:
-                time = queue[0][0]
-            elif core.live or core.leave_short_ways():
-                time = inf
-            else:
+            time = queue[0][0] if queue else inf
+            surely = bool(sure) and sure[0][0] <= time
+            if surely:
+                time = sure[0][0]
+            elif not (queue or core.live or core.leave_short_ways()):
                 return
             ended: Sequence[int] = ()
             # The core is asked only if it may have something to say.
             if core.first <= time or (core.dirty and time > core.now):
                 ended = core.advance_to(time)
+            if surely and (not ended or core.now == time):
+                ended = self._ended_surely(time, ended)
             if not ended:
                 if not queue:
                     self._now = core.now
@@ -485,6 +523,18 @@ class Clock(Environment):
                 raise
             if not event._ok and not hasattr(event, "_defused"):
                 raise _failure(event)
+
+    def _ended_surely(self, time: float, others: Sequence[int]) -> list[int]:
+        """Let undisturbed flows end that are due, among the others that end at this time."""
+        sure = self._sure
+        self.core.now = time
+        ended = [heappop(sure)[1]]
+        while sure and sure[0][0] == time:
+            ended.append(heappop(sure)[1])
+        if others:
+            ended = sorted([*ended, *(number for number in others if number >= 0)])
+            ended += [number for number in others if number < 0]
+        return ended
 
     def _end_flow(self, done: Done) -> None:
         if isinstance(done, _Process):

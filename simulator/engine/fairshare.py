@@ -168,6 +168,7 @@ class Core:
         "_patterns",
         "_routes",
         "_rtt",
+        "_skipped",
         "_slot_of",
         "_storage",
         "_table",
@@ -206,6 +207,7 @@ class Core:
         self._collectives: list[_Collective | None] = []  # those that are open, by number
         self._slot_of: dict[int, int] = {}
         self._next_number = 0
+        self._skipped = False  # numbers that the storage has not been told of
         self._storage = PlainStorage()
         self._storage.state.rounds = rounds
         self._storage.state.clock_from = clock_from
@@ -391,6 +393,9 @@ class Core:
         begin += path_latency if latency is None else latency
         if self._rtt and path_latency > 0.0:
             weight = weight / path_latency
+        if self._skipped:
+            self._storage.state.numbers = self._next_number
+            self._skipped = False
         if not (type(size) is type(weight) is type(cap) is type(begin) is float):
             size, weight, cap, begin = float(size), float(weight), float(cap), float(begin)
         slot = self._functions.start(self._table, now, route.first, legs, size, weight, cap, begin)
@@ -405,6 +410,13 @@ class Core:
                 self.first = begin
         else:
             self.dirty = True
+        return number
+
+    def next_number(self) -> int:
+        """Return the number of the next flow for one that the core need not know."""
+        number = self._next_number
+        self._next_number = number + 1
+        self._skipped = True
         return number
 
     def _make_room(self, legs: int) -> None:

@@ -18,6 +18,8 @@ from simulator.transports import Fixed, Transport
 from traces import TRANSFER, WAIT
 
 if TYPE_CHECKING:
+    import torch
+
     from simulator.engine.worker import Operation, VirtualWorker
 
 Delivered = Callable[["Message"], object]
@@ -31,11 +33,19 @@ class Meeting:
     """One collective of a group: which of its members have called it, with what.
 
     Lists are by position in the group. None in ``given`` stands for a member that has not called yet, and in
-    ``members`` for one whose part has ended too.
+    ``members`` for one whose part has ended too. When all have called, ``given`` has become ``results``.
     """
 
-    def __init__(self, what: What, signature: faults.Signature, caller: int, ranks: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        what: What,
+        signature: faults.Signature,
+        caller: int,
+        ranks: tuple[int, ...],
+        communicator: Communicator,
+    ) -> None:
         self.what = what
+        self.communicator = communicator
         self.signature = signature
         self.caller = caller
         self.members: list[Operation | None] = [None] * len(ranks)
@@ -49,6 +59,8 @@ class Meeting:
 
     def missing(self) -> list[int]:
         """Return the members that have not called yet."""
+        if not self.to_call:
+            return []
         return [rank for rank, given in zip(self._ranks, self.given, strict=True) if given is None]
 
 
@@ -113,7 +125,8 @@ class Group:
         signature = (what, given[0].numel(), _element_type(given[0]))
         meeting = self._open.get(index)
         if meeting is None:
-            meeting = self._open[index] = Meeting(what, signature, worker.rank, self._ranks)
+            communicator = self._communicator(_kind(what))
+            meeting = self._open[index] = Meeting(what, signature, worker.rank, self._ranks, communicator)
             each = worker.charged_bytes(given[0]) if charged is None else float(charged)
             nbytes = each * (1 if what in ALL_REDUCE else len(self._ranks))
             meeting.pending = Pending(nbytes, functools.partial(self._deliver, meeting), self._latest)
@@ -128,11 +141,12 @@ class Group:
             del self._open[index]
             meeting.last_call, meeting.last_rank = worker.clock.now, worker.rank
             meeting.results = self._results(meeting)
+            meeting.given.clear()
             if worker.network.interferes:
                 for rank in self._ranks:
                     worker.network.moving(rank, 1)
         assert meeting.pending is not None
-        self._communicator(_kind(what)).arrive(meeting.pending, position)
+        meeting.communicator.arrive(meeting.pending, position)
 
     def _check_parts(self, rank: int, parts: Sequence[Tensor]) -> None:
         lengths = [part.numel() for part in parts]
@@ -159,7 +173,7 @@ class Group:
         assert pending is not None
         meeting.members[position] = None
         worker = operation.worker
-        sent = self._communicator(_kind(meeting.what)).sent[position] * pending.nbytes
+        sent = meeting.communicator.sent[position] * pending.nbytes
         worker.bytes_sent += sent
         moving = max(operation.since, meeting.last_call, pending.began)
         worker.record(WAIT, operation, operation.since, meeting.last_call, meeting.last_rank)
@@ -196,7 +210,12 @@ def _kind(what: What) -> Kind:
 
 
 def _element_type(x: Tensor) -> str:
-    return f"{8 * x.itemsize}-bit" if isinstance(x, Phantom) else str(x.dtype).removeprefix("torch.")
+    return f"{8 * x.itemsize}-bit" if isinstance(x, Phantom) else _type_name(x.dtype)
+
+
+@functools.cache
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(slots=True)

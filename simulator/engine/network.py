@@ -2,8 +2,8 @@
 
 Every directed edge of the topology is a link (a half-duplex edge is one link for both directions). A
 computation is a flow of seconds of work. A GPU that slows down for a while, or that several workers share, is
-a link of capacity 1 for that, so that its sharing is that of links; on any other a computation is a flow of
-rate 1 without a link, which takes the same time with nothing to solve. A message between two ranks is a flow
+a link of capacity 1 for that, so that its sharing is that of links; on any other a computation is a flow that
+nothing can slow down, which takes the same time with nothing to solve. A message between two ranks is a flow
 over its route; it pays the part of the path's latency that the transport says, and competes with a weight
 drawn from a log-normal distribution where the transport's shares have a spread. Where links store and
 forward, messages go over links of that kind, which have the same numbers, and only computations are flows.
@@ -438,16 +438,20 @@ class Network:
         """Return what each link carried, and when its load changed."""
         seen = self._forwarding or self.clock.core
         names = list(self._table.names)
-        changes: list[tuple[int, float, float]] = []
+        number: list[int] = []
+        time: list[float] = []
+        rate: list[float] = []
         if self._monitor:
             for link in range(len(names)):
                 times, rates = seen.history(link)
-                changes += [(link, time, rate) for time, rate in zip(times, rates, strict=True)]
+                number += [link] * len(times)
+                time += times
+                rate += rates
         return LinkUse(
             name=names,
             capacity=list(self._table.capacity),
             carried=[seen.carried(link) for link in range(len(names))],
-            change_link=[change[0] for change in changes],
-            change_time=[change[1] for change in changes],
-            change_rate=[change[2] for change in changes],
+            change_link=number,
+            change_time=time,
+            change_rate=rate,
         )

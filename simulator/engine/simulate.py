@@ -101,16 +101,19 @@ def check_simulable(scenario: Scenario) -> None:
 
 
 def _gradient_pool(scenario: Scenario) -> GradientPool | None:
-    """Return where workers leave their gradients to be evaluated together; None for one by one."""
+    """Return where workers leave their gradients to be evaluated; None where each is evaluated at once."""
     objective = scenario.objective
-    if objective is None or scenario.sections.workload.evaluation == "separate":
+    if objective is None:
         return None
     from simulator.workload.objective import SampledObjective
 
-    if not isinstance(objective, SampledObjective):
+    batched = scenario.sections.workload.evaluation == "batched"
+    if isinstance(objective, SampledObjective):
+        return GradientPool(objective, batched)
+    if batched:
         problem = f"'batched' needs an objective over samples, which {objective.name} is not"
         raise BadInput("workload.evaluation", problem)
-    return GradientPool(objective)
+    return None
 
 
 def _part_of(progress: Progress | None, number: int, count: int) -> Progress | None:

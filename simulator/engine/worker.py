@@ -29,7 +29,7 @@ from simulator.engine.memory import Reading, VirtualShared, Writing
 from simulator.observation import Observation
 from simulator.plan import random_numbers, weights
 from simulator.workload.cost import NO_GRADIENT
-from traces import COMPUTE, Span
+from traces import COMPUTE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -524,7 +524,10 @@ class VirtualWorker:
 
     def _begin_flow(self, stream: Stream, seconds: float) -> None:
         ended = functools.partial(self._end_computation, stream)
-        stream.flow = self.clock.flow(self._route, seconds, ended, cap=self._rate)
+        if self._route.legs:
+            stream.flow = self.clock.flow(self._route, seconds, ended, cap=self._rate)
+        else:
+            stream.flow = self.clock.undisturbed(seconds, ended)
 
     def _share_device(self) -> None:
         """Compute on a link from now on, which the tasks share; what is under way moves to it."""
@@ -537,33 +540,24 @@ class VirtualWorker:
     def _end_computation(self, stream: Stream) -> None:
         self._streams.remove(stream)
         _, operation, value = stream.queue.pop(0)
-        self._spans.append(
-            Span(
-                self.rank,
-                COMPUTE,
-                operation.name,
-                stream.started,
-                self.clock.now,
-                -1,
-                0.0,
-                operation.iteration,
-            )
-        )
+        now, iteration = self.clock.now, operation.iteration
+        self._spans.append((self.rank, COMPUTE, operation.name, stream.started, now, -1, 0.0, iteration))
         self._finish(operation, value)
-        self._start_computation(stream)
+        if stream.queue:
+            self._start_computation(stream)
 
     def _finish(self, operation: Operation, value: Any) -> None:
         """Deliver a computation's value; one that is evaluated only now may fail."""
         if operation.name == "gradient":
             self._simulation.advanced(self)
-        if isinstance(value, (Reading, Writing)):
-            value = value.get()
-        elif isinstance(value, DeferredPart):
+        if isinstance(value, DeferredPart):
             try:
                 value = value.get()
             except Exception as error:
                 operation.fail(error)
                 return
+        elif isinstance(value, (Reading, Writing)):
+            value = value.get()
         operation.succeed(value)
 
     # Communication.
@@ -618,7 +612,7 @@ class VirtualWorker:
         """Add a span of an operation to the timeline, unless it is empty."""
         if end > start or nbytes:
             name, iteration = operation.name, operation.iteration
-            self._spans.append(Span(self.rank, kind, name, start, end, peer, nbytes, iteration))
+            self._spans.append((self.rank, kind, name, start, end, peer, nbytes, iteration))
 
     # Its tasks, and what they share.
 

@@ -27,8 +27,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -54,7 +53,11 @@ Loss = Callable[..., Tensor]
 """Mean loss of a batch: (output of the network, labels) to a tensor of one element."""
 
 EVALUATION_BATCH = 2048
-"""Most samples evaluated at once for a loss over all data; also what batch normalisation sees there."""
+"""Most samples evaluated at once for a loss over all data; also what batch normalisation sees there.
+
+So many fill the processor's caches: together, gradients of several workers are evaluated for no more either,
+but for those of one.
+"""
 SAMPLE_GRADIENT_VALUES = 2**22
 """Most numbers in the gradients of single samples that back-propagation holds at once (at least one sample).
 
@@ -80,8 +83,7 @@ def seed_of(seed: int, *key: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(seed, spawn_key=key)
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A gradient to be evaluated.
 
     Attributes
@@ -893,22 +895,26 @@ class ModuleObjective(SampledObjective):
         for place, request in enumerate(requests):
             by_size.setdefault(len(request.indices), []).append(place)
         gradients: dict[int, Tensor] = {}
-        for places in by_size.values():
-            together = self._gradients_together([requests[place] for place in places])
-            gradients.update(zip(places, together, strict=True))
+        for size, places in by_size.items():
+            most = max(1, EVALUATION_BATCH // size)
+            for start in range(0, len(places), most):
+                some = places[start : start + most]
+                together = self._gradients_together([requests[place] for place in some])
+                gradients.update(zip(some, together, strict=True))
         return [gradients[place] for place in range(len(requests))]
 
     def _gradients_together(self, requests: Sequence[Request]) -> Tensor:
         """Gradients at mini-batches of one size, of shape [requests, parameters]."""
-        indices = torch.stack([request.indices for request in requests])
-        inputs, labels = self.samples
-        chosen = tuple(values[indices] for values in inputs)
+        models = torch.stack([request.x for request in requests])
+        chosen, labels = _take(*self.samples, torch.cat([request.indices for request in requests]))
+        inputs = tuple(_split(values, len(requests)) for values in chosen)
+        labels = _split(labels, len(requests))
         with self._lock:
             self._prepare(requests[0].x, training=True)
-            if self._stack is not None and chosen[0].is_floating_point():
-                return self._stack.gradients(torch.stack([r.x for r in requests]), chosen[0], labels[indices])
+            if self._stack is not None and inputs[0].is_floating_point():
+                return self._stack.gradients(models, inputs[0], labels)
             try:
-                return self._vectorised(torch.stack([r.x for r in requests]), chosen, labels[indices])
+                return self._vectorised(models, inputs, labels)
             except RuntimeError as error:
                 if "randomness" not in str(error):
                     raise
@@ -1142,15 +1148,16 @@ class _LinearStack:
         with torch.enable_grad():
             x = x.requires_grad_()
             parts = iter(torch.split(x, self._sizes, dim=1))
-            values = inputs.flatten(2)
+            # The samples come last, since a softmax over few classes is slow where these do.
+            values = inputs.flatten(2).transpose(1, 2)
             for layer in self._layers:
                 if isinstance(layer, nn.Linear):
                     weight = next(parts).view(-1, layer.out_features, layer.in_features)
-                    values = torch.baddbmm(next(parts).unsqueeze(1), values, weight.transpose(1, 2))
+                    values = torch.baddbmm(next(parts).unsqueeze(2), weight, values)
                 else:
                     values = layer(values)
             # The sum over all models of the mean over each mini-batch.
-            total = F.cross_entropy(values.flatten(0, 1), labels.flatten(), reduction="sum") / labels.shape[1]
+            total = F.cross_entropy(values, labels, reduction="sum") / labels.shape[1]
             (gradients,) = torch.autograd.grad(total, x)
         return gradients
 
@@ -1256,6 +1263,11 @@ def _take(inputs: tuple[Tensor, ...], labels: Tensor, indices: Tensor) -> Sample
     """Copies of the chosen samples."""
     indices = indices.to(labels.device)
     return tuple(tensor.index_select(0, indices) for tensor in inputs), labels.index_select(0, indices)
+
+
+def _split(values: Tensor, count: int) -> Tensor:
+    """A view of values of shape (samples, ...) as so many mini-batches."""
+    return values.view(count, len(values) // count, *values.shape[1:])
 
 
 def _private_copy(name: str, module: nn.Module, dtype: torch.dtype | None) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.numerics import combination, reduce, ring_order, ring_sum, stepped
+from simulator.numerics import combination, reduce, ring_sum, stepped
 
 
 def sum_chunk_by_chunk(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -61,11 +61,6 @@ def test_order_above_gloos_segments() -> None:
     assert torch.equal(ring_sum(tensors), sum_chunk_by_chunk(tensors))
 
 
-def test_every_rank_is_added_once() -> None:
-    order = ring_order(5, 37, 4)
-    assert torch.equal(order.sort(0).values, torch.arange(5).unsqueeze(1).expand(5, 37))
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 16), st.integers(0, 99))
 def test_the_uniform_mean_is_the_mathematical_mean(workers: int, seed: int) -> None:
@@ -106,3 +101,17 @@ def test_steps_by_whole_gradient_and_by_buckets_agree() -> None:
     parts = stepped(x, [g[3:5], g[0:3]], 0.5, [(3, 5), (0, 3)])
     assert whole.tolist() == parts.tolist() == [-0.5, 0.5, 1.5, 2.5, 3.5]
     assert x.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([torch.float32, torch.float64]))
+def test_a_step_by_buckets_has_the_bits_of_one_bucket_after_the_other(
+    first: int, second: int, dtype: torch.dtype
+) -> None:
+    random = torch.Generator().manual_seed(first + 1000 * second)
+    x, g = torch.randn(2, first + second, generator=random, dtype=dtype)
+    bounds = [(first, first + second), (first, first), (0, first)]
+    expected = x.clone()
+    for low, high in bounds:
+        expected[low:high].sub_(g[low:high], alpha=0.3)
+    assert torch.equal(stepped(x, [g[low:high] for low, high in bounds], 0.3, bounds), expected)

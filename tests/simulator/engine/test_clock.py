@@ -690,6 +690,86 @@ def core_of(scenario: Any) -> Any:
     return Clock(fairness=scenario.fairness).core
 
 
+# ------------------------------------------------------------------------------- undisturbed flows
+
+
+MOMENTS = st.integers(0, 6).map(float)
+"""Whole numbers, so that much happens at one and the same time."""
+
+
+@settings(max_examples=100 * CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(st.tuples(st.sampled_from(["own", "link", "event"]), MOMENTS, MOMENTS), max_size=12),
+    st.lists(st.tuples(st.integers(0, 11), MOMENTS), max_size=2),
+)
+def test_an_undisturbed_flow_is_one_without_a_link(
+    parts: list[tuple[str, float, float]], cancelled: list[tuple[int, float]]
+) -> None:
+    """Each part begins at a time and has a size; after its end comes another of the size 1."""
+
+    def log_of(undisturbed: bool, step: bool) -> Log:
+        clock = Clock()
+        link = clock.core.add_link(1.0)
+        log: Log = []
+        flows: dict[int, int] = {}
+
+        def begin(number: int, kind: str, size: float, again: bool = True) -> None:
+            def ended() -> None:
+                flows.pop(number, None)
+                log.append((f"{number} {kind}", clock.now))
+                if again:
+                    begin(number, kind, 1.0, again=False)
+
+            if kind == "event":
+                clock.at(clock.now + size, ended)
+            elif kind == "link":
+                flows[number] = clock.flow([link], size, ended)
+            elif undisturbed:
+                flows[number] = clock.undisturbed(size, ended)
+            else:
+                flows[number] = clock.flow([], size, ended, cap=1.0)
+
+        def cancel(number: int) -> None:
+            if number in flows:
+                log.append((f"{clock.cancel(flows.pop(number))} left of {number}", clock.now))
+
+        for number, (kind, at, size) in enumerate(parts):
+            clock.at(at, lambda number=number, kind=kind, size=size: begin(number, kind, size))  # type: ignore[misc]
+        for number, at in cancelled:
+            clock.at(at + 0.5, lambda number=number: cancel(number))  # type: ignore[misc]
+        if step:
+            while clock.peek() < inf:
+                clock.step()
+        else:
+            clock.run()
+        return log
+
+    expected = log_of(undisturbed=False, step=False)
+    assert log_of(undisturbed=True, step=False) == expected
+    assert log_of(undisturbed=True, step=True) == expected
+
+
+def test_the_end_of_an_undisturbed_flow_is_still_to_come() -> None:
+    clock = Clock()
+    flow = clock.undisturbed(2.0, int)
+    assert (clock.scheduled, clock.peek()) == (1, 2.0)
+    clock.at(0.5, int)
+    clock.step()
+    assert clock.cancel(flow) == 1.5
+    assert (clock.scheduled, clock.peek()) == (0, inf)
+    with pytest.raises(ValueError, match=f"flow {flow} has already ended"):
+        clock.cancel(flow)
+
+
+@pytest.mark.parametrize("size", [-1.0, inf, nan])
+def test_an_undisturbed_flow_has_an_end(size: float) -> None:
+    clock = Clock()
+    with pytest.raises(ValueError) as error:
+        clock.undisturbed(size, int)
+    assert str(error.value) == f"an undisturbed flow has a finite size of at least 0, not {size}"
+    assert clock.peek() == inf
+
+
 # --------------------------------------------------------------------------------- SimPy as it was
 
 

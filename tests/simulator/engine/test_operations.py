@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ from simulator.engine.memory import Addition, Memory
 from simulator.engine.simulate import Simulation, simulate
 from simulator.engine.worker import Operation
 from simulator.faults import AlgorithmError, WorkerFailed
+from simulator.plan import oracle
 from simulator.run import Run
 from simulator.scenario import Scenario
+from simulator.workload.task import Task
 
 Body = Callable[[Any], Awaitable[None]]
 ELEMENTS = 1000
@@ -331,6 +334,44 @@ def test_what_is_under_way_shares_the_device_with_a_task_that_comes_later() -> N
 
     run(with_message, workers=1, channels=((0, 0, "message"),))
     assert ends == pytest.approx({"task": 2e-3, "main": 4e-3}, rel=1e-12)
+
+
+COST = {"parameters": ELEMENTS, "batch": 4, "gradient": "1 s"}
+
+
+@pytest.mark.parametrize("evaluation", ["separate", "batched"])
+def test_a_gradient_is_that_of_its_call(evaluation: str) -> None:
+    seen: dict[int, torch.Tensor] = {}
+
+    async def body(worker: Any) -> None:
+        x = worker.initial_model()
+        gradient = worker.gradient(x)
+        x.zero_()
+        seen[worker.rank] = await gradient
+
+    workload = {"cost": COST, "objective": {"kind": "mlp"}, "evaluation": evaluation}
+    given = scenario(body, workload=workload, budget={"iterations": 2})
+    simulate(given)
+    objective = given.objective
+    assert objective is not None
+    for rank in range(2):
+        source = oracle(given, rank)
+        assert source is not None
+        torch.testing.assert_close(seen[rank], source.gradient(objective.initial_model()))
+
+
+def test_a_gradient_that_fails_is_the_failure_of_the_worker_that_asked_for_it() -> None:
+    def finite(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if not output.isfinite().all():
+            raise RuntimeError("no finite output")
+        return (output - labels).square().mean()
+
+    async def body(worker: Any) -> None:
+        await worker.gradient(worker.initial_model() * (math.nan if worker.rank == 1 else 1.0))
+
+    task = Task(torch.nn.Linear(2, 1), (torch.ones(8, 2), torch.zeros(8, 1)), finite)
+    with pytest.raises(WorkerFailed, match=r"worker 1\b.*RuntimeError: no finite output"):
+        run(body, workers=3, workload={"cost": COST, "objective": task}, budget={"iterations": 2})
 
 
 class TestSharedMemory:

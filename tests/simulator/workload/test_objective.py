@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from simulator.workload import (
 )
 from simulator.workload import data as datasets
 from simulator.workload.models import small_mlp
-from simulator.workload.objective import Objective, QuadraticOracle, Sampler
+from simulator.workload.objective import ModuleObjective, Objective, QuadraticOracle, Request, Sampler
 from simulator.workload.task import Task
 
 TESTS = Path(__file__).parents[2]
@@ -167,6 +167,28 @@ def test_gradients_of_linear_layers_are_stacked_products(module: nn.Module, stac
     for oracle, x, gradient in zip(again, models, together, strict=True):
         torch.testing.assert_close(gradient, oracle.gradient(x), rtol=1e-12, atol=1e-14)
         assert not gradient.requires_grad
+
+
+def test_gradients_are_evaluated_together_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of at most so many samples, and of mini-batches of one size, in the order in which they were asked."""
+    objective = Mlp(dtype="float64").build(1)
+    batches = (4, 4, 2, 4, 20, 4)
+    oracles = [objective.oracle(rank, (1.0,) * 6, batch, 1) for rank, batch in enumerate(batches)]
+    x = near_start(objective, 1)
+    requests = [oracle.request(x) for oracle in oracles]
+    pieces: list[int] = []
+    together = ModuleObjective._gradients_together
+
+    def counted(self: ModuleObjective, some: Sequence[Request]) -> torch.Tensor:
+        pieces.append(len(some))
+        return together(self, some)
+
+    monkeypatch.setattr("simulator.workload.objective.EVALUATION_BATCH", 9)
+    monkeypatch.setattr(ModuleObjective, "_gradients_together", counted)
+    gradients = objective.batch_gradients(requests)
+    assert pieces == [2, 2, 1, 1]
+    for request, gradient in zip(requests, gradients, strict=True):
+        torch.testing.assert_close(gradient, objective.batch_gradient(*request), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(
