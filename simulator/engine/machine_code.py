@@ -16,6 +16,9 @@ import numpy as np
 
 __all__ = ["keep_on_disk"]
 
+_ELF = b"\x7fELF\x02\x01"
+"""How an ELF file of 64 bits, little-endian, begins."""
+
 # An entry of the table of symbols in an ELF file; those of no section are defined elsewhere.
 _SYMBOL = np.dtype(
     [("name", "u4"), ("info", "u1"), ("other", "u1"), ("section", "u2"), ("value", "u8"), ("size", "u8")]
@@ -54,12 +57,14 @@ def _is_linkable(kept: Any) -> bool:
         llvm = import_module("llvmlite.binding")
         _name_the_run_time_library()
         _, _, (code, _) = kept[0]
+        if not code.startswith(_ELF):
+            return False  # another system; LLVM would crash on what is no object file at all
         parts = {part.name(): part.data() for part in llvm.ObjectFileRef.from_data(code).sections()}
         symbols, names = np.frombuffer(parts[b".symtab"], _SYMBOL), parts[b".strtab"]
         elsewhere = symbols["name"][symbols["section"] == 0].tolist()
         called = [names[start : names.index(b"\0", start)].decode() for start in elsewhere if start]
     except (ImportError, AttributeError, LookupError, TypeError, ValueError):
-        return False  # another system, or another version of numba
+        return False  # another version of numba
     return all(llvm.address_of_symbol(name) for name in called)
 
 
