@@ -30,8 +30,8 @@ CoreName = Literal["auto", "plain", "compiled"]
 COMPILED_FROM = 1000
 """With ``auto``, the number of links from which on the compiled core is taken.
 
-Loading numba and the compiled functions from their cache takes most of a second, in which the plain core does
-some twenty thousand flows.
+Loading numba and the compiled functions from their cache takes a third of a second, in which the plain core
+does some ten thousand flows.
 """
 
 # Containers in the order of a table: name, record or number type, what its length follows.

@@ -50,7 +50,7 @@ def test_memory(
 ) -> None:
     """Peak memory of 16,384 workers without numerics, each time in a process of its own.
 
-    The compiled functions come from their cache: to compile them for the first time takes some 270 MB more.
+    The compiled functions come from their cache: to compile them for the first time takes some 220 MB more.
     """
     if core == "compiled":
         pytest.importorskip("numba")
