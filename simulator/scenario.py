@@ -73,6 +73,8 @@ class Scenario:
         What messages call it: a file name.
     folder
         Where relative paths and ``file.py:Object`` names are looked up.
+    original
+        What it is a variation of, whose topology it shares where it has the same.
 
     Raises
     ------
@@ -80,13 +82,21 @@ class Scenario:
         The first fault.
     """
 
-    def __init__(self, data: Mapping[str, Any], source: str = "", folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        data: Mapping[str, Any],
+        source: str = "",
+        folder: Path | None = None,
+        original: Scenario | None = None,
+    ) -> None:
         self._source = source
         self._folder = folder
         try:
             self._data = hyphenated(data)
             self._describe_cluster()
             self.sections: Sections = check(Sections, self._data, folder)
+            if original is not None:
+                self._share_topology(original)
             self._check_together()
         except BadInput as error:
             raise BadInput(": ".join(filter(None, (source, error.key))), error.problem) from None
@@ -101,6 +111,11 @@ class Scenario:
         own = given if isinstance(given, Mapping) else {}
         if isinstance(own.get("workers"), int) and "stragglers" not in own:
             keep_workers(self._data, range(own["workers"]))
+
+    def _share_topology(self, original: Scenario) -> None:
+        """Take another scenario's graph, which nobody changes, where it is the same one."""
+        if self.sections.cluster.topology.data() == original.sections.cluster.topology.data():
+            self.graph = original.graph
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the raw data, and what was derived at some expense and is plain."""
@@ -173,7 +188,7 @@ class Scenario:
             assign(data, tuple(key.split(".")), value)
         if isinstance(named.get("workers"), int):
             keep_workers(data, range(named["workers"]))
-        return Scenario(data, self._source, self._folder)
+        return Scenario(data, self._source, self._folder, self)
 
     def shortened(self, iterations: int) -> Scenario:
         """Return a copy that ends after so many iterations and has the same step sizes until then."""
@@ -207,7 +222,7 @@ class Scenario:
         changed = {key.replace("_", "-"): value for key, value in alone.items() if value != given[key]}
         if changed:
             data["algorithm"] = {**self.sections.algorithm.data(), **changed}
-        return Scenario(data, self._source, self._folder)
+        return Scenario(data, self._source, self._folder, self)
 
     def __repr__(self) -> str:
         sections = self.sections

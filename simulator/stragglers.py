@@ -16,7 +16,7 @@ import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Draw = Callable[[], float]
 Factors: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.float64]]"
 
-BLOCK = 32
+BLOCK = 16
 """How many factors are drawn together."""
 
 
@@ -407,7 +407,7 @@ class _Blocks:
     """Single draws of a vectorised generator, which is much faster than asking one by one.
 
     Each of many thousand workers may have one, so between blocks no more is kept of the generator than the
-    numbers that are its state.
+    two numbers that are its state; whatever draws half a word would leave the other half as a third.
 
     Parameters
     ----------
@@ -417,46 +417,36 @@ class _Blocks:
         Draws a number of factors.
     """
 
-    __slots__ = ("_draw", "_left", "_state")
+    __slots__ = ("_draw", "_increment", "_left", "_state")
 
     def __init__(
         self, random: np.random.Generator, draw: Callable[[np.random.Generator, int], Factors]
     ) -> None:
         self._draw = draw
         self._left = array("d")
-        self._state = _State.of(random)
+        self._keep(random)
 
     def __call__(self) -> float:
         if not self._left:
-            random = self._state.generator()
+            random = self._generator()
             self._left.frombytes(self._draw(random, BLOCK)[::-1].tobytes())
-            self._state = _State.of(random)
+            self._keep(random)
         return self._left.pop()
 
+    def _keep(self, random: np.random.Generator) -> None:
+        state: dict[str, Any] = dict(random.bit_generator.state)
+        self._state: int = state["state"]["state"]
+        self._increment: int = state["state"]["inc"]
 
-class _State(NamedTuple):
-    """The state of a generator of NumPy's default kind."""
-
-    state: int
-    increment: int
-    has_half: int
-    half: int
-
-    @classmethod
-    def of(cls, random: np.random.Generator) -> _State:
-        """Return the state of a generator."""
-        whole: dict[str, Any] = dict(random.bit_generator.state)
-        return cls(whole["state"]["state"], whole["state"]["inc"], whole["has_uint32"], whole["uinteger"])
-
-    def generator(self) -> np.random.Generator:
-        """Return a generator in this state."""
+    def _generator(self) -> np.random.Generator:
+        """Return a generator of NumPy's default kind that goes on where the last one ended."""
         import numpy as np
 
         bits = np.random.PCG64(0)
         bits.state = {
             "bit_generator": "PCG64",
-            "state": {"state": self.state, "inc": self.increment},
-            "has_uint32": self.has_half,
-            "uinteger": self.half,
+            "state": {"state": self._state, "inc": self._increment},
+            "has_uint32": 0,
+            "uinteger": 0,
         }
         return np.random.Generator(bits)

@@ -122,8 +122,6 @@ class LinkTable:
 
     Parameters
     ----------
-    names
-        One name a link: "host0->switch", or "host0<->switch" when both directions share it.
     capacity
         Rate that flows share, in B/s (bandwidth × efficiency), one a link.
     latency
@@ -133,10 +131,17 @@ class LinkTable:
         to the same number.
     """
 
-    names: tuple[str, ...]
     capacity: tuple[float, ...]
     latency: tuple[float, ...]
     index: dict[tuple[Node, Node], int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One name a link: "host0->switch", or "host0<->switch" when both directions share it."""
+        names: dict[int, str] = {}
+        for (tail, head), link in self.index.items():
+            names[link] = f"{head}<->{tail}" if link in names else f"{tail}->{head}"
+        return tuple(names.values())
 
 
 def check_simple(graph: Graph) -> None:
@@ -308,21 +313,18 @@ def link_table(graph: Graph) -> LinkTable:
         If the graph is a multigraph or an edge's attributes are not those of a link.
     """
     check_simple(graph)
-    names: list[str] = []
     capacity: list[float] = []
     latency: list[float] = []
     index: dict[tuple[Node, Node], int] = {}
     for tail, head in graph.edges():
         spec = link_spec(graph, tail, head)
+        there, back = (tail, head), (head, tail)
         if graph.is_directed():
-            links: list[tuple[str, list[tuple[Node, Node]]]] = [(f"{tail}->{head}", [(tail, head)])]
-        elif spec.duplex == "half":
-            links = [(f"{tail}<->{head}", [(tail, head), (head, tail)])]
+            links = [[there]]
         else:
-            links = [(f"{tail}->{head}", [(tail, head)]), (f"{head}->{tail}", [(head, tail)])]
-        for name, directions in links:
-            index.update(dict.fromkeys(directions, len(names)))
-            names.append(name)
+            links = [[there, back]] if spec.duplex == "half" else [[there], [back]]
+        for directions in links:
+            index.update(dict.fromkeys(directions, len(capacity)))
             capacity.append(spec.capacity)
             latency.append(float(spec.latency))
-    return LinkTable(tuple(names), tuple(capacity), tuple(latency), index)
+    return LinkTable(tuple(capacity), tuple(latency), index)

@@ -20,6 +20,9 @@ COMPUTE, TRANSFER, WAIT = "compute", "transfer", "wait"
 PACKED_TOGETHER = 4096
 """So many spans wait until they are moved into the columns, which is faster than one by one."""
 
+_TYPES = "iHddidi"
+"""The types of the columns; kind and operation are one number."""
+
 
 class Span(NamedTuple):
     """One interval of one worker.
@@ -67,19 +70,14 @@ class Timeline:
 
     def __init__(self, spans: Iterable[Span] = ()) -> None:
         self._recent: list[Row] = []
-        self._worker = array("i")
-        self._phase = array("H")
-        self._start = array("d")
-        self._end = array("d")
-        self._peer = array("i")
-        self._nbytes = array("d")
-        self._iteration = array("i")
+        # Of each column its pieces: one long array would leave holes in memory whenever it moves to grow.
+        self._pieces: list[list[array[Any]]] = [[] for _ in _TYPES]
         self._phases: dict[tuple[str, str], int] = {}
         for span in spans:
             self.append(span)
 
     def __len__(self) -> int:
-        return len(self._worker) + len(self._recent)
+        return sum(map(len, self._pieces[0])) + len(self._recent)
 
     def __iter__(self) -> Iterator[Span]:
         self._pack()
@@ -103,29 +101,28 @@ class Timeline:
         worker, kind, operation, start, end, peer, nbytes, iteration = zip(*self._recent, strict=True)
         self._recent.clear()
         phases = self._phases
-        self._worker.extend(worker)
-        self._phase.extend(
-            phases.setdefault(phase, len(phases)) for phase in zip(kind, operation, strict=True)
-        )
-        self._start.extend(start)
-        self._end.extend(end)
-        self._peer.extend(peer)
-        self._nbytes.extend(nbytes)
-        self._iteration.extend(iteration)
+        phase = [phases.setdefault(pair, len(phases)) for pair in zip(kind, operation, strict=True)]
+        columns = (worker, phase, start, end, peer, nbytes, iteration)
+        for pieces, code, column in zip(self._pieces, _TYPES, columns, strict=True):
+            pieces.append(array(code, column))
 
     def columns(self) -> dict[str, Sequence[Any]]:
         """Return the table column by column."""
         self._pack()
+        for pieces, code in zip(self._pieces, _TYPES, strict=True):
+            if len(pieces) != 1:
+                pieces[:] = [array(code, b"".join(pieces))]
+        worker, phase, start, end, peer, nbytes, iteration = (pieces[0] for pieces in self._pieces)
         phases = list(self._phases)
         return {
-            "worker": self._worker,
-            "kind": [phases[phase][0] for phase in self._phase],
-            "operation": [phases[phase][1] for phase in self._phase],
-            "start": self._start,
-            "end": self._end,
-            "peer": self._peer,
-            "nbytes": self._nbytes,
-            "iteration": self._iteration,
+            "worker": worker,
+            "kind": [phases[number][0] for number in phase],
+            "operation": [phases[number][1] for number in phase],
+            "start": start,
+            "end": end,
+            "peer": peer,
+            "nbytes": nbytes,
+            "iteration": iteration,
         }
 
     def write(self, path: Path) -> None:

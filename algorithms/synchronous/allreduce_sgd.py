@@ -41,6 +41,7 @@ class AllReduceSGD(Algorithm):
             if self.overlap:
                 reductions = [worker.all_reduce(await bucket) for bucket in worker.gradient_buckets(x)]
                 x = await worker.update(x, [await reduction for reduction in reductions])
+                del reductions  # which hold a whole gradient
             else:
                 gradient = await worker.gradient(x)
                 x = await worker.update(x, await worker.all_reduce(gradient))

@@ -68,7 +68,6 @@ class Communicator:
                 by_host.setdefault(host, []).append(position)
             pattern = PATTERNS[self._transport.pattern] if kind == "all_reduce" else OTHER_PATTERNS[kind]
             self._schedule = pattern(list(by_host.values()))
-        self._traffic = traffic(self._schedule)
         self._links, self._demand, self._busiest = self._loads()
         self._latency = self._pipelined_latency()
         self._flow: int | None = None
@@ -78,6 +77,11 @@ class Communicator:
         self._segmented: dict[tuple[int, ...], Schedule] = {}  # by how many segments a transfer is, by phase
         self._patterns: dict[tuple[int, ...], int] = {}  # of these in the core
         self.sent = self._sent_fractions()
+
+    @property
+    def _traffic(self) -> dict[tuple[int, int], float]:
+        """What every ordered pair moves; seldom asked for, and of many thousands too large to keep."""
+        return traffic(self._schedule)
 
     def _sent_fractions(self) -> tuple[float, ...]:
         """Return what each member sends in a collective, as a fraction of the message."""

@@ -57,7 +57,7 @@ class Meeting:
         self.last_rank = -1
         self.pending: Pending | None = None
 
-    def missing(self) -> list[int]:
+    def __call__(self) -> list[int]:
         """Return the members that have not called yet."""
         if not self.to_call:
             return []
@@ -135,7 +135,7 @@ class Group:
             raise faults.mismatch(self.name, index, meeting.caller, meeting.signature, worker.rank, signature)
         meeting.members[position] = operation
         meeting.given[position] = given if what == "all_to_all" else given[0]
-        operation.missing = meeting.missing
+        operation.missing = meeting
         meeting.to_call -= 1
         if not meeting.to_call:
             del self._open[index]

@@ -100,7 +100,7 @@ class Network:
         self.transport = scenario.transport
         self._cluster: Cluster = scenario.cluster
         self._table = topologies.link_table(scenario.graph)
-        self._capacity = dict(enumerate(self._table.capacity))
+        self._capacity: dict[int, float] = {}  # of links that have another one than the topology says
         self._monitor = monitor
         self._forwarding = self._forwarding_links(scenario.network)
         for capacity, latency in zip(self._table.capacity, self._table.latency, strict=True):
@@ -193,7 +193,11 @@ class Network:
     def _settle(self, link: int) -> None:
         """Give a link its present capacity, unless it has failed."""
         if not self._failed[link]:
-            self.clock.core.set_capacity(link, self._capacity[link])
+            self.clock.core.set_capacity(link, self._usual(link))
+
+    def _usual(self, link: int) -> float:
+        """Return the capacity of a link that has not failed."""
+        return self._capacity[link] if link in self._capacity else self._table.capacity[link]
 
     def own(self, *ranks: int) -> tuple[int, ...]:
         """Return the links of those of the workers that are links themselves, because they have outages."""
@@ -367,7 +371,7 @@ class Network:
 
         def scale(factor: float) -> None:
             for link in sorted(links):
-                self._capacity[link] *= factor
+                self._capacity[link] = self._usual(link) * factor
                 self._settle(link)
 
         self.clock.at(straggler.start, lambda: scale(straggler.factor))

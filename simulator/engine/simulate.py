@@ -173,6 +173,7 @@ class Simulation:
         self.final: list[torch.Tensor | None] = [None] * scenario.workers
         self._objective = scenario.objective
         self.elements = self._objective.parameters if self._objective else scenario.cost.parameters
+        self._phantom = Phantom((self.elements,), scenario.cost.parameter_bytes)
         self.bounds = cut(scenario.cost.buckets(), scenario.cost.parameters, self.elements)
         self.outline = outline(scenario)
         self.step_time = functools.cache(scenario.cost.gradient_seconds)
@@ -223,7 +224,7 @@ class Simulation:
     def initial_model(self) -> Tensor:
         """Return a fresh copy of the starting model."""
         if self._objective is None:
-            return Phantom((self.elements,), self.scenario.cost.parameter_bytes)
+            return self._phantom
         return self._objective.initial_model()
 
     def _group(self, name: str, ranks: tuple[int, ...]) -> Group:
@@ -283,7 +284,7 @@ class Simulation:
         """End the run at the iteration that the foremost worker is already bound to do."""
         self.limit = min(self.limit, max(worker.promised for worker in self.workers))
 
-    def _work(self, worker: VirtualWorker) -> None:
+    def _work(self, worker: VirtualWorker, ended: Callable[[VirtualWorker, Any], object]) -> None:
         """Let a worker begin with the algorithm."""
         try:
             work = self.scenario.algorithm.run(seen_by_algorithm(self.scenario, worker))
@@ -292,7 +293,7 @@ class Simulation:
         except Exception as error:
             self.failed(worker, error)
         else:
-            self.start(Task(work, worker, self._end_of_work))
+            self.start(Task(work, worker, ended))
 
     def _end_of_work(self, worker: VirtualWorker, _: object) -> None:
         try:
@@ -357,8 +358,9 @@ class Simulation:
 
     def run(self) -> Run:
         """Run all workers to their end."""
+        ended = self._end_of_work  # one for all of them
         for worker in self.workers:
-            self._work(worker)
+            self._work(worker, ended)
         try:
             self.clock.run(until=self._all_done)
         except StalledFlow as stalled:

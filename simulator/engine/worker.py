@@ -9,7 +9,6 @@ are then, and delivered when its time has passed; so no argument needs to be cop
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from collections import deque
@@ -74,17 +73,24 @@ class Operation:
         self.missing: Callable[[], Sequence[int]] | int | None = None
         worker.unawaited.append(self)
 
-    def __await__(self) -> Generator[Operation, Any, Any]:
+    def __await__(self) -> Generator[Any, Any, Any]:
+        # The operation itself is what the coroutine waits with: a generator would take twice the memory.
         unawaited = self.worker.unawaited
         if self in unawaited:
             unawaited.remove(self)
-        if self._value is PENDING:
-            yield self
-        else:
+        if self._value is not PENDING:
             self.worker.goes_on_at_once(self)
+        return self  # type: ignore[return-value]  # await takes any iterator
+
+    def __iter__(self) -> Operation:
+        return self
+
+    def __next__(self) -> Operation:
+        if self._value is PENDING:
+            return self
         if not self._ok:
             raise self._value
-        return self._value
+        raise StopIteration(self._value)
 
     def succeed(self, value: Any = None) -> None:
         """End it with its value."""
@@ -114,14 +120,19 @@ class Operation:
 class Stream:
     """The computations of a task, done one after another."""
 
-    __slots__ = ("at_once", "flow", "instant", "queue", "started")
+    __slots__ = ("at_once", "flow", "instant", "queue", "started", "worker")
 
-    def __init__(self) -> None:
+    def __init__(self, worker: VirtualWorker) -> None:
+        self.worker = worker
         self.instant = -1.0
         self.at_once = 0  # operations since this instant that the task did not have to wait for
         self.queue: list[tuple[float, Operation, Any]] = []  # a deque takes ten times the memory
         self.started = 0.0
         self.flow = -1  # of the first of the queue
+
+    def end_first(self) -> None:
+        """Deliver the first computation of the queue, and begin with the next."""
+        self.worker.end_computation(self)
 
 
 class Task:
@@ -153,7 +164,7 @@ class Task:
         self.coroutine = coroutine
         self.worker = worker
         self.waits_for: Operation | None = None
-        self.stream = Stream()
+        self.stream = Stream(worker)
         self._ended = ended
 
     def begin(self, _: object) -> None:
@@ -163,7 +174,7 @@ class Task:
     def resume(self, operation: Operation) -> None:
         """Go on when the operation that it waits for has ended."""
         if operation._ok:
-            self._go_on(self.coroutine.send, operation._value)
+            self._go_on(self.coroutine.send, None)
             return
         # A copy for each task, since a traceback is added to what is raised.
         error = type(operation._value)(*operation._value.args)
@@ -523,11 +534,10 @@ class VirtualWorker:
             self._finish(operation, value)
 
     def _begin_flow(self, stream: Stream, seconds: float) -> None:
-        ended = functools.partial(self._end_computation, stream)
         if self._route.legs:
-            stream.flow = self.clock.flow(self._route, seconds, ended, cap=self._rate)
+            stream.flow = self.clock.flow(self._route, seconds, stream.end_first, cap=self._rate)
         else:
-            stream.flow = self.clock.undisturbed(seconds, ended)
+            stream.flow = self.clock.undisturbed(seconds, stream.end_first)
 
     def _share_device(self) -> None:
         """Compute on a link from now on, which the tasks share; what is under way moves to it."""
@@ -537,7 +547,8 @@ class VirtualWorker:
         for stream in self._streams:
             self._begin_flow(stream, self.clock.cancel(stream.flow))
 
-    def _end_computation(self, stream: Stream) -> None:
+    def end_computation(self, stream: Stream) -> None:
+        """Deliver a stream's first computation, and begin with the next."""
         self._streams.remove(stream)
         _, operation, value = stream.queue.pop(0)
         now, iteration = self.clock.now, operation.iteration

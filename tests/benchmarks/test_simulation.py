@@ -13,37 +13,7 @@ import pytest
 
 from simulator.engine.simulate import simulate
 from simulator.scenario import Scenario
-
-
-def timing_only(workers: int, iterations: int) -> Scenario:
-    """AllReduce-SGD with 4 overlapping buckets, per-step lognormal jitter, 8 GPUs a host on one NIC."""
-    return Scenario(
-        {
-            "name": "timing-only",
-            "cluster": {
-                "topology": {
-                    "builder": "two-level",
-                    "hosts": workers // 8,
-                    "gpus-per-host": 8,
-                    "inside": {"bandwidth": "100 GB/s", "latency": "2 us"},
-                    "network": {"bandwidth": "100 Gbps", "latency": "2 us"},
-                },
-                "device": "v100-sxm2-16gb",
-                "stragglers": [{"kind": "lognormal", "sigma": 0.1}],
-            },
-            "workload": {
-                "cost": {
-                    "parameters": 25_000_000,
-                    "batch": 32,
-                    "gradient": "100 ms",
-                    "bucket-count": 4,
-                    "update": "1 ms",
-                }
-            },
-            "algorithm": "allreduce-sgd",
-            "budget": {"iterations": iterations},
-        }
-    )
+from tests.benchmarks.scenarios import timing_only
 
 
 @pytest.mark.benchmark(group="timing-only")
@@ -57,8 +27,8 @@ def test_timing_only_allreduce(benchmark: Any, workers: int, iterations: int) ->
 
 MEMORY = """
 import resource, sys, time
-sys.path[:0] = {path!r}
-from test_simulation import timing_only
+sys.path.insert(0, {root!r})
+from tests.benchmarks.scenarios import timing_only
 from simulator.engine.simulate import Simulation
 
 start = time.process_time()
@@ -80,15 +50,14 @@ def test_memory(
 ) -> None:
     """Peak memory of 16,384 workers without numerics, each time in a process of its own.
 
-    The compiled functions come from their cache: to compile them for the first time takes some 270 MB more.
+    The compiled functions come from their cache: to compile them for the first time takes some 220 MB more.
     """
     if core == "compiled":
         pytest.importorskip("numba")
-    here = Path(__file__).parent
-    path = [str(here), str(here.parents[1])]
+    root = str(Path(__file__).parents[2])
 
     def measured(workers: int) -> list[float]:
-        code = MEMORY.format(path=path, workers=workers, algorithm=algorithm, core=core)
+        code = MEMORY.format(root=root, workers=workers, algorithm=algorithm, core=core)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         return [float(number) for number in done.stdout.split()]
 

@@ -607,6 +607,15 @@ def test_keys_may_be_spelt_with_underscores_in_python() -> None:
     assert shipped.vary({"workload.objective_batch": 4}).digest() == shipped.vary(objective_batch=4).digest()
 
 
+def test_vary_shares_the_topology_unless_it_is_another() -> None:
+    base = Scenario(GOOD)
+    assert base.vary(algorithm="d-psgd", gossip={"graph": "ring"}).graph is base.graph
+    slower = base.vary({"cluster.topology.network.bandwidth": "5 Gbps"})
+    assert slower.graph is not base.graph
+    assert slower.graph.edges["host0", "switch"]["bandwidth"] == 0.5 * 10e9 / 8
+    assert base.graph.edges["host0", "switch"]["bandwidth"] == 10e9 / 8
+
+
 def test_vary_reaches_into_parts_and_lists() -> None:
     base = Scenario(changed("cluster.stragglers", [{"kind": "persistent", "workers": [1]}]))
     slower = base.vary({"cluster.stragglers.0.slowdown": 3.0})

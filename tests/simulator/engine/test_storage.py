@@ -11,6 +11,7 @@ import pytest
 from simulator.engine import storage
 from simulator.engine.clock import Clock
 from simulator.engine.fairshare import Core
+from simulator.engine.machine_code import _is_linkable
 from simulator.engine.storage import COMPILED_FROM, compiled_wanted
 
 
@@ -74,6 +75,57 @@ def test_numba_is_imported_only_for_a_compiled_core() -> None:
         "clock.flow([clock.core.add_link(1.0)], 1.0, int); clock.run(); assert 'numba' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+COLLECTIVE = """
+import sys
+from simulator.engine.clock import Clock
+from simulator.engine.fairshare import Step
+
+clock = Clock(core="compiled")
+link = clock.core.add_link(1.0)
+pattern = clock.core.add_pattern(2, [(2, [Step(0, 1, 0.5, (link,), 0.0)])])
+number = clock.collective(pattern, 6.0, lambda rank: None)
+clock.enter(number, 0)
+clock.enter(number, 1)
+clock.run()
+assert clock.now == 6.0
+print("numba.typed.typeddict" in sys.modules)
+"""
+
+
+def run_program(program: str) -> str:
+    return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+
+
+def test_compiled_code_on_disk_is_loaded_without_the_compiler() -> None:
+    pytest.importorskip("numba")
+    run_program(COLLECTIVE)  # fills the cache
+    assert run_program(COLLECTIVE) == "False\n"
+
+
+def test_where_code_cannot_be_linked_numba_loads_it_in_its_own_way() -> None:
+    pytest.importorskip("numba")
+    run_program(COLLECTIVE)
+    broken = "from simulator.engine import machine_code; machine_code._is_linkable = lambda kept: False\n"
+    assert run_program(broken + COLLECTIVE) == "True\n"
+
+
+def test_code_of_an_unknown_kind_is_not_linkable() -> None:
+    pytest.importorskip("numba")
+    for kept in ((), (("name", "bitcode", b"code"),), (("name", "object", (b"no object file", b"")),)):
+        assert not _is_linkable(kept)
+
+
+def test_code_that_calls_what_has_no_address_is_not_linkable() -> None:
+    llvm = pytest.importorskip("llvmlite.binding")
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    for called, linkable in (("PyErr_Clear", True), ("NRT_Free", True), ("called_from_nowhere", False)):
+        source = f"declare void @{called}() define void @caller() {{ call void @{called}() ret void }}"
+        code = machine.emit_object(llvm.parse_assembly(source))
+        assert _is_linkable((("name", "object", (code, b"")),)) is linkable
 
 
 def test_containers_grow_while_flows_run() -> None:
