@@ -284,7 +284,7 @@ class WallWorker:
                     courses[0].end()
 
         whole = self._compute_job("gradient", work, lambda _: None, handles, courses[0] if courses else None)
-        self._compute_stream.start(whole)
+        self._begin(self._compute_stream, whole, handles)
         return handles
 
     def evaluate(
@@ -385,8 +385,17 @@ class WallWorker:
         handle: WallHandle[T] = self._handle(Call(operation, self._iteration))
         if course is not None:
             work = functools.partial(_held, work, course)
-        self._compute_stream.start(self._compute_job(operation, work, handle.finish, [handle], course))
+        job = self._compute_job(operation, work, handle.finish, [handle], course)
+        self._begin(self._compute_stream, job, [handle])
         return handle
+
+    def _begin(self, stream: Stream, job: Callable[[], None], handles: Sequence[WallHandle[Any]]) -> None:
+        """Let a stream do a piece of work, or the calling task if it awaits its only handle next."""
+        if len(handles) == 1:
+            self._baton.latest.call(handles[0], stream, job)
+        else:
+            self._baton.latest.begin()
+            stream.start(job)
 
     def _compute_job(
         self,
@@ -589,7 +598,7 @@ class WallWorker:
                 notes.append(Message(call, begin - self._start, end - self._start, nbytes))
             handle.finish(value)
 
-        self._message_streams[thread].start(job)
+        self._begin(self._message_streams[thread], job, [handle])
         return handle
 
     # Its tasks, and what they share.

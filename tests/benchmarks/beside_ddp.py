@@ -1,30 +1,39 @@
 """One of two ranks that train a small CNN in turns by AllReduce-SGD and by DistributedDataParallel.
 
 Run by ``test_execution.py`` in a forked process, with the arguments of :func:`main` as ``given``. Both have
-the same network, batches, learning rate and backend, in one torch thread. DistributedDataParallel has its
-default buckets of 25 MiB and AllReduce-SGD those of the cost model: one for this small network in either.
-Writes the turns of each as JSON.
+the same network, data, size of batches, learning rate and backend, in one torch thread.
+DistributedDataParallel has its default buckets of 25 MiB and AllReduce-SGD those of the cost model: one for
+this small network in either. Each reads its clocks as an iteration begins, and leaves out the first ones, in
+which DistributedDataParallel lays out its buckets anew. Writes the turns of each as JSON.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import vector_to_parameters
 
+from algorithms.synchronous.allreduce_sgd import AllReduceSGD
+from algorithms.worker import Worker
 from simulator.execution import execute
+from simulator.plan import oracle
 from simulator.scenario import Scenario
 from simulator.workload import data as datasets
 from simulator.workload.models import small_cnn
+from simulator.workload.objective import SampledOracle
+
+WARM_UP = 10
+"""Iterations of a turn that are not measured."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,70 @@ class Settings:
     batch: int
     rounds: int
     iterations: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of one rank.
+
+    Attributes
+    ----------
+    seconds
+        Median of an iteration.
+    processor
+        Mean processor seconds of an iteration, in all threads of the rank; other work spares them.
+    """
+
+    seconds: float
+    processor: float
+
+
+@dataclass
+class Clocks:
+    """What the clocks say as iterations begin, and at the end of the last: wall, and processor."""
+
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Note both."""
+        self.wall.append(time.monotonic())
+        self.processor.append(time.process_time())
+
+    def turn(self) -> Turn:
+        """Return what was measured."""
+        wall, processor = self.wall[WARM_UP:], self.processor[WARM_UP:]
+        gaps = [later - earlier for earlier, later in zip(wall, wall[1:], strict=False)]
+        return Turn(statistics.median(gaps), (processor[-1] - processor[0]) / len(gaps))
+
+
+class Clocked:
+    """A worker that reads the clocks when its algorithm asks whether to go on, and is otherwise another's."""
+
+    def __init__(self, worker: Worker, clocks: Clocks) -> None:
+        self._worker = worker
+        self._clocks = clocks
+
+    @property
+    def running(self) -> bool:
+        """Whether iterations are left."""
+        self._clocks.read()
+        return self._worker.running
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the worker has."""
+        return getattr(self._worker, name)
+
+
+@dataclass(frozen=True)
+class ClockedSGD(AllReduceSGD):
+    """AllReduce-SGD that reads the clocks."""
+
+    clocks: Clocks = field(default_factory=Clocks, repr=False)
+
+    async def run(self, worker: Worker) -> None:
+        """Train on one worker."""
+        await super().run(Clocked(worker, self.clocks))  # type: ignore[arg-type]  # it has all by __getattr__
 
 
 def scenario(settings: Settings) -> Scenario:
@@ -53,65 +126,43 @@ def scenario(settings: Settings) -> Scenario:
     )
 
 
-def differences(moments: list[float]) -> float:
-    """Return the median of the time between neighbours, without the first few."""
-    gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
-    return statistics.median(gaps[5:])
-
-
-@dataclass
-class Turn:
-    """One turn: median seconds of an iteration, and processor seconds of one, which other work spares."""
-
-    seconds: float | None
-    processor: float
-
-
 def ours(settings: Settings) -> Turn:
-    """Return a turn of AllReduce-SGD; rank 1 has no run, and so no median.
-
-    The processor seconds are those of a long run less those of a short one: starting and ending fall out.
-    """
-    short = replace(settings, iterations=settings.iterations // 4)
-    begin = time.process_time()
-    execute(scenario(short))
-    middle = time.process_time()
-    run = execute(scenario(settings))
-    spent = (time.process_time() - middle) - (middle - begin)
-    processor = spent / (settings.iterations - short.iterations)
-    if run is None:
-        return Turn(None, processor)
-    spans = [span for span in run.timeline if span.worker == 0 and span.operation == "gradient"]
-    return Turn(differences([span.start for span in spans]), processor)
+    """Return a turn of AllReduce-SGD."""
+    algorithm = ClockedSGD()
+    execute(scenario(settings).vary(algorithm=algorithm))
+    return algorithm.clocks.turn()
 
 
 def theirs(settings: Settings, rank: int) -> Turn:
-    """Return a turn of DistributedDataParallel."""
+    """Return a turn of DistributedDataParallel, which starts from the same model and draws the same samples."""
     torch.set_num_threads(1)
     channels, side, _ = datasets.SAMPLE_SHAPES["digits"]
-    torch.manual_seed(0)
-    model = DistributedDataParallel(small_cnn(channels, side, datasets.CLASSES))
+    model = small_cnn(channels, side, datasets.CLASSES)
+    chosen = scenario(settings)
+    assert chosen.objective is not None
+    vector_to_parameters(chosen.objective.initial_model(), model.parameters())
+    parallel = DistributedDataParallel(model)
     dataset = datasets.load("digits", None)
-    shard = torch.arange(rank, len(dataset.labels), 2)
-    inputs, labels = dataset.features.float()[shard], dataset.labels[shard]
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
-    generator = torch.Generator().manual_seed(rank)
-    moments, begin = [], time.process_time()
+    inputs, labels = dataset.features.float(), dataset.labels
+    source = oracle(chosen, rank)
+    assert isinstance(source, SampledOracle)
+    optimiser = torch.optim.SGD(parallel.parameters(), lr=0.05)
+    clocks = Clocks()
     for _ in range(settings.iterations):
-        moments.append(time.monotonic())
-        chosen = torch.randint(len(labels), (settings.batch,), generator=generator)
+        clocks.read()
+        drawn = source.sampler.draw()
         optimiser.zero_grad()
-        loss = F.cross_entropy(model(inputs.index_select(0, chosen)), labels.index_select(0, chosen))
+        loss = F.cross_entropy(parallel(inputs.index_select(0, drawn)), labels.index_select(0, drawn))
         loss.backward()
         optimiser.step()
-    processor = (time.process_time() - begin) / settings.iterations
+    clocks.read()
     dist.barrier()
-    return Turn(differences(moments), processor)
+    return clocks.turn()
 
 
-def measure(settings: Settings, rank: int) -> dict[str, list[dict[str, float | None]]]:
+def measure(settings: Settings, rank: int) -> dict[str, list[dict[str, float]]]:
     """Return the turns of both."""
-    found: dict[str, list[dict[str, float | None]]] = {"ours": [], "theirs": []}
+    found: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
     for _ in range(settings.rounds):
         found["ours"].append(asdict(ours(settings)))
         found["theirs"].append(asdict(theirs(settings, rank)))
