@@ -20,8 +20,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
@@ -131,11 +130,14 @@ class Baton:
     ----------
     latest
         What the calling task has called last.
+    open
+        The operations that nobody has awaited, in the order of the calls; the keys alone count.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self.latest = Latest()
+        self.open: dict[WallHandle[Any], None] = {}
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -143,14 +145,13 @@ class Baton:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    @contextmanager
-    def given_away(self) -> Iterator[None]:
-        """Let other tasks run meanwhile."""
+    def give_away(self) -> None:
+        """Let other tasks run, until :meth:`take`."""
         self._lock.release()
-        try:
-            yield
-        finally:
-            self._lock.acquire()
+
+    def take(self) -> None:
+        """Wait until no other task holds it, and hold it."""
+        self._lock.acquire()
 
 
 class End(NamedTuple):
@@ -235,7 +236,6 @@ class WallHandle(Generic[T]):
         self, call: Call, baton: Baton, waiting: Callable[[WallHandle[Any], FrameType | None], None]
     ) -> None:
         self.call = call
-        self.awaited = False
         self.done = False
         self._baton = baton
         self._waiting = waiting
@@ -268,21 +268,22 @@ class WallHandle(Generic[T]):
     def __await__(self) -> Generator[Any, Any, T]:
         """Wait for the operation's end and return its value."""
         yield from ()  # never suspends: this only makes it a generator, as awaitables must be
-        self.awaited = True
+        self._baton.open.pop(self, None)
         work = self._baton.latest.claim(self)
         if not self.done:
-            with self._baton.given_away():
-                self._wait(work or self._sleep, sys._getframe(1))
+            self._wait(work or self._sleep, sys._getframe(1))
         if self._error is not None:
             raise self._error
         return self._value
 
     def _wait(self, end: Callable[[], None], caller: FrameType) -> None:
+        self._baton.give_away()
         self._waiting(self, caller)
         try:
             end()
         finally:
             self._waiting(self, None)
+            self._baton.take()
 
     def _sleep(self) -> None:
         with self._ended:

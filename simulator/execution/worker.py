@@ -147,8 +147,6 @@ class WallWorker:
         self._message_streams: dict[StreamKey, Stream] = {}
         self._calls: dict[StreamKey, int] = {}
         self._to_itself: dict[str, queue.SimpleQueue[torch.Tensor]] = {}
-        self._open: list[WallHandle[Any]] = []
-        self._watched = 64
         execution = scenario.execution
         paced = execution.compute == "emulated" or execution.stragglers == "injected"
         self._pacer = Pacer(scenario, rank) if paced else None
@@ -743,11 +741,7 @@ class WallWorker:
 
     def _handle(self, call: Call) -> WallHandle[Any]:
         handle: WallHandle[Any] = WallHandle(call, self._baton, self._tasks.waiting)
-        self._open.append(handle)
-        if len(self._open) > 2 * self._watched:
-            # What was awaited needs no more watching; doubling keeps the forgetting cheap.
-            self._open = [known for known in self._open if not known.awaited]
-            self._watched = max(len(self._open), 64)
+        self._baton.open[handle] = None
         return handle
 
     def _waiting(self, waits: Sequence[Wait]) -> None:
@@ -761,9 +755,8 @@ class WallWorker:
         return State(ended, self._tasks.waits(), dict(self._calls), computing, since)
 
     def _check_awaited(self) -> None:
-        for handle in self._open:
-            if not handle.awaited:
-                raise faults.not_awaited(self._rank, handle.call.operation, handle.call.iteration)
+        for handle in list(self._baton.open):
+            raise faults.not_awaited(self._rank, handle.call.operation, handle.call.iteration)
 
     def _check_end(self) -> None:
         self._check_awaited()
