@@ -43,11 +43,14 @@ class Stream:
         Of the thread.
     prepare
         Called once in the thread, before the first piece.
+    bound
+        Whether no other thread may do a piece in its place.
     """
 
-    def __init__(self, name: str, prepare: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, name: str, prepare: Callable[[], None] = lambda: None, bound: bool = False) -> None:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._prepare = prepare
+        self._bound = bound
         self._mutex = threading.Lock()  # guards the number of pieces that are not done
         self._left = 0
         self._turn = threading.Lock()  # held by whoever does a piece
@@ -70,9 +73,9 @@ class Stream:
         self._work.put(work)
 
     def claim(self) -> bool:
-        """Take the turn for a piece that the caller does itself by :meth:`do`; False where others are left."""
+        """Take the turn for a piece that the caller does itself by :meth:`do`; False where it must not."""
         with self._mutex:
-            return not self._left and self._turn.acquire(blocking=False)
+            return not self._bound and not self._left and self._turn.acquire(blocking=False)
 
     def do(self, work: Callable[[], None]) -> None:
         """Do a piece in the calling thread, which has claimed the turn."""

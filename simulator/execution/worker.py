@@ -570,7 +570,7 @@ class WallWorker:
         in_one_order = isinstance(stream, str) and stream != EXCHANGE and self._one_order
         thread: StreamKey = "collectives" if in_one_order else stream
         if thread not in self._message_streams:
-            self._message_streams[thread] = Stream(str(thread), self._side.prepare)
+            self._message_streams[thread] = Stream(str(thread), self._side.prepare, bound=in_one_order)
         notes = self._messages.setdefault(stream, [])
         called = self._side.called()
         number = self._calls.get(stream, 0)
