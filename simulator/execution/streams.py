@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LONG = 0.5
-"""Seconds after which a wait is told, so that a run that cannot go on is found."""
-
 
 class Stream:
     """Does pieces of work in the order in which they were given, in a thread of its own.
