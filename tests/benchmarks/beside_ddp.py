@@ -1,11 +1,11 @@
 """One of two ranks that train a network in turns by AllReduce-SGD and by DistributedDataParallel.
 
 Run by ``test_execution.py`` in a forked process, with the arguments of :func:`main` as ``given``. Both begin
-with the same model and draw the same samples (how long pooling takes depends on the values), with the same
-step size, backend and device, in one torch thread; that they end with the same model is checked. The buckets
-are alike too: 1 MiB first, then 25 MiB, which is one for the small CNN. Each reads its clocks as an iteration
-begins, and leaves out the first ones, in which DistributedDataParallel lays out its buckets anew. Writes the
-turns of each as JSON.
+with the same model and draw the same samples (how long max-pooling takes may depend on the values), with the
+same step size, backend and device, in one torch thread; that they end with the same model is checked. The
+buckets are alike too: 1 MiB first, then 25 MiB, which is one for the small CNN. Each reads its clocks as an
+iteration begins, and leaves out the first ones, in which DistributedDataParallel lays out its buckets anew.
+Writes the turns of each as JSON.
 """
 
 from __future__ import annotations
