@@ -92,7 +92,8 @@ class Table:
             take(file, 0, 8 * math.prod(shape))
         finally:
             os.close(file)
-        self._table = np.memmap(path, np.int64, "r+", shape=shape)
+        # A plain view: every access to a memmap makes another one, which takes longer than the rest.
+        self._table = np.asarray(np.memmap(path, np.int64, "r+", shape=shape))
 
     def enter(self, group: str, number: int, signature: faults.Signature, members: Sequence[int]) -> None:
         """Note a call, and compare it with those of the ranks that have made theirs."""
@@ -106,14 +107,15 @@ class Table:
         if self._differing(rows, number, own, members):
             # A row may have been read half before and half after a change.
             time.sleep(_AGAIN)
-            for rank in self._differing(rows, number, own, members):
-                raise differing(group, number, self._rank, signature, rank, rows[rank, 1:].tolist())
+            for rank, row in self._differing(rows, number, own, members):
+                raise differing(group, number, self._rank, signature, rank, row)
 
     @staticmethod
-    def _differing(rows: Rows, number: int, own: Row, members: Sequence[int]) -> list[int]:
-        others = rows[list(members)]
-        found = np.flatnonzero((others[:, 0] == number + 1) & (others[:, 1:] != own).any(axis=1))
-        return [members[place] for place in found.tolist()]
+    def _differing(rows: Rows, number: int, own: Row, members: Sequence[int]) -> list[tuple[int, list[int]]]:
+        """Return the members that have made their call of this number, and otherwise, with what they call."""
+        noted = rows.tolist()
+        calls = [(rank, noted[rank]) for rank in members]
+        return [(rank, row) for rank, (count, *row) in calls if count == number + 1 and tuple(row) != own]
 
 
 class FirstCalls:

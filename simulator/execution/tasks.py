@@ -4,20 +4,26 @@ Each task drives its coroutine with one ``send(None)`` in a thread of its own, h
 its lines run. The algorithm's ``run`` is the first task, so that the thread which started the run hears at
 once of any task that fails, whatever the others wait for.
 
-A rank **stands still** when each of its tasks waits for another task or rank. Only then can it belong to a
-run that cannot go on, and only then is somebody told.
+A rank **stands still** when each of its tasks has waited for another task or rank, for :data:`LONG`. Only
+then can it belong to a run that cannot go on, and only then is somebody told. The thread that started the
+run looks for that while it waits for the tasks' ends.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from types import FrameType
 from typing import Any, NamedTuple
 
 from simulator import faults
-from simulator.execution.streams import Baton, Call, WallHandle
+from simulator.execution.streams import Baton, Call, WallHandle, line
+
+LONG = 0.5
+"""Seconds after which a wait is told, so that a run that cannot go on is found."""
 
 Told = Callable[[Sequence["Wait"]], None]
 """Takes in what all tasks of a rank wait for when it stands still, and nothing when it goes on."""
@@ -62,8 +68,9 @@ class Tasks:
         self._mutex = threading.Lock()
         self._started = 0
         self._alive = 0
-        self._waits: dict[int, tuple[WallHandle[Any], str]] = {}
-        self._still = False
+        # By thread: for what, in which frame of the algorithm, since when.
+        self._waits: dict[int, tuple[WallHandle[Any], FrameType, float]] = {}
+        self._said: list[Wait] = []
         self._endings: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         self._heard = 0
 
@@ -80,7 +87,10 @@ class Tasks:
         failure = None
         try:
             with self._baton:
-                value = self._driven(coroutine)
+                try:
+                    value = self._driven(coroutine)
+                finally:
+                    self._baton.latest.begin()
         except BaseException as error:
             failure = error
             # Before anybody who awaits this task can fail of it.
@@ -102,12 +112,21 @@ class Tasks:
         BaseException
             What the task raised.
         """
-        failure = self._endings.get()
+        failure = self._ending()
         if failure is not None:
             raise failure
         self._heard += 1
         with self._mutex:
             return self._heard < self._started
+
+    def _ending(self) -> BaseException | None:
+        """Wait for the next end of a task, and look from time to time whether the rank stands still."""
+        while True:
+            try:
+                return self._endings.get(timeout=LONG / 4)
+            except queue.Empty:
+                with self._mutex:
+                    self._tell()
 
     def _driven(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine of blocking awaitables to its end and return its value."""
@@ -118,16 +137,17 @@ class Tasks:
         coroutine.close()
         raise faults.foreign_await(self._rank)
 
-    def waiting(self, handle: WallHandle[Any], line: str | None) -> None:
-        """Take in that the calling task has waited long for a handle, or goes on (line is None)."""
+    def waiting(self, handle: WallHandle[Any], frame: FrameType | None) -> None:
+        """Take in that the calling task begins to wait for a handle in a frame, or goes on (None)."""
         if not handle.call.depends:
             return
         with self._mutex:
-            if line is None:
-                del self._waits[threading.get_ident()]
-            else:
-                self._waits[threading.get_ident()] = (handle, line)
-            self._tell()
+            if frame is not None:
+                self._waits[threading.get_ident()] = handle, frame, time.monotonic()
+                return
+            del self._waits[threading.get_ident()]
+            if self._said:
+                self._tell()
 
     def waits(self) -> tuple[Wait, ...]:
         """Return what tasks have waited for long, whether or not others of them go on."""
@@ -140,15 +160,17 @@ class Tasks:
 
     def _unfinished(self) -> list[Wait]:
         # A task whose handle is done goes on, even if it has not said so yet.
-        return [Wait(handle.call, line) for handle, line in self._waits.values() if not handle.done]
+        begun = time.monotonic() - LONG
+        waits = [wait for wait in self._waits.values() if wait[2] < begun and not wait[0].done]
+        return [Wait(handle.call, line(frame)) for handle, frame, _ in waits]
 
     def _tell(self) -> None:
         """Tell if the rank stands still now, or does no longer."""
         waits = self._unfinished()
-        still = 0 < self._alive == len(waits)
-        if still or self._still:
-            self._told(waits if still else [])
-        self._still = still
+        still = waits if len(waits) == self._alive else []
+        if still != self._said:
+            self._said = still
+            self._told(still)
 
 
 class Lock:

@@ -147,8 +147,6 @@ class WallWorker:
         self._message_streams: dict[StreamKey, Stream] = {}
         self._calls: dict[StreamKey, int] = {}
         self._to_itself: dict[str, queue.SimpleQueue[torch.Tensor]] = {}
-        self._open: list[WallHandle[Any]] = []
-        self._watched = 64
         execution = scenario.execution
         paced = execution.compute == "emulated" or execution.stragglers == "injected"
         self._pacer = Pacer(scenario, rank) if paced else None
@@ -284,7 +282,7 @@ class WallWorker:
                     courses[0].end()
 
         whole = self._compute_job("gradient", work, lambda _: None, handles, courses[0] if courses else None)
-        self._compute_stream.start(whole)
+        self._begin(self._compute_stream, whole, handles)
         return handles
 
     def evaluate(
@@ -385,8 +383,17 @@ class WallWorker:
         handle: WallHandle[T] = self._handle(Call(operation, self._iteration))
         if course is not None:
             work = functools.partial(_held, work, course)
-        self._compute_stream.start(self._compute_job(operation, work, handle.finish, [handle], course))
+        job = self._compute_job(operation, work, handle.finish, [handle], course)
+        self._begin(self._compute_stream, job, [handle])
         return handle
+
+    def _begin(self, stream: Stream, job: Callable[[], None], handles: Sequence[WallHandle[Any]]) -> None:
+        """Let a stream do a piece of work, or the calling task if it awaits its only handle next."""
+        if len(handles) == 1:
+            self._baton.latest.call(handles[0], stream, job)
+        else:
+            self._baton.latest.begin()
+            stream.start(job)
 
     def _compute_job(
         self,
@@ -563,7 +570,7 @@ class WallWorker:
         in_one_order = isinstance(stream, str) and stream != EXCHANGE and self._one_order
         thread: StreamKey = "collectives" if in_one_order else stream
         if thread not in self._message_streams:
-            self._message_streams[thread] = Stream(str(thread), self._side.prepare)
+            self._message_streams[thread] = Stream(str(thread), self._side.prepare, bound=in_one_order)
         notes = self._messages.setdefault(stream, [])
         called = self._side.called()
         number = self._calls.get(stream, 0)
@@ -589,7 +596,7 @@ class WallWorker:
                 notes.append(Message(call, begin - self._start, end - self._start, nbytes))
             handle.finish(value)
 
-        self._message_streams[thread].start(job)
+        self._begin(self._message_streams[thread], job, [handle])
         return handle
 
     # Its tasks, and what they share.
@@ -734,11 +741,7 @@ class WallWorker:
 
     def _handle(self, call: Call) -> WallHandle[Any]:
         handle: WallHandle[Any] = WallHandle(call, self._baton, self._tasks.waiting)
-        self._open.append(handle)
-        if len(self._open) > 2 * self._watched:
-            # What was awaited needs no more watching; doubling keeps the forgetting cheap.
-            self._open = [known for known in self._open if not known.awaited]
-            self._watched = max(len(self._open), 64)
+        self._baton.open[handle] = None
         return handle
 
     def _waiting(self, waits: Sequence[Wait]) -> None:
@@ -752,9 +755,8 @@ class WallWorker:
         return State(ended, self._tasks.waits(), dict(self._calls), computing, since)
 
     def _check_awaited(self) -> None:
-        for handle in self._open:
-            if not handle.awaited:
-                raise faults.not_awaited(self._rank, handle.call.operation, handle.call.iteration)
+        for handle in list(self._baton.open):
+            raise faults.not_awaited(self._rank, handle.call.operation, handle.call.iteration)
 
     def _check_end(self) -> None:
         self._check_awaited()

@@ -12,55 +12,76 @@ Deliver = Callable[[int, Tensor], None]
 
 
 class BucketPlan:
-    """Which buckets each parameter lies in, and how many parameters each bucket waits for."""
+    """Which pieces of which parameters make up each bucket.
+
+    Parameters
+    ----------
+    bounds
+        Slices [low, high) of the flat vector, one per bucket.
+    spans
+        Place [low, high) of each parameter in it.
+    """
 
     def __init__(self, bounds: tuple[tuple[int, int], ...], spans: Sequence[tuple[int, int]]) -> None:
-        self.bounds = bounds
-        self.buckets_of = [
-            [k for k, (low, high) in enumerate(bounds) if low < stop and start < high]
-            for start, stop in spans
+        self.pieces = [
+            [
+                (index, max(low - start, 0), min(high, stop) - start)
+                for index, (start, stop) in enumerate(spans)
+                if low < stop and start < high
+            ]
+            for low, high in bounds
         ]
-        self.waits_for = [sum(k in buckets for buckets in self.buckets_of) for k in range(len(bounds))]
+        self.buckets_of: list[list[int]] = [[] for _ in spans]
+        for k, pieces in enumerate(self.pieces):
+            for index, _, _ in pieces:
+                self.buckets_of[index].append(k)
 
 
 class Delivery:
-    """Collects parameter gradients as they come and delivers buckets in order as they fill."""
+    """Delivers buckets in order as the gradients of parameters come.
+
+    Parameters
+    ----------
+    plan
+        The buckets.
+    parameters
+        Those that the plan's spans are of.
+    deliver
+        Receives the buckets.
+    device
+        Where they go.
+    """
 
     def __init__(
-        self,
-        plan: BucketPlan,
-        spans: Sequence[tuple[int, int]],
-        dtype: torch.dtype,
-        deliver: Deliver,
-        device: torch.device | None = None,
+        self, plan: BucketPlan, parameters: Sequence[Tensor], deliver: Deliver, device: torch.device
     ) -> None:
-        self.bounds = plan.bounds
-        self.buckets_of = plan.buckets_of
-        self.missing = plan.waits_for.copy()
-        self.spans = spans
-        self.deliver = deliver
-        self.gradient = torch.zeros(spans[-1][1], dtype=dtype, device=device)
-        self.next = 0
+        self._plan = plan
+        self._parameters = parameters
+        self._deliver = deliver
+        self._device = device
+        self._missing = [len(pieces) for pieces in plan.pieces]
+        self._next = 0
 
-    def take(self, index: int, parameter: Tensor) -> None:
+    def take(self, index: int) -> None:
         """Parameter `index` has its gradient."""
-        start, stop = self.spans[index]
-        self.gradient[start:stop] = flat_gradient(parameter)
-        for k in self.buckets_of[index]:
-            self.missing[k] -= 1
-        while self.next < len(self.bounds) and self.missing[self.next] == 0:
+        for k in self._plan.buckets_of[index]:
+            self._missing[k] -= 1
+        while self._next < len(self._missing) and self._missing[self._next] == 0:
             self._deliver_next()
 
     def finish(self) -> None:
         """Back-propagation is over: what got no gradient has zero, and all buckets go out."""
-        while self.next < len(self.bounds):
+        while self._next < len(self._missing):
             self._deliver_next()
 
     def _deliver_next(self) -> None:
-        k = self.next
-        low, high = self.bounds[k]
-        self.next += 1
-        self.deliver(k, self.gradient[low:high])
+        k = self._next
+        self._next += 1
+        pieces = [
+            flat_gradient(self._parameters[index])[low:high] for index, low, high in self._plan.pieces[k]
+        ]
+        whole = torch.cat(pieces) if pieces else torch.empty(0, dtype=self._parameters[0].dtype)
+        self._deliver(k, whole.to(self._device))
 
 
 def spans_of(parameters: Sequence[Tensor]) -> list[tuple[int, int]]:
@@ -76,5 +97,5 @@ def flat_gradient(parameter: Tensor) -> Tensor:
     """A parameter's gradient as a vector; zero where back-propagation did not reach it."""
     gradient = parameter.grad
     if gradient is None:
-        return torch.zeros(parameter.numel(), dtype=parameter.dtype)
+        return torch.zeros(parameter.numel(), dtype=parameter.dtype, device=parameter.device)
     return (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)

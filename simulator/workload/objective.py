@@ -167,7 +167,7 @@ class Oracle(ABC):
             Slices [lo, hi) that together are [0, parameters) once; an empty slice delivers an empty tensor.
         deliver : callable
             Called as deliver(k, tensor) in this thread, before back-propagation goes on; it must not ask this
-            objective for another gradient. The tensors are disjoint slices of one fresh vector.
+            objective for another gradient. The tensors are fresh, perhaps disjoint slices of one vector.
 
         Raises
         ------
@@ -819,6 +819,7 @@ class ModuleObjective(SampledObjective):
         self._training: bool | None = None
         self._delivery: Delivery | None = None
         self._plans: dict[tuple[tuple[int, int], ...], BucketPlan] = {}
+        self._hooked = False
         # One worker's tasks may run on several threads of the wall clock; the private module is one.
         self._lock = threading.Lock()
 
@@ -987,17 +988,17 @@ class ModuleObjective(SampledObjective):
         self, x: Tensor, indices: Tensor, draw: tuple[int, int, int], bounds: Bounds, deliver: Deliver
     ) -> None:
         """The same gradient, delivered by hooks on the parameters while back-propagation runs."""
-        delivery = Delivery(self._bucket_plan(bounds), self._spans, self.dtype, deliver, self._device)
+        delivery = Delivery(self._bucket_plan(bounds), self._trainable, deliver, self._device)
         samples = _take(*self._here, indices)
         with self._lock, self._randomness(draw):
             self._prepare(x, training=True)
             self._delivery = delivery
             try:
                 self._back_propagate(samples)
+                delivery.finish()
             finally:
                 self._delivery = None
                 self._forget_gradients()
-        delivery.finish()
 
     def mean_gradient(self, x: Tensor, indices: datasets.Indices | None) -> Tensor:
         """Mean gradient over the given samples in evaluation mode, accumulated in float64."""
@@ -1021,11 +1022,15 @@ class ModuleObjective(SampledObjective):
         return loss, total
 
     def _bucket_plan(self, bounds: Bounds) -> BucketPlan:
-        """The plan for these bounds, made once; the first one hooks the parameters."""
+        """The plan for these bounds, made once; the first of several buckets hooks the parameters.
+
+        A single bucket is complete when back-propagation is over, which needs no hook.
+        """
         key = tuple(bounds)
         if key not in self._plans:
             plan = BucketPlan(self._check_bounds(key), self._spans)
-            if not self._plans:
+            if len(key) > 1 and not self._hooked:
+                self._hooked = True
                 for index, parameter in enumerate(self._trainable):
                     # torch does not type the next call, nor backward.
                     parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
@@ -1034,10 +1039,10 @@ class ModuleObjective(SampledObjective):
             self._plans[key] = plan
         return self._plans[key]
 
-    def _took_gradient(self, index: int, parameter: Tensor) -> None:
+    def _took_gradient(self, index: int, _: Tensor) -> None:
         """Back-propagation has finished the gradient of parameter `index`."""
         if self._delivery is not None:
-            self._delivery.take(index, parameter)
+            self._delivery.take(index)
 
     def _prepare(self, x: Tensor, training: bool) -> None:
         """Put model, buffers and mode into the private module."""

@@ -106,6 +106,7 @@ class LoaderOracle(Oracle):
         self._accumulate = accumulate
         self._delivery: Delivery | None = None
         self._plans: dict[tuple[tuple[int, int], ...], BucketPlan] = {}
+        self._hooked = False
         self._threads = torch.get_num_threads()
         self.steps: list[Step] = []
 
@@ -120,22 +121,23 @@ class LoaderOracle(Oracle):
     def gradient_in_buckets(self, x: Tensor, bounds: Bounds, deliver: Deliver) -> None:
         """The same, delivered by hooks on the parameters while the last batch is back-propagated."""
         weights = self._weights
-        delivery = Delivery(self._plan(tuple(bounds)), weights.spans, weights.dtype, deliver)
+        delivery = Delivery(self._plan(tuple(bounds)), weights.parameters, deliver, torch.device("cpu"))
         try:
             self._back_propagate(x, delivery)
+            delivery.finish()
         finally:
             self._delivery = None
             weights.forget_gradients()
-        delivery.finish()
 
     def full_gradient(self, x: Tensor) -> Tensor:
         """Refuse: a loader has no gradient over all data."""
         raise ValueError(f"{self.objective.name}: a training script has batches, no gradient over all data")
 
     def _plan(self, bounds: tuple[tuple[int, int], ...]) -> BucketPlan:
-        """The plan for these buckets, made once; the first one hooks the parameters."""
+        """The plan for these buckets, made once; the first of several buckets hooks the parameters."""
         if bounds not in self._plans:
-            if not self._plans:
+            if len(bounds) > 1 and not self._hooked:
+                self._hooked = True
                 for index, parameter in enumerate(self._weights.parameters):
                     hook = functools.partial(self._took_gradient, index)
                     # torch does not type the next call.
@@ -143,9 +145,9 @@ class LoaderOracle(Oracle):
             self._plans[bounds] = BucketPlan(bounds, self._weights.spans)
         return self._plans[bounds]
 
-    def _took_gradient(self, index: int, parameter: Tensor) -> None:
+    def _took_gradient(self, index: int, _: Tensor) -> None:
         if self._delivery is not None:
-            self._delivery.take(index, parameter)
+            self._delivery.take(index)
 
     def _back_propagate(self, x: Tensor, delivery: Delivery | None) -> None:
         """Leave the gradient of the mean over the next batches on the parameters."""

@@ -141,6 +141,8 @@ class TrainingWorker(WallWorker):
     def report(self, x: Vector) -> None:
         """Note that a model is there, and do what is due; the model itself is kept until the next only."""
         assert isinstance(x, torch.Tensor)
+        # What is due comes behind the computations called so far.
+        self._baton.latest.begin()
         self._reports.append((self.now, self._iteration, _NOTHING))
         self._latest = x.clone()
         self._raise_failures()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,7 +226,7 @@ class TestStandingStill:
     """It is told when every task waits for others, and when one goes on."""
 
     def tasks(self, monkeypatch: pytest.MonkeyPatch) -> tuple[Tasks, Baton, list[Sequence[Wait]]]:
-        monkeypatch.setattr("simulator.execution.streams.LONG", 0.02)
+        monkeypatch.setattr("simulator.execution.tasks.LONG", 0.02)
         told: list[Sequence[Wait]] = []
         baton = Baton()
         return Tasks(0, baton, lambda: None, told.append), baton, told
@@ -238,7 +239,7 @@ class TestStandingStill:
         computation: WallHandle[None] = WallHandle(Call("gradient", 0), baton, tasks.waiting)
 
         async def waits(handle: WallHandle[None]) -> None:
-            await handle
+            await handle  # the line that waits
 
         ends: list[WallHandle[None]] = [WallHandle(Call("task", 0), baton, tasks.waiting) for _ in range(2)]
         tasks.start(waits(message), ends[0])
@@ -248,13 +249,11 @@ class TestStandingStill:
         computation.finish(None)
         # The other task has ended, and the one that is left waits.
         assert tasks.wait_for_one()
-        deadline = time.monotonic() + 5
-        while not told and time.monotonic() < deadline:
-            time.sleep(0.005)
-        assert [[wait.call for wait in waits] for waits in told] == [[message.call]]
-        message.finish(None)
+        threading.Timer(0.2, lambda: message.finish(None)).start()
         assert not tasks.wait_for_one()
-        assert told[1:] == [[]]
+        source = Path(__file__).read_text().splitlines()
+        line = next(k for k, text in enumerate(source, 1) if text.endswith("# the line that waits"))
+        assert told == [[Wait(message.call, f"{Path(__file__).name}:{line}")], []]
 
     def test_a_message_that_has_come_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tasks, baton, told = self.tasks(monkeypatch)

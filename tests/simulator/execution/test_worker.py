@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 import pytest
@@ -16,7 +17,7 @@ from algorithms import Algorithm, Reduction, Worker
 from simulator.engine.simulate import simulate
 from simulator.execution.communicator import Communicator
 from simulator.execution.record import Record
-from simulator.execution.streams import Baton, Call, Stream, WallHandle
+from simulator.execution.streams import Baton, Call, Latest, Stream, WallHandle, line
 from simulator.execution.worker import WallWorker
 from simulator.plan import group_share
 from simulator.scenario import Scenario
@@ -404,7 +405,7 @@ class TestHandles:
             x = worker.initial_model()
             for _ in range(500):
                 await worker.combine((1, x))
-            assert len(worker._open) <= 200
+            assert not worker._baton.open
 
         run(make("local-sgd", 1, QUADRATIC), finished(body))
 
@@ -444,12 +445,11 @@ class TestBaton:
         with baton, pytest.raises(StopIteration):
             lines().send(None)
 
-    def test_a_long_wait_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("simulator.execution.streams.LONG", 0.01)
+    def test_a_wait_is_told(self) -> None:
         told: list[tuple[Call, str | None]] = []
 
-        def waiting(handle: WallHandle[Any], line: str | None) -> None:
-            told.append((handle.call, line))
+        def waiting(handle: WallHandle[Any], frame: FrameType | None) -> None:
+            told.append((handle.call, None if frame is None else line(frame)))
 
         call = Call("all_reduce", 1, "world", 0, (1,))
         handle: WallHandle[TimeoutError] = WallHandle(call, Baton(), waiting)
@@ -462,9 +462,8 @@ class TestBaton:
         with handle._baton, pytest.raises(StopIteration):
             lines().send(None)
         source = Path(__file__).read_text().splitlines()
-        line = next(k for k, text in enumerate(source, 1) if text.endswith("# the line that waits"))
-        where = f"{Path(__file__).name}:{line}"
-        assert told == [(call, where), (call, None)]
+        number = next(k for k, text in enumerate(source, 1) if text.endswith("# the line that waits"))
+        assert told == [(call, f"{Path(__file__).name}:{number}"), (call, None)]
 
 
 def test_a_stream_works_in_the_order_of_the_calls() -> None:
@@ -477,3 +476,62 @@ def test_a_stream_works_in_the_order_of_the_calls() -> None:
     stream.close()
     assert done.wait(5)
     assert log == ["prepared", *range(100)]
+
+
+class TestLatest:
+    """Who does the work of the operation that a task has called last."""
+
+    def called(self, latest: Latest, stream: Stream, by: list[int]) -> WallHandle[None]:
+        handle: WallHandle[None] = WallHandle(Call("gradient", 0), Baton(), lambda *_: None)
+
+        def work() -> None:
+            by.append(threading.get_ident())
+            handle.finish(None)
+
+        latest.call(handle, stream, work)
+        return handle
+
+    def test_the_task_that_awaits_it_next(self) -> None:
+        latest, stream, by = Latest(), Stream("test"), list[int]()
+        work = latest.claim(self.called(latest, stream, by))
+        assert work is not None
+        assert by == []
+        # What comes meanwhile waits for its turn, and nobody else can claim it.
+        later = self.called(latest, stream, by)
+        assert latest.claim(later) is None
+        work()
+        later.ended()
+        stream.close()
+        stream.join()
+        assert [doer == threading.get_ident() for doer in by] == [True, False]
+
+    def test_the_thread_when_another_is_called_or_awaited(self) -> None:
+        latest, stream, by = Latest(), Stream("test"), list[int]()
+        handles = [self.called(latest, stream, by), self.called(latest, stream, by)]
+        handles[0].ended()
+        assert latest.claim(handles[0]) is None
+        handles[1].ended()
+        stream.close()
+        stream.join()
+        assert threading.get_ident() not in by
+        assert len(by) == 2
+
+    def test_the_thread_when_something_is_left_before_it(self) -> None:
+        latest, stream, by = Latest(), Stream("test"), list[int]()
+        going_on = threading.Event()
+        stream.start(lambda: going_on.wait(5) and None)
+        handle = self.called(latest, stream, by)
+        assert latest.claim(handle) is None
+        going_on.set()
+        handle.ended()
+        assert threading.get_ident() not in by
+        stream.close()
+
+    def test_the_task_again_when_the_stream_has_nothing_left(self) -> None:
+        latest, stream, by = Latest(), Stream("test"), list[int]()
+        for number in range(3):
+            work = latest.claim(self.called(latest, stream, by))
+            assert work is not None, number
+            work()
+        assert by == [threading.get_ident()] * 3
+        stream.close()
