@@ -18,14 +18,12 @@ from simulator.execution.device import chosen_backend, side
 from simulator.measurements import Collectives, Concurrent, Exchanges, Measurement, PingPong
 from simulator.parts import BadInput
 from simulator.scenario import Scenario
+from simulator.transports import Gloo
 from simulator.units import format_quantity
 from traces.calibration_files import SUFFIXES, Parts, write_description
 
 Told = Callable[[float, str], None]
 """Told the part that is done, and what comes next."""
-
-INFINITE = 1e18
-"""Bytes/s that take no time."""
 
 PATTERNS = {
     "ring": {"pattern": "ring", "pipelined": False},
@@ -45,8 +43,6 @@ VALIDITY = (
     "of all in them; measure again for another number or order of workers"
 )
 """What a description says of where it holds, in words."""
-
-STEPPED_ONLY = ("segment-size", "least-segments")
 
 
 @dataclass(frozen=True)
@@ -265,21 +261,16 @@ def collectives(
     for pattern, keys in PATTERNS.items():
         if pattern == "hierarchical" and not _several_in_several(cluster):
             continue
-        transport = {**cluster["transport"], **_keys(name, keys)}
+        changed = {**cluster, "transport": {**cluster["transport"], **_keys(name, keys)}}
         reduction = Collectives(kinds=("all_reduce",), sizes=sizes, repeats=1)
         try:
-            parts = _two_parts({**cluster, "transport": transport}, reduction)
-            candidates[pattern] = fit.collective(*parts, measured)
+            candidates[pattern] = _fitted(changed, "collective", reduction, measured)
         except BadInput:
             continue  # a pattern that so many workers cannot run
     chosen, alike = fit.best(candidates, USUAL[name])
     best = candidates[chosen]
-    transport = {
-        **cluster["transport"],
-        **_keys(name, PATTERNS[chosen]),
-        "collective-latency": best.latency,
-        "collective-share": best.share,
-    }
+    keys = {**cluster["transport"], **_keys(name, PATTERNS[chosen])}
+    transport = _factored(keys, "collective", best.latency, best.share)
     said = {
         "sizes": list(sizes),
         "all-reduce": chosen,
@@ -307,13 +298,8 @@ def exchanges(
     """
     sizes = settings.collective_sizes
     measured = [_of_ranks(found[f"exchange/{size}"]) for size in sizes]
-    fitted = fit.collective(*_two_parts(cluster, Exchanges(sizes=sizes, repeats=1)), measured)
-    transport = {
-        **cluster["transport"],
-        "exchange-latency": fitted.latency,
-        "exchange-share": fitted.share,
-    }
-    return transport, {
+    fitted = _fitted(cluster, "exchange", Exchanges(sizes=sizes, repeats=1), measured)
+    return _factored(cluster["transport"], "exchange", fitted.latency, fitted.share), {
         "sizes": list(sizes),
         "latency-factor": fitted.latency,
         "share": fitted.share,
@@ -327,21 +313,31 @@ def _keys(backend: str, pattern: Mapping[str, Any]) -> dict[str, Any]:
     keys = dict(pattern)
     if backend == "gloo" and keys["pipelined"]:
         # Its segments belong to a ring that goes step by step.
-        keys |= {"segment-size": "inf", "least-segments": 1}
+        keys |= {"segment-size": "inf", "least-segments": 1, "handling-rate": "inf", "in-flight": 1}
     if backend == "nccl" and not keys["pipelined"]:
         keys["rounds-of-latency"] = "all"
     return keys
 
 
-def _two_parts(cluster: Mapping[str, Any], measurement: Measurement) -> tuple[list[float], list[float]]:
-    """Return the latency and the transfer of what a measurement finds on a described cluster, by size."""
-    parts = []
-    for changes in ({"bandwidth": f"{INFINITE!r} B/s"}, {"latency": "0 s"}):
-        graph = cluster["topology"]
-        changed = {**graph, "edges": [{**edge, **changes} for edge in graph["edges"]]}
-        found = predicted({**cluster, "topology": changed}, measurement)
-        parts.append([_of_ranks(times) for times in found.values()])
-    return parts[0], parts[1]
+def _fitted(
+    cluster: Mapping[str, Any], kind: str, measurement: Measurement, measured: Sequence[float]
+) -> fit.Collective:
+    """Fit latency and rate of collectives or exchanges on a described cluster to measured times, by size."""
+
+    def model(latency: float, share: float) -> list[float]:
+        transport = _factored(cluster["transport"], kind, latency, share)
+        found = predicted({**cluster, "transport": transport}, measurement)
+        return [_of_ranks(times) for times in found.values()]
+
+    return fit.collective(model, measured)
+
+
+def _factored(transport: Mapping[str, Any], kind: str, latency: float, share: float) -> dict[str, Any]:
+    """Return a transport whose collectives or exchanges have factors on their latency and rates."""
+    factored = {**transport, f"{kind}-latency": latency, f"{kind}-share": share}
+    if kind == "collective" and transport["name"] == "gloo" and "handling-rate" not in transport:
+        factored["handling-rate"] = f"{share * Gloo().handling_rate!r} B/s"
+    return factored
 
 
 def _several_in_several(cluster: Mapping[str, Any]) -> bool:

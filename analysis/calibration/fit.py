@@ -9,7 +9,7 @@ and times span many orders of magnitude. Times are first reduced to their median
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -228,26 +228,33 @@ class Collective:
         return math.sqrt(math.fsum(r * r for r in self.residuals) / len(self.residuals))
 
 
-def collective(
-    latencies: Sequence[float], transfers: Sequence[float], measured: Sequence[float]
-) -> Collective:
-    """Fit factors on a model's two parts to measured times.
+def collective(model: Callable[[float, float], Sequence[float]], measured: Sequence[float]) -> Collective:
+    """Fit the factors on a model's latency and rate to measured times.
 
     Parameters
     ----------
-    latencies, transfers
-        What the model says with infinite rates, and without latency, by size.
+    model
+        Returns the seconds by size, given both factors.
     measured
         Seconds, by size.
     """
-    on_latency, on_transfer = proportions([latencies, transfers], measured)
-    fitted = [on_latency * a + on_transfer * b for a, b in zip(latencies, transfers, strict=True)]
-    residuals = tuple((f - m) / m for f, m in zip(fitted, measured, strict=True))
-    return Collective(on_latency, 1 / on_transfer if on_transfer else MOST_SHARE, residuals)
+    from scipy.optimize import least_squares
+
+    def residuals(logarithms: Array) -> list[float]:
+        times = model(math.exp(logarithms[0]), math.exp(logarithms[1]))
+        return [(t - m) / m for t, m in zip(times, measured, strict=True)]
+
+    bounds = (-math.log(MOST), math.log(MOST))
+    # Two begins, as the times of segments in flight are a maximum of what latency and rate make of them.
+    begins = ([0.0, 0.0], [3.0, -2.0])
+    fits = [least_squares(residuals, begin, bounds=bounds, diff_step=1e-4, max_nfev=20) for begin in begins]
+    found = min(fits, key=lambda each: float(each.cost))
+    latency, share = (math.exp(value) for value in found.x)
+    return Collective(latency, share, tuple(residuals(found.x)))
 
 
-MOST_SHARE = 1e6
-"""The share where sizes made no difference to the times."""
+MOST = 1e6
+"""The largest factor on a latency or rate, and one over the smallest."""
 
 ALIKE = 0.01
 """Root mean squares of residuals that differ by less do not tell two models apart."""

@@ -114,7 +114,11 @@ def test_jitter_and_slow_workers_are_told_apart() -> None:
 def test_factors_of_a_collective_are_recovered(factor: float, share: float) -> None:
     latencies, transfers = [1e-4] * 5, [size / 1e9 for size in (1e4, 1e5, 1e6, 1e7, 1e8)]
     measured = [factor * a + b / share for a, b in zip(latencies, transfers, strict=True)]
-    found = fit.collective(latencies, transfers, measured)
+
+    def model(on_latency: float, rate: float) -> list[float]:
+        return [on_latency * a + b / rate for a, b in zip(latencies, transfers, strict=True)]
+
+    found = fit.collective(model, measured)
     assert (found.latency, found.share) == pytest.approx((factor, share), rel=1e-3)
     assert found.error < 1e-6
 
