@@ -72,20 +72,25 @@ def test_memory(
 
 @pytest.mark.benchmark(group="numerics")
 @pytest.mark.parametrize("evaluation", ["separate", "batched"])
-@pytest.mark.parametrize("batch", [2, 32, 512])
+@pytest.mark.parametrize(("hidden", "batch"), [(32, 2), (32, 32), (32, 512), (1024, 512)])
 def test_numerics(
-    benchmark: Any, record_property: Callable[[str, object], None], batch: int, evaluation: str
+    benchmark: Any, record_property: Callable[[str, object], None], hidden: int, batch: int, evaluation: str
 ) -> None:
     """16 workers of AllReduce-SGD on the MLP, beside the evaluations that it contains, in CPU time.
 
-    2 samples a gradient are what the scenario that ships takes, 32 what one would take on one machine, 512
-    a network that has something to do. The ratios are to the bare gradients of the workers, and to those
-    with the loss and the gradient norm on all data, which each of the 50 reports takes.
+    2 samples a gradient and 32 hidden units are what the scenario that ships takes, 32 samples what one would
+    take on one machine; with 512 and 1,024 units a gradient has something to do. The ratios are to the
+    bare gradients of the workers, and to those with the loss and the gradient norm on all data, which each of
+    the 50 reports takes.
     """
     import torch
 
     scenario = Scenario.load("cocod-1080ti").variants()[1]
-    changes = {"workload.objective-batch": batch, "workload.evaluation": evaluation}
+    changes = {
+        "workload.objective-batch": batch,
+        "workload.objective.hidden": hidden,
+        "workload.evaluation": evaluation,
+    }
     scenario = scenario.vary(changes, step_size=0.1, budget={"iterations": 50})
     objective = scenario.objective
     assert objective is not None
