@@ -19,6 +19,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import io
 import pickle
 import sys
 import types
@@ -323,8 +324,25 @@ class Part:
         try:
             return {self.tag: self.name, **self.values.model_dump(by_alias=True, mode="json")}
         except PydanticSerializationError:
-            digest = hashlib.sha256(pickle.dumps(self.instance)).hexdigest()
-            return {self.tag: self.name, MADE: digest[:16]}
+            return {self.tag: self.name, MADE: _digest(self.instance)}
+
+
+def _digest(value: object) -> str:
+    """Return 16 hexadecimal digits that tell an object by its content, the same in every process."""
+    pickled = io.BytesIO()
+    _ByContent(pickled).dump(value)
+    return hashlib.sha256(pickled.getbuffer()).hexdigest()[:16]
+
+
+class _ByContent(pickle.Pickler):
+    """Pickles tensors by what is in them; pickled by torch they hold where they lie in memory."""
+
+    def reducer_override(self, value: Any) -> Any:
+        torch = sys.modules.get("torch")
+        if torch is None or not isinstance(value, torch.Tensor):
+            return NotImplemented
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return tuple, ((str(value.dtype), tuple(value.shape), content),)
 
 
 def _lost(name: str) -> Callable[[], Any]:

@@ -247,7 +247,10 @@ def collective(model: Callable[[float, float], Sequence[float]], measured: Seque
     bounds = (-math.log(MOST), math.log(MOST))
     # Two begins, as the times of segments in flight are a maximum of what latency and rate make of them.
     begins = ([0.0, 0.0], [3.0, -2.0])
-    fits = [least_squares(residuals, begin, bounds=bounds, diff_step=1e-4, max_nfev=20) for begin in begins]
+    fits = [
+        least_squares(residuals, begin, bounds=bounds, diff_step=[1e-4, 1e-4], max_nfev=20)
+        for begin in begins
+    ]
     found = min(fits, key=lambda each: float(each.cost))
     latency, share = (math.exp(value) for value in found.x)
     return Collective(latency, share, tuple(residuals(found.x)))

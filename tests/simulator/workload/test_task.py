@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from simulator.scenario import Scenario
 from simulator.workload.models import resnet18_cifar
 from simulator.workload.task import Task
 
@@ -374,3 +375,34 @@ def test_bad_tasks(use: Callable[[], object], message: str) -> None:
 def loss_of(loss: Callable[..., Any]) -> float:
     objective = Task(linear(), (X, Y), loss).build(1)
     return objective.loss(objective.initial_model())
+
+
+# Identity
+
+
+@pytest.mark.parametrize("changed", ["nothing", "data", "weights"])
+def test_a_task_is_told_by_what_its_tensors_hold(changed: str) -> None:
+    """Each rank makes its own; they are the same scenario if they hold the same."""
+
+    def digest(x: Tensor, model: nn.Module) -> str:
+        return Scenario(
+            {
+                "name": "own",
+                "cluster": {"topology": {"builder": "ring", "nodes": 2}, "device": "ideal"},
+                "workload": {
+                    "cost": {"parameters": 41, "batch": 4, "gradient": "1 ms"},
+                    "objective": Task(model, (x, Y), F.mse_loss),
+                },
+                "algorithm": "allreduce-sgd",
+                "step-size": 0.1,
+                "budget": {"iterations": 1},
+            }
+        ).digest()
+
+    x, model = X.clone(), linear()
+    with torch.no_grad():
+        if changed == "data":
+            x[7, 2] += 1
+        if changed == "weights":
+            next(model.parameters())[1, 1] += 1
+    assert (digest(x, model) == digest(X, linear())) == (changed == "nothing")
