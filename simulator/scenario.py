@@ -746,6 +746,11 @@ class Scenario:
                     transport.share_spread > 0,
                     "shares no link between flows",
                 ),
+                "cluster.transport.cross-traffic": (transport.cross_traffic > 0, "has no acknowledgements"),
+                "cluster.transport.handling-rate": (
+                    transport.handling_rate < math.inf,
+                    "treats all messages alike",
+                ),
             }
             for key in ("collective_latency", "collective_share", "exchange_latency", "exchange_share"):
                 name = f"cluster.transport.{key.replace('_', '-')}"

@@ -58,6 +58,11 @@ class Transport:
         for links, drawn for each message: TCP's short flows share a link unequally. It is that of the ratio
         of the rates of two messages that end on one link, over the square root of 2. Collectives share
         equally.
+    cross_traffic
+        Part of its rate by which a message loads the links between forwarding nodes on its way back: behind
+        what moves there, its acknowledgements come late. 0.05 in SimGrid (Velho, Schnorr, Casanova and
+        Legrand, "On the validity of flow-level TCP network models", 2013, for all links of the way back; a
+        sender keeps the queue of its own interface short).
     collective_latency, exchange_latency
         What a transfer of a collective, or a message of an exchange with neighbours, pays of the latency that
         a message of a channel pays, as a factor. Measured: a channel's message has a header before it.
@@ -78,6 +83,7 @@ class Transport:
     rendezvous: bool = False
     half_duplex_pairs: bool = False
     share_spread: float = 0.0
+    cross_traffic: float = 0.0
     collective_latency: float = 1.0
     collective_share: float = 1.0
     exchange_latency: float = 1.0
@@ -90,6 +96,8 @@ class Transport:
             raise ValueError(f"latency-factor must be finite and 0 or more, got {self.latency_factor!r}")
         if not 0 <= self.share_spread < math.inf:
             raise ValueError(f"share-spread must be finite and 0 or more, got {self.share_spread!r}")
+        if not 0 <= self.cross_traffic < 1:
+            raise ValueError(f"cross-traffic must be 0 or more and below 1, got {self.cross_traffic!r}")
         for kind in ("collective", "exchange"):
             latency, share = getattr(self, f"{kind}_latency"), getattr(self, f"{kind}_share")
             if not 0 <= latency < math.inf:

@@ -61,6 +61,8 @@ DIMENSION = 2**10
 """Of what is really computed, so that the machine's own work disappears behind the emulated one."""
 SHARE_SPREAD = 0.14
 """Of TCP in these networks, as :func:`share_spread` measures it with two messages to one worker."""
+CROSS_TRAFFIC = 0.05
+"""Of TCP, as SimGrid has it: see :class:`simulator.transports.Transport`."""
 PERIOD = 4
 """Iterations between the communications of the local algorithms: their default."""
 COUNTED = 4
@@ -122,7 +124,11 @@ class Case:
                 "cluster": {
                     **_network(self.topology, self.workers, self.rate),
                     "device": "ideal",
-                    "transport": {"name": "gloo", "share-spread": SHARE_SPREAD},
+                    "transport": {
+                        "name": "gloo",
+                        "share-spread": SHARE_SPREAD,
+                        "cross-traffic": CROSS_TRAFFIC,
+                    },
                     "workers": self.workers,
                     "stragglers": stragglers,
                 },

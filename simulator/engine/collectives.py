@@ -100,9 +100,13 @@ class Communicator:
         the share of that link that any other flow would get.
         """
         loads: dict[int, float] = {}
+        crossing = self._transport.cross_traffic if isinstance(self._transport, Transport) else 0.0
         for (source, destination), fraction in self._traffic.items():
-            for link in self._network.path(self.ranks[source], self.ranks[destination]).links:
+            pair = self.ranks[source], self.ranks[destination]
+            for link in self._network.path(*pair).links:
                 loads[link] = loads.get(link, 0.0) + fraction
+            for link in self._network.acknowledged(*pair):
+                loads[link] = loads.get(link, 0.0) + fraction * crossing
         busiest = max(loads.values(), default=0.0)
         demand = [load / busiest for load in loads.values()]
         # A member that is out for a while holds up all; its own link never limits otherwise.
@@ -186,9 +190,9 @@ class Communicator:
 
     def _step(self, transfer: Transfer) -> Step:
         pair = self.ranks[transfer.source], self.ranks[transfer.destination]
-        route = self._network.message_route(*pair)
+        links, demand = self._network.message_way(*pair)
         latency = self._network.path(*pair).latency
-        return Step(transfer.source, transfer.destination, transfer.fraction, route, latency)
+        return Step(transfer.source, transfer.destination, transfer.fraction, links, latency, demand)
 
     def _start(self) -> None:
         pending = self._waiting[0]

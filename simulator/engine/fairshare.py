@@ -77,6 +77,8 @@ class Step:
         Links.
     latency
         Seconds that it pays, times what the collective says.
+    demand
+        With which part of its rate it loads each link; None for all of it.
     """
 
     source: int
@@ -84,6 +86,7 @@ class Step:
     fraction: float
     route: tuple[int, ...]
     latency: float
+    demand: tuple[float, ...] | None = None
 
 
 class Route:
@@ -508,7 +511,7 @@ class Core:
             for step in steps:
                 self._check_step(step, ranks)
         self._choose()
-        paths = [[self.add_route(step.route) for step in steps] for _, steps in phases]
+        paths = [[self.add_route(step.route, step.demand) for step in steps] for _, steps in phases]
         storage = self._storage
         pattern = len(self._patterns)
         begin = storage.extend("patterns", 1)

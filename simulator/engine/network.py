@@ -19,6 +19,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -49,6 +50,13 @@ class Path:
     latency: float
 
 
+class Way(NamedTuple):
+    """The links that a message loads, and with which part of its rate each, where that is not all of it."""
+
+    links: tuple[int, ...]
+    demand: tuple[float, ...] | None
+
+
 @dataclass(slots=True)
 class Message:
     """A message under way.
@@ -67,7 +75,7 @@ class Message:
         With which it competes for links.
     called
         Since when it has been paying its latency; None from now on.
-    flow, route
+    flow, way
         What carries it at present.
     """
 
@@ -79,7 +87,7 @@ class Message:
     weight: float = 1.0
     called: float | None = None
     flow: int = -1
-    route: tuple[int, ...] = ()
+    way: Way | None = None
 
 
 class Network:
@@ -320,9 +328,12 @@ class Network:
         if message.called is not None:
             latency = max(0.0, message.called + latency - self.clock.now)
             message.called = None
-        message.route = self.message_route(*ranks)
+        message.way = self.message_way(*ranks)
+        links, demand = message.way
         size = nbytes / self._share(message)
-        message.flow = self.clock.flow(message.route, size, done, latency=latency, weight=message.weight)
+        message.flow = self.clock.flow(
+            links, size, done, demand=demand, latency=latency, weight=message.weight
+        )
 
     def _share(self, message: Message) -> float:
         """Return the payload bytes of a message per byte that its links carry."""
@@ -332,13 +343,30 @@ class Network:
             return transport.payload_share * transport.collective_share
         return transport.payload_share * (transport.exchange_share if message.exchange else 1.0)
 
-    def message_route(self, source: int, destination: int) -> tuple[int, ...]:
-        """Return the links of a message: those of the path, and the connection where that is one link."""
+    def message_way(self, source: int, destination: int) -> Way:
+        """Return what a message loads.
+
+        These are the links of the path, the connection where that is one link, and with cross-traffic those
+        that its acknowledgements wait for.
+        """
         links = self.path(source, destination).links
         transport = self.transport
-        if isinstance(transport, Transport) and transport.half_duplex_pairs and links:
+        if not links or not isinstance(transport, Transport):
+            return Way(links, None)
+        if transport.half_duplex_pairs:
             links = (*links, self._pair_link(source, destination))
-        return (*links, *self.own(source, destination)) if links else links
+        links = (*links, *self.own(source, destination))
+        back = self.acknowledged(source, destination)
+        if not back:
+            return Way(links, None)
+        return Way((*links, *back), (1.0,) * len(links) + (transport.cross_traffic,) * len(back))
+
+    def acknowledged(self, source: int, destination: int) -> tuple[int, ...]:
+        """Return the links between nodes that forward by which a message's acknowledgements come back."""
+        if not isinstance(self.transport, Transport) or not self.transport.cross_traffic:
+            return ()
+        there, back = self.path(source, destination).links, self.path(destination, source).links
+        return tuple(link for link in back[1:-1] if link not in there)
 
     def _pair_link(self, source: int, destination: int) -> int:
         """Return the link that both directions between a pair of ranks share: their connection.
@@ -404,7 +432,7 @@ class Network:
         self._router = topologies.Router(view, self._cluster.router.policy)
         self._paths.clear()
         for message in list(self._under_way.values()):
-            if self.message_route(message.source, message.destination) != message.route:
+            if self.message_way(message.source, message.destination) != message.way:
                 self._start(message, self.clock.cancel(message.flow) * self._share(message))
         for communicator in self.rerouted:
             communicator()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from simulator.engine.simulate import simulate
+from simulator.measurements import Concurrent
 from simulator.parts import BadInput
 from simulator.run import Run
 from simulator.scenario import Scenario
@@ -255,3 +256,55 @@ def test_max_plus_where_it_has_no_effect_is_refused(cluster: Mapping[str, Any], 
     with pytest.raises(BadInput) as caught:
         scenario(**{"collectives": "max-plus", **cluster})
     assert str(caught.value) == message
+
+
+# Cross-traffic: what acknowledgements lose behind the traffic the other way.
+
+
+def tree_seconds(algorithm: object, transport: Mapping[str, object]) -> float:
+    """Return how long an algorithm takes on two hosts of two workers, with 100 MB/s between the hosts."""
+    link = {"bandwidth": "100 MB/s", "latency": "0 s"}
+    tree = {"builder": "two-level", "hosts": 2, "gpus-per-host": 2, "network": link}
+    tree["inside"] = {**link, "bandwidth": "200 MB/s"}
+    return simulate(
+        Scenario(
+            {
+                "name": "tree",
+                "cluster": {
+                    "topology": tree,
+                    "device": "ideal",
+                    "transport": {"name": "ideal", "rendezvous": True, **transport},
+                },
+                "workload": {"cost": {"parameters": 25_000_000, "batch": 1, "gradient": "0 s"}},
+                "algorithm": algorithm,
+                "budget": {"iterations": 1},
+            }
+        )
+    ).duration
+
+
+@pytest.mark.parametrize(
+    ("arcs", "seconds"),
+    [
+        (((0, 2),), 1.0),
+        (((0, 2), (1, 3)), 2.0),  # one way
+        (((0, 2), (2, 0)), 1.1),  # each loads the other's way with a tenth of its rate
+        (((0, 2), (3, 1)), 1.1),
+        (((0, 1), (1, 0)), 0.5),  # there is nothing that forwards but one switch
+    ],
+)
+def test_cross_traffic_slows_what_goes_both_ways_between_switches(
+    arcs: Sequence[tuple[int, int]], seconds: float
+) -> None:
+    messages = Concurrent(sets=(tuple(arcs),), sizes=(50_000_000,), repeats=1)  # and once before
+    assert tree_seconds(messages, {"cross-traffic": 0.1}) == pytest.approx(seconds, rel=1e-6)
+
+
+@pytest.mark.parametrize("pipelined", [True, False])
+def test_collectives_have_cross_traffic_too(pipelined: bool) -> None:
+    """A ring of four in good order sends both ways between the hosts all the time."""
+    quiet, loaded = (
+        tree_seconds(WHOLE, {"pipelined": pipelined, "cross-traffic": share}) for share in (0.0, 0.1)
+    )
+    assert quiet == pytest.approx(1.5)  # 2 · 3/4 · 100 MB
+    assert loaded == pytest.approx(1.1 * quiet, rel=1e-9)
