@@ -19,6 +19,9 @@ Ranks = Callable[..., list[str]]
 DRIVER = """
 import contextlib, os, pathlib, runpy, sys, traceback
 os.environ.update(PLACE)
+import torch
+# As under torchrun, whichever helper process this rank was forked from.
+torch.set_num_threads(1)
 sys.argv = ARGUMENTS
 with pathlib.Path(OUTPUT).open("w") as file, contextlib.redirect_stdout(file):
     try:
