@@ -7,8 +7,11 @@ before, and a position is found again by reading an epoch's batches up to it.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +145,34 @@ class Feed:
             self._after_seeking = None
 
 
+class EndsWithRank:
+    """Begins a loader's worker: it ends when its rank has ended, however that came about.
+
+    torch's own watch looks at the process that forked the worker, which lives as long as the worker does.
+
+    Parameters
+    ----------
+    begin
+        What the loader's author does in each worker.
+    """
+
+    def __init__(self, begin: Callable[[int], None] | None) -> None:
+        self._begin = begin
+
+    def __call__(self, number: int) -> None:
+        """Begin the worker of a number."""
+        threading.Thread(target=_end_with_rank, daemon=True).start()
+        if self._begin is not None:
+            self._begin(number)
+
+
+def _end_with_rank() -> None:
+    rank = multiprocessing.parent_process()
+    if rank is not None:
+        rank.join()
+        os._exit(1)
+
+
 def shared_out(loader: Iterable[Any], rank: int, world_size: int, seed: int) -> Iterable[Any]:
     """Return a loader of this rank's part of the samples.
 
@@ -169,7 +200,7 @@ def shared_out(loader: Iterable[Any], rank: int, world_size: int, seed: int) -> 
         pin_memory=loader.pin_memory,
         drop_last=loader.drop_last,
         timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
+        worker_init_fn=EndsWithRank(loader.worker_init_fn),
         multiprocessing_context=loader.multiprocessing_context,
         generator=loader.generator,
         persistent_workers=loader.persistent_workers,
