@@ -39,16 +39,16 @@ def _cache_of(function: Any) -> Any:
         def rebuild(self, context: Any, kept: Any) -> Any:
             if not _is_linkable(kept):
                 context.refresh()
-            return super().rebuild(context, kept)  # type: ignore[no-untyped-call]
+            return super().rebuild(context, kept)  # type: ignore[no-untyped-call]  # numba says no types
 
     class Cache(FunctionCache):
         _impl_class = Code
 
         def load_overload(self, signature: Any, context: Any) -> Any:
             with self._guard_against_spurious_io_errors():
-                return self._load_overload(signature, context)  # type: ignore[no-untyped-call]
+                return self._load_overload(signature, context)  # type: ignore[no-untyped-call]  # nor here
 
-    return Cache(function)  # type: ignore[no-untyped-call]  # numba says no types, here and above
+    return Cache(function)  # type: ignore[no-untyped-call]  # numba says no types
 
 
 def _is_linkable(kept: Any) -> bool:
