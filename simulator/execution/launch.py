@@ -254,7 +254,8 @@ def _serve(
 def _wake_with_launcher() -> None:
     """Let the kernel continue this process, should it be stopped, when its launcher ends.
 
-    A stopped process could not see that. The pipe by which a rank sees its launcher's end sends it SIGCONT.
+    A stopped process could not see that. The pipe by which a rank sees its launcher's end sends it SIGCONT,
+    once: who stops it again in the milliseconds until it has ended must wake it.
     """
     launcher = multiprocessing.parent_process()
     assert launcher is not None
