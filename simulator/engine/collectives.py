@@ -96,8 +96,9 @@ class Communicator:
     def _loads(self) -> tuple[tuple[int, ...], tuple[float, ...], float]:
         """Return the links of the pattern, how busy each is relative to the busiest, and that one's load.
 
-        A load is in bytes per byte of the message. Relative to the busiest link, the coupled flow gets
-        the share of that link that any other flow would get.
+        A load is in bytes per byte of the message; 1 where the group shares one GPU and loads no link.
+        Relative to the busiest link, the coupled flow gets the share of that link that any other flow would
+        get.
         """
         loads: dict[int, float] = {}
         crossing = self._transport.cross_traffic if isinstance(self._transport, Transport) else 0.0
@@ -107,10 +108,10 @@ class Communicator:
                 loads[link] = loads.get(link, 0.0) + fraction
             for link in self._network.acknowledged(*pair):
                 loads[link] = loads.get(link, 0.0) + fraction * crossing
-        busiest = max(loads.values(), default=0.0)
+        busiest = max(loads.values(), default=1.0)
         demand = [load / busiest for load in loads.values()]
         # A member that is out for a while holds up all; its own link never limits otherwise.
-        own = self._network.own(*self.ranks) if loads else ()
+        own = self._network.own(*self.ranks)
         return (*loads, *own), (*demand, *(1.0 for _ in own)), busiest
 
     def _pipelined_latency(self) -> float:

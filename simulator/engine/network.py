@@ -38,6 +38,9 @@ from simulator.transports import Fixed, Transport
 
 Done = Callable[[], object]
 
+AMPLE = 1e100
+"""The capacity of a worker that is a link: what crosses nothing else takes no time."""
+
 _SHARES = zlib.crc32(b"shares")
 """Names the streams of random numbers of messages' weights."""
 
@@ -172,13 +175,12 @@ class Network:
 
     def _add_outages(self, outages: Sequence[Crash]) -> None:
         """Add a link for each worker that is out for a while, and let it fail then."""
-        ample = 4 * (1 + sum(self._table.capacity))
         for rank in range(self._cluster.workers):
             for outage in outages:
                 if outage.concerns(rank):
                     if rank not in self._own:
-                        self._own[rank] = self.clock.core.add_link(ample)
-                        self._capacity[self._own[rank]] = ample
+                        self._own[rank] = self.clock.core.add_link(AMPLE)
+                        self._capacity[self._own[rank]] = AMPLE
                     self._between(outage.at, outage.back, self._own[rank])
 
     def _between(self, start: float, end: float, *links: int) -> None:
@@ -346,14 +348,13 @@ class Network:
     def message_way(self, source: int, destination: int) -> Way:
         """Return what a message loads.
 
-        These are the links of the path, the connection where that is one link, and with cross-traffic those
-        that its acknowledgements wait for.
+        These are the links of the path, the connection where that is one link, those of its two workers that
+        have outages, and with cross-traffic those that its acknowledgements wait for.
         """
         links = self.path(source, destination).links
         transport = self.transport
-        if not links or not isinstance(transport, Transport):
-            return Way(links, None)
-        if transport.half_duplex_pairs:
+        assert isinstance(transport, Transport)
+        if links and transport.half_duplex_pairs:
             links = (*links, self._pair_link(source, destination))
         links = (*links, *self.own(source, destination))
         back = self.acknowledged(source, destination)

@@ -100,6 +100,32 @@ def test_outages_that_overlap_are_one() -> None:
     assert gradients(run, 1)[0] == (0.0, 4.0)
 
 
+STEPPED = {"name": "ideal", "pipelined": False}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "cluster"),
+    [
+        ({"name": "d-psgd", "order": "adapt-then-combine"}, {}),
+        (None, {}),
+        (None, {"transport": STEPPED}),
+        (None, {"transport": STEPPED, "collectives": "max-plus"}),
+    ],
+    ids=["messages", "pipelined", "stepped", "max-plus"],
+)
+def test_workers_on_one_gpu_wait_too(algorithm: Any, cluster: dict[str, Any]) -> None:
+    """Worker 1 has its gradient at 2 s, worker 0 at 4 s; what they then exchange takes no time."""
+    cluster = {"workers": 2, "placement": [0, 0], **cluster}
+    slow = {"kind": "persistent", "workers": [0], "slowdown": 3.0}
+
+    def duration(*stragglers: dict[str, Any]) -> float:
+        whole = scenario([slow, *stragglers], algorithm, **cluster)
+        return simulate(whole.vary({"budget.iterations": 1})).duration
+
+    assert duration() == duration(outage("1000 s", "1 s")) == 4.0
+    assert duration(outage("3 s", "5 s", [1])) == 8.0
+
+
 def test_a_link_that_may_matter_changes_nothing_while_it_has_not_failed() -> None:
     late = simulate(scenario([outage("1000 s", "1 s")], "d-psgd"))
     assert late.duration == pytest.approx(simulate(scenario([], "d-psgd")).duration, rel=1e-12)
