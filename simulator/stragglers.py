@@ -376,7 +376,8 @@ class LinkFailure:
         While it is down.
     transfers
         ``stall``: those on the link wait until it is back. ``reroute``: they go on by a way around it, where
-        there is one, and so do later ones until it is back.
+        there is one, and so do later ones until it is back, and background traffic. What was under way pays
+        no latency again.
     """
 
     between: tuple[str | int, str | int]

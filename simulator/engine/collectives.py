@@ -71,6 +71,7 @@ class Communicator:
         self._links, self._demand, self._busiest = self._loads()
         self._latency = self._pipelined_latency()
         self._flow: int | None = None
+        self._begins = -math.inf  # when this flow has paid its latency
         network.rerouted.append(self._reroute)
         largest = (max(transfer.fraction for transfer in phase.transfers) for phase in self._schedule)
         self._largest = tuple(largest)
@@ -216,17 +217,22 @@ class Communicator:
             self._end = end
             share = self._transport.payload_share * self._transport.collective_share
             size = self._busiest * pending.nbytes / share
-            self._flow = clock.flow(self._links, size, end, demand=self._demand, latency=self._latency)
+            self._begins = clock.now + self._latency
+            self._flow_on(size)
+
+    def _flow_on(self, size: float) -> None:
+        """Start a collective, or what is left of it, over the present ways."""
+        clock = self._network.clock
+        at = max(clock.now, self._begins)
+        self._flow = clock.flow(self._links, size, self._end, demand=self._demand, at=at, latency=0.0)
 
     def _reroute(self) -> None:
         """Take the present ways between the members, for what is left of an all-reduce under way too."""
-        links, busiest = self._links, self._busiest
+        before, busiest = (self._links, self._demand), self._busiest
         self._links, self._demand, self._busiest = self._loads()
         self._latency = self._pipelined_latency()
-        clock = self._network.clock
-        if self._flow is not None and links != self._links:
-            size = clock.cancel(self._flow) * self._busiest / busiest
-            self._flow = clock.flow(self._links, size, self._end, demand=self._demand, latency=self._latency)
+        if self._flow is not None and before != (self._links, self._demand):
+            self._flow_on(self._network.clock.cancel(self._flow) * self._busiest / busiest)
 
 
 class Pending:

@@ -10,10 +10,14 @@ forward, messages go over links of that kind, which have the same numbers, and o
 
 A worker that stops for a while is a link as well, of more than enough capacity, which all its computations
 and messages cross; while it is out, that link has failed.
+
+Where transfers go around a failed link, what is under way takes its new way with what it has left: of its
+size, and of its latency, which it pays once, whatever that of the new way.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections import Counter
@@ -62,33 +66,29 @@ class Way(NamedTuple):
 
 @dataclass(slots=True)
 class Message:
-    """A message under way.
+    """What is under way: a message, or traffic that is not ours.
 
     Attributes
     ----------
-    source, destination
-        Ranks.
+    find
+        Returns its present way.
     done
         Called when its last byte has arrived.
-    step
-        Whether it is a transfer of a collective that goes step by step.
-    exchange
-        Whether it belongs to an exchange with neighbours.
+    begins
+        When it has paid its latency.
     weight
         With which it competes for links.
-    called
-        Since when it has been paying its latency; None from now on.
+    cap
+        Bytes/s that it never exceeds.
     flow, way
         What carries it at present.
     """
 
-    source: int
-    destination: int
+    find: Callable[[], Way]
     done: Done
-    step: bool = False
-    exchange: bool = False
+    begins: float
     weight: float = 1.0
-    called: float | None = None
+    cap: float = math.inf
     flow: int = -1
     way: Way | None = None
 
@@ -296,9 +296,19 @@ class Network:
         if self._forwarding is not None:
             links = self.path(source, destination).links
             self._forwarding.send(links, nbytes / transport.payload_share, done, chunk=self._chunk)
-        else:
-            weight = 1.0 if step or not transport.share_spread else self._weight(source, destination)
-            self._start(Message(source, destination, done, step, exchange, weight, called), nbytes)
+            return
+        latency = transport.latency_factor * self.path(source, destination).latency
+        share = transport.payload_share
+        if step:
+            latency = transport.collective_latency * latency + nbytes / transport.handling_rate
+            share *= transport.collective_share
+        elif exchange:
+            latency *= transport.exchange_latency
+            share *= transport.exchange_share
+        begins = (self.clock.now if called is None else called) + latency
+        weight = 1.0 if step or not transport.share_spread else self._weight(source, destination)
+        way = functools.partial(self.message_way, source, destination)
+        self._start(Message(way, done, begins, weight), nbytes / share)
 
     def _weight(self, source: int, destination: int) -> float:
         """Draw the weight of the next message between two ranks."""
@@ -308,9 +318,8 @@ class Network:
             self._shares[pair] = np.random.default_rng([self._seed, _SHARES, *pair])
         return float(np.exp(self._shares[pair].normal(0.0, self.transport.share_spread)))
 
-    def _start(self, message: Message, nbytes: float) -> None:
-        """Start a message, or what is left of it, over its present way."""
-        ranks = (message.source, message.destination)
+    def _start(self, message: Message, size: float) -> None:
+        """Start a message, or what is left of it, over its present way; its size is what its links carry."""
         done = message.done
         if self._reroutes:
             key = id(message)
@@ -320,30 +329,17 @@ class Network:
                 del self._under_way[key]
                 message.done()
 
-        transport = self.transport
-        assert isinstance(transport, Transport)
-        latency = transport.latency_factor * self.path(*ranks).latency
-        if message.step:
-            latency = transport.collective_latency * latency + nbytes / transport.handling_rate
-        elif message.exchange:
-            latency *= transport.exchange_latency
-        if message.called is not None:
-            latency = max(0.0, message.called + latency - self.clock.now)
-            message.called = None
-        message.way = self.message_way(*ranks)
-        links, demand = message.way
-        size = nbytes / self._share(message)
+        message.way = message.find()
         message.flow = self.clock.flow(
-            links, size, done, demand=demand, latency=latency, weight=message.weight
+            message.way.links,
+            size,
+            done,
+            weight=message.weight,
+            cap=message.cap,
+            demand=message.way.demand,
+            at=max(self.clock.now, message.begins),
+            latency=0.0,
         )
-
-    def _share(self, message: Message) -> float:
-        """Return the payload bytes of a message per byte that its links carry."""
-        transport = self.transport
-        assert isinstance(transport, Transport)
-        if message.step:
-            return transport.payload_share * transport.collective_share
-        return transport.payload_share * (transport.exchange_share if message.exchange else 1.0)
 
     def message_way(self, source: int, destination: int) -> Way:
         """Return what a message loads.
@@ -372,27 +368,38 @@ class Network:
     def _pair_link(self, source: int, destination: int) -> int:
         """Return the link that both directions between a pair of ranks share: their connection.
 
-        It is as fast as the slowest link between them when nothing disturbs it, either way; what slows the
+        It is as fast as the slowest link of their present paths when nothing disturbs it; what slows the
         links themselves for a while is theirs.
         """
         pair = (min(source, destination), max(source, destination))
         if pair not in self._pair_links:
-            there, back = self.path(source, destination).links, self.path(destination, source).links
-            capacity = min(self._table.capacity[link] for link in (*there, *back))
-            self._pair_links[pair] = self.clock.core.add_link(capacity)
+            self._pair_links[pair] = self.clock.core.add_link(self._pair_capacity(*pair))
         return self._pair_links[pair]
+
+    def _pair_capacity(self, source: int, destination: int) -> float:
+        there, back = self.path(source, destination).links, self.path(destination, source).links
+        return min(self._table.capacity[link] for link in (*there, *back))
 
     # What disturbs the links.
 
     def _add_background(self, flow: Background) -> None:
-        path = self._path_between(self._cluster.node(flow.source), self._cluster.node(flow.destination))
+        ends = self._cluster.node(flow.source), self._cluster.node(flow.destination)
+
+        def way() -> Way:
+            return Way(self._path_between(*ends).links, None)
 
         def begin() -> None:
-            number = self.clock.flow(path.links, math.inf, lambda: None, cap=flow.rate, latency=path.latency)
+            begins = self.clock.now + self._path_between(*ends).latency
+            traffic = Message(way, lambda: None, begins, cap=flow.rate)
+            self._start(traffic, math.inf)
             if flow.end < math.inf:
-                self.clock.at(flow.end, lambda: self.clock.cancel(number))
+                self.clock.at(flow.end, lambda: self._stop(traffic))
 
         self.clock.at(flow.start, begin)
+
+    def _stop(self, traffic: Message) -> None:
+        self.clock.cancel(traffic.flow)
+        self._under_way.pop(id(traffic), None)
 
     def _add_slow_link(self, straggler: SlowLink) -> None:
         u, v = (self._cluster.node(name) for name in straggler.between)
@@ -432,11 +439,13 @@ class Network:
         view = nx.restricted_view(self._cluster.graph, [], self._around)
         self._router = topologies.Router(view, self._cluster.router.policy)
         self._paths.clear()
+        for pair, link in self._pair_links.items():
+            self.clock.core.set_capacity(link, self._pair_capacity(*pair))
         for message in list(self._under_way.values()):
-            if self.message_way(message.source, message.destination) != message.way:
-                self._start(message, self.clock.cancel(message.flow) * self._share(message))
-        for communicator in self.rerouted:
-            communicator()
+            if message.find() != message.way:
+                self._start(message, self.clock.cancel(message.flow))
+        for reroute in self.rerouted:
+            reroute()
 
     def names(self, links: Iterable[int]) -> str:
         """Return links as the topology names them; what is no link of it is a device or a connection."""

@@ -321,6 +321,77 @@ def test_a_stepped_all_reduce_takes_the_same_time_where_it_may_be_rerouted(trans
     assert simulate(failing_later).duration == pytest.approx(simulate(whole).duration, rel=1e-12)
 
 
+SUMMED = {**STEPPED, "handling-rate": "1 GB/s"}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "transport", "start", "end"),
+    [
+        # Two rounds of 10 ms before 100 MB: the edge fails meanwhile, or when 30 MB have passed it.
+        (WHOLE, "ideal", "1.004 s", 1.12),
+        (WHOLE, "ideal", "1.05 s", 1.12),
+        # 10 ms before 100 MB.
+        (ADAPT_FIRST, "ideal", "1.004 s", 1.11),
+        (ADAPT_FIRST, "ideal", "1.05 s", 1.11),
+        # 10 ms and 50 ms before 50 MB; then, all on the detour, 30 ms and 50 ms before as many.
+        (WHOLE, SUMMED, "1.05 s", 1.24),
+        (WHOLE, SUMMED, "1.08 s", 1.24),
+    ],
+)
+def test_what_is_rerouted_pays_its_latency_once(
+    algorithm: object, transport: object, start: str, end: float
+) -> None:
+    changes = {"cluster.stragglers.0.start": start, "cluster.topology.link.latency": "10 ms"}
+    run = simulate(failing("reroute", None, algorithm, transport).vary(changes))
+    assert run.duration == pytest.approx(end, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "duration"),
+    [
+        # Half of what the two send each other has passed the edge, and the rest goes by the detour.
+        ("1.1 s", None, 1.1 + 0.1 / 0.25),
+        # Half of it has gone by the detour when the edge is back.
+        ("0.5 s", "1.4 s", 1.4 + 0.1),
+    ],
+)
+def test_a_connection_is_as_fast_as_its_present_path(start: str, end: str | None, duration: float) -> None:
+    topology = {
+        "nodes": [{"name": 0, "kind": "gpu"}, {"name": 1, "kind": "gpu"}, {"name": 2, "kind": "switch"}],
+        "edges": [
+            {"between": [0, 1], "bandwidth": "1 GB/s"},
+            {"between": [0, 2], "bandwidth": "0.25 GB/s"},
+            {"between": [1, 2], "bandwidth": "0.25 GB/s"},
+        ],
+    }
+    scenario = failing("reroute", end, ADAPT_FIRST, {"name": "ideal", "half-duplex-pairs": True})
+    changed = scenario.vary({"cluster.topology": topology, "cluster.stragglers.0.start": start})
+    assert simulate(changed).duration == pytest.approx(duration, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("background", "duration"),
+    [
+        # From the failure on, 60 MB are left to send beside the background.
+        ({}, 1.05 + 0.12),
+        # It ends when 25 MB of these have passed.
+        ({"end": "1.1 s"}, 1.1 + 0.035),
+        # It has half of its latency to wait when the edge fails: 5 MB more pass alone.
+        ({"start": "1.045 s"}, 1.055 + 0.11),
+    ],
+)
+def test_background_traffic_is_rerouted_too(background: dict[str, object], duration: float) -> None:
+    """It comes from beside the two workers, whose edge is part of its detour."""
+    scenario = failing("reroute", None, ADAPT_FIRST).vary(
+        {
+            "cluster.topology.link.latency": "10 ms",
+            "cluster.placement": [3, 2],
+            "cluster.background": [{"source": 0, "destination": 1, "rate": "10 GB/s", **background}],
+        }
+    )
+    assert simulate(scenario).duration == pytest.approx(duration, rel=1e-12)
+
+
 def test_a_failing_link_needs_links() -> None:
     with pytest.raises(BadInput) as caught:
         failing("stall", None, WHOLE, "fixed")
