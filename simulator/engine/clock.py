@@ -41,6 +41,7 @@ class FlowOptions(TypedDict, total=False):
     cap: Annotated[float, "B/s"]
     demand: Sequence[float] | None
     latency: Annotated[float, "s"] | None
+    path_latency: Annotated[float, "s"] | None
     at: Annotated[float, "s"] | None
 
 

@@ -20,6 +20,7 @@ import functools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from simulator.engine.fairshare import Step
 from simulator.engine.network import Network
@@ -29,6 +30,27 @@ from simulator.transports import Fixed, Transport
 
 RankDone = Callable[[int], object]
 """Told the position of a rank whose part in a collective has ended."""
+
+
+class Coupled(NamedTuple):
+    """A pipelined collective as one flow.
+
+    Attributes
+    ----------
+    links, demand
+        What it loads, and how much relative to the busiest of them, so that it gets the share of that link
+        that any other flow would get.
+    busiest
+        Bytes over that link per byte of the message; 1 where a group shares one GPU and loads no link.
+    path_latency, latency
+        Seconds: of the longest path, and what it pays.
+    """
+
+    links: tuple[int, ...]
+    demand: tuple[float, ...]
+    busiest: float
+    path_latency: float
+    latency: float
 
 
 class Communicator:
@@ -68,8 +90,7 @@ class Communicator:
                 by_host.setdefault(host, []).append(position)
             pattern = PATTERNS[self._transport.pattern] if kind == "all_reduce" else OTHER_PATTERNS[kind]
             self._schedule = pattern(list(by_host.values()))
-        self._links, self._demand, self._busiest = self._loads()
-        self._latency = self._pipelined_latency()
+        self._coupled = self._couple()
         self._flow: int | None = None
         self._begins = -math.inf  # when this flow has paid its latency
         network.rerouted.append(self._reroute)
@@ -94,13 +115,8 @@ class Communicator:
             sent[source] += fraction
         return tuple(sent)
 
-    def _loads(self) -> tuple[tuple[int, ...], tuple[float, ...], float]:
-        """Return the links of the pattern, how busy each is relative to the busiest, and that one's load.
-
-        A load is in bytes per byte of the message; 1 where the group shares one GPU and loads no link.
-        Relative to the busiest link, the coupled flow gets the share of that link that any other flow would
-        get.
-        """
+    def _couple(self) -> Coupled:
+        """Return the pattern as one flow over the present paths."""
         loads: dict[int, float] = {}
         crossing = self._transport.cross_traffic if isinstance(self._transport, Transport) else 0.0
         for (source, destination), fraction in self._traffic.items():
@@ -113,18 +129,20 @@ class Communicator:
         demand = [load / busiest for load in loads.values()]
         # A member that is out for a while holds up all; its own link never limits otherwise.
         own = self._network.own(*self.ranks)
-        return (*loads, *own), (*demand, *(1.0 for _ in own)), busiest
+        links, uses = (*loads, *own), (*demand, *(1.0 for _ in own))
+        return Coupled(links, uses, busiest, *self._latencies())
 
-    def _pipelined_latency(self) -> float:
+    def _latencies(self) -> tuple[float, float]:
+        """Return that of the longest path, and what a pipelined collective pays."""
         transport = self._transport
         if isinstance(transport, Fixed) or not self._traffic:
-            return 0.0
+            return 0.0, 0.0
         longest = max(self._network.path(self.ranks[s], self.ranks[d]).latency for s, d in self._traffic)
         if transport.rounds_of_latency == "depth":
             rounds = depth(self._kind, len(self.ranks))
         else:
             rounds = sum(phase.repeat for phase in self._schedule)
-        return rounds * transport.latency_factor * transport.collective_latency * longest
+        return longest, rounds * transport.latency_factor * transport.collective_latency * longest
 
     def arrive(self, pending: Pending, position: int) -> None:
         """Note that a member has called; the collective starts as its transport says."""
@@ -192,8 +210,7 @@ class Communicator:
 
     def _step(self, transfer: Transfer) -> Step:
         pair = self.ranks[transfer.source], self.ranks[transfer.destination]
-        links, demand = self._network.message_way(*pair)
-        latency = self._network.path(*pair).latency
+        links, demand, latency = self._network.message_way(*pair)
         return Step(transfer.source, transfer.destination, transfer.fraction, links, latency, demand)
 
     def _start(self) -> None:
@@ -216,23 +233,29 @@ class Communicator:
         else:
             self._end = end
             share = self._transport.payload_share * self._transport.collective_share
-            size = self._busiest * pending.nbytes / share
-            self._begins = clock.now + self._latency
+            size = self._coupled.busiest * pending.nbytes / share
+            self._begins = clock.now + self._coupled.latency
             self._flow_on(size)
 
     def _flow_on(self, size: float) -> None:
         """Start a collective, or what is left of it, over the present ways."""
         clock = self._network.clock
-        at = max(clock.now, self._begins)
-        self._flow = clock.flow(self._links, size, self._end, demand=self._demand, at=at, latency=0.0)
+        self._flow = clock.flow(
+            self._coupled.links,
+            size,
+            self._end,
+            demand=self._coupled.demand,
+            path_latency=self._coupled.path_latency,
+            at=max(clock.now, self._begins),
+            latency=0.0,
+        )
 
     def _reroute(self) -> None:
         """Take the present ways between the members, for what is left of an all-reduce under way too."""
-        before, busiest = (self._links, self._demand), self._busiest
-        self._links, self._demand, self._busiest = self._loads()
-        self._latency = self._pipelined_latency()
-        if self._flow is not None and before != (self._links, self._demand):
-            self._flow_on(self._network.clock.cancel(self._flow) * self._busiest / busiest)
+        before, self._coupled = self._coupled, self._couple()
+        if self._flow is not None and before != self._coupled:
+            left = self._network.clock.cancel(self._flow) / before.busiest
+            self._flow_on(left * self._coupled.busiest)
 
 
 class Pending:

@@ -16,8 +16,9 @@ larger ``x/w``. Such an allocation exists and is unique, and *progressive fillin
 level ``t`` with ``x_f = w_f t`` until a link is full or a cap is reached, fix the flows that are stopped
 thereby, go on with the others (Bertsekas and Gallager, *Data Networks*, 1992, section 6.5.2).
 
-With ``fairness="rtt"`` the weight is multiplied by 1 / (sum of the latencies of the route's links), the
-steady-state bias of TCP's congestion avoidance against long round trips.
+With ``fairness="rtt"`` the weight is multiplied by 1 / (path latency), the steady-state bias of TCP's
+congestion avoidance against long round trips. The path latency is the sum of the latencies of the route's
+links, where nothing else is said.
 
 How time passes
 ---------------
@@ -76,7 +77,7 @@ class Step:
     route
         Links.
     latency
-        Seconds that it pays, times what the collective says.
+        That of its path, in seconds; it pays this times what the collective says.
     demand
         With which part of its rate it loads each link; None for all of it.
     """
@@ -126,8 +127,8 @@ class Core:
     Parameters
     ----------
     fairness
-        ``"maxmin"``: shares in proportion to the weights. ``"rtt"``: the weights are also divided by the sum
-        of the latencies of the route's links (where that is not zero).
+        ``"maxmin"``: shares in proportion to the weights. ``"rtt"``: the weights are also divided by the path
+        latencies (where these are not zero).
     monitor
         Watch every link from its addition on, as :meth:`watch` does.
     now
@@ -348,6 +349,7 @@ class Core:
         cap: Annotated[float, "B/s"] = inf,
         demand: Sequence[float] | None = None,
         latency: Annotated[float, "s"] | None = None,
+        path_latency: Annotated[float, "s"] | None = None,
         at: Annotated[float, "s"] | None = None,
     ) -> int:
         """Start a flow and return its number.
@@ -369,7 +371,10 @@ class Core:
             Without it, 1 each, or as the route was kept.
         latency
             Seconds that pass between the start and the first byte; without it, the sum of the latencies of
-            the route's links. (The weights of ``fairness="rtt"`` always use that sum.)
+            the route's links.
+        path_latency
+            Seconds by which ``fairness="rtt"`` divides the weight, where they are not 0; without it, that
+            sum too, whatever latency is paid.
         at
             The time of the start; without it, now. Not in the past.
         """
@@ -388,14 +393,18 @@ class Core:
             begin = float(at)
         if latency is not None and not 0.0 <= latency < inf:
             raise ValueError(f"the latency of a flow must be a finite number of at least 0, not {latency}")
+        if path_latency is not None and not 0.0 <= path_latency < inf:
+            raise ValueError(
+                f"the path latency of a flow must be a finite number of at least 0, not {path_latency}"
+            )
         if not isinstance(route, Route):
             route = self.add_route(route, demand)
         elif demand is not None or route.core is not self:
             raise ValueError("a kept route belongs to its core, and has its demands already")
-        legs, path_latency = route.legs, route.latency
-        begin += path_latency if latency is None else latency
-        if self._rtt and path_latency > 0.0:
-            weight = weight / path_latency
+        legs = route.legs
+        begin += route.latency if latency is None else latency
+        if self._rtt:
+            weight = _biased(weight, route.latency if path_latency is None else path_latency)
         if self._skipped:
             self._storage.state.numbers = self._next_number
             self._skipped = False
@@ -538,7 +547,7 @@ class Core:
                 entry.source, entry.destination, entry.phase = step.source, step.destination, phase
                 entry.fraction, entry.latency = step.fraction, step.latency
                 entry.leg, entry.legs = path.first, path.legs
-                entry.weight = 1.0 / path.latency if self._rtt and path.latency > 0.0 else 1.0
+                entry.weight = _biased(1.0, step.latency) if self._rtt else 1.0
                 entry.after_out = entry.after_in = -1
                 for side, rank in enumerate((step.source, step.destination)):
                     head = heads + 2 * (phase * ranks + rank) + side
@@ -826,6 +835,10 @@ class Core:
             twice = next(link for position, link in enumerate(path) if link in path[:position])
             raise ValueError(f"a route uses a link only once, but link {twice} is in it twice")
         return path
+
+
+def _biased(weight: float, path_latency: float) -> float:
+    return weight / path_latency if path_latency > 0.0 else weight
 
 
 def _never_shares_a_link(phases: Sequence[tuple[int, Sequence[Step]]]) -> bool:

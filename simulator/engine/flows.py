@@ -41,7 +41,7 @@ def completion_times(case: Mapping[str, Any], fairness: Fairness = "maxmin") -> 
     case
         A mapping as the module describes it.
     fairness
-        ``"maxmin"``, or ``"rtt"``: shares in proportion to weight / sum of the path's latencies.
+        ``"maxmin"``, or ``"rtt"``: shares in proportion to weight / path latency, the sum of its links'.
 
     Raises
     ------

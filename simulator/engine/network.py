@@ -5,8 +5,9 @@ computation is a flow of seconds of work. A GPU that slows down for a while, or 
 a link of capacity 1 for that, so that its sharing is that of links; on any other a computation is a flow that
 nothing can slow down, which takes the same time with nothing to solve. A message between two ranks is a flow
 over its route; it pays the part of the path's latency that the transport says, and competes with a weight
-drawn from a log-normal distribution where the transport's shares have a spread. Where links store and
-forward, messages go over links of that kind, which have the same numbers, and only computations are flows.
+drawn from a log-normal distribution where the transport's shares have a spread; that is divided by the path's
+latency where fairness is by round trips. Where links store and forward, messages go over links of that kind,
+which have the same numbers, and only computations are flows.
 
 A worker that stops for a while is a link as well, of more than enough capacity, which all its computations
 and messages cross; while it is out, that link has failed.
@@ -49,8 +50,7 @@ _SHARES = zlib.crc32(b"shares")
 """Names the streams of random numbers of messages' weights."""
 
 
-@dataclass(frozen=True, slots=True)
-class Path:
+class Path(NamedTuple):
     """The way of a message: link numbers, and the latency of all of them in seconds."""
 
     links: tuple[int, ...]
@@ -58,10 +58,14 @@ class Path:
 
 
 class Way(NamedTuple):
-    """The links that a message loads, and with which part of its rate each, where that is not all of it."""
+    """The links that a message loads, and its path's latency in seconds.
+
+    ``demand`` says with which part of its rate it loads each link, where that is not all of it.
+    """
 
     links: tuple[int, ...]
     demand: tuple[float, ...] | None
+    latency: float
 
 
 @dataclass(slots=True)
@@ -337,6 +341,7 @@ class Network:
             weight=message.weight,
             cap=message.cap,
             demand=message.way.demand,
+            path_latency=message.way.latency,
             at=max(self.clock.now, message.begins),
             latency=0.0,
         )
@@ -347,7 +352,7 @@ class Network:
         These are the links of the path, the connection where that is one link, those of its two workers that
         have outages, and with cross-traffic those that its acknowledgements wait for.
         """
-        links = self.path(source, destination).links
+        links, latency = self.path(source, destination)
         transport = self.transport
         assert isinstance(transport, Transport)
         if links and transport.half_duplex_pairs:
@@ -355,8 +360,9 @@ class Network:
         links = (*links, *self.own(source, destination))
         back = self.acknowledged(source, destination)
         if not back:
-            return Way(links, None)
-        return Way((*links, *back), (1.0,) * len(links) + (transport.cross_traffic,) * len(back))
+            return Way(links, None, latency)
+        demand = (1.0,) * len(links) + (transport.cross_traffic,) * len(back)
+        return Way((*links, *back), demand, latency)
 
     def acknowledged(self, source: int, destination: int) -> tuple[int, ...]:
         """Return the links between nodes that forward by which a message's acknowledgements come back."""
@@ -386,10 +392,11 @@ class Network:
         ends = self._cluster.node(flow.source), self._cluster.node(flow.destination)
 
         def way() -> Way:
-            return Way(self._path_between(*ends).links, None)
+            path = self._path_between(*ends)
+            return Way(path.links, None, path.latency)
 
         def begin() -> None:
-            begins = self.clock.now + self._path_between(*ends).latency
+            begins = self.clock.now + way().latency
             traffic = Message(way, lambda: None, begins, cap=flow.rate)
             self._start(traffic, math.inf)
             if flow.end < math.inf:

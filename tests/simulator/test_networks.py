@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from simulator.engine.clock import Clock
+from simulator.engine.network import Network
 from simulator.engine.simulate import simulate
 from simulator.measurements import Concurrent
 from simulator.parts import BadInput
@@ -256,6 +258,43 @@ def test_max_plus_where_it_has_no_effect_is_refused(cluster: Mapping[str, Any], 
     with pytest.raises(BadInput) as caught:
         scenario(**{"collectives": "max-plus", **cluster})
     assert str(caught.value) == message
+
+
+# Shares in proportion to 1 / path latency.
+
+
+@pytest.mark.parametrize("gpus", [4, 16])
+def test_a_collective_competes_by_its_longest_path(gpus: int) -> None:
+    """Background traffic with a path as long takes half a link, however many links the collective has."""
+    busy = {"source": "gpu0", "destination": "gpu1", "rate": "10 GB/s"}
+    transport = {"name": "ideal", "latency-factor": 0.0}
+    run = simulate(scenario(gpus, transport=transport, fairness="rtt", background=[busy]))
+    assert run.duration == pytest.approx(1 + 2 * (gpus - 1) / gpus * 0.04 / 0.5, rel=1e-12)
+
+
+def test_a_message_competes_by_its_path_without_that_of_its_acknowledgements() -> None:
+    """Between two hosts, 50 MB go beside background traffic, which comes after 2 ms."""
+    link = {"bandwidth": "100 MB/s", "latency": "1 ms"}
+    inside = {"bandwidth": "200 MB/s", "latency": "0 s"}
+    clock = Clock(fairness="rtt")
+    network = Network(
+        clock,
+        scenario(
+            topology={
+                "builder": "two-level",
+                "hosts": 2,
+                "gpus-per-host": 2,
+                "network": link,
+                "inside": inside,
+            },
+            transport={"name": "ideal", "latency-factor": 0.0, "cross-traffic": 0.1},
+            background=[{"source": "host0", "destination": "host1", "rate": "1 GB/s"}],
+        ),
+    )
+    ends: list[float] = []
+    network.send(0, 2, 50e6, lambda: ends.append(clock.now))
+    clock.run()
+    assert ends == [pytest.approx(0.002 + 49.8 / 50, rel=1e-12)]
 
 
 # Cross-traffic: what acknowledgements lose behind the traffic the other way.

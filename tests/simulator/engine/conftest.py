@@ -28,6 +28,7 @@ class Start:
     cap: float = inf
     demand: tuple[float, ...] | None = None
     latency: float | None = None
+    path_latency: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class Outcome:
 
 
 def weight_of(scenario: Scenario, flow: Start) -> float:
-    latency = sum(scenario.links[link][1] for link in flow.route)
+    latency = flow.path_latency
+    if latency is None:
+        latency = sum(scenario.links[link][1] for link in flow.route)
     return flow.weight / latency if scenario.fairness == "rtt" and latency > 0 else flow.weight
 
 
@@ -237,6 +240,7 @@ def run_core(
                 cap=action.cap,
                 demand=action.demand,
                 latency=action.latency,
+                path_latency=action.path_latency,
             )
             names.append(flow)
         elif isinstance(action, Capacity):
@@ -289,6 +293,7 @@ def scenarios(draw: st.DrawFn, disturbed: bool = True) -> Scenario:
                 st.none() | st.tuples(*[st.sampled_from([1.0, 0.5, 2.0, 0.15]) for _ in route]),
             ),
             latency=draw(st.sampled_from([None, None, 0.0, 0.5])),
+            path_latency=draw(st.sampled_from([None, None, 0.0, 0.3])),
         )
         actions.append((draw(st.integers(0, 12)) / 4, start))
     if disturbed:

@@ -658,6 +658,7 @@ def test_run_step_and_the_bare_core_agree(data: st.DataObject, network: SimpleNa
                     cap=action.cap,
                     demand=action.demand,
                     latency=action.latency,
+                    path_latency=action.path_latency,
                 )
             elif isinstance(action, network.Cancel):
                 if action.flow not in ends:

@@ -508,6 +508,25 @@ def test_a_collective_that_stalls_names_its_flow() -> None:
         clock.run()
 
 
+def test_rtt_fairness_divides_by_the_latency_of_a_step_and_not_of_its_route() -> None:
+    """Links that a transfer loads besides, as by its acknowledgements, are no part of its path."""
+    clock = Clock(fairness="rtt")
+    path, besides = clock.core.add_link(3.0, 1.0), clock.core.add_link(9.0, 7.0)
+    step = Step(0, 1, 1.0, (path, besides), 1.0, (1.0, 0.5))
+    ends: list[tuple[int, float]] = []
+    number = clock.collective(
+        clock.core.add_pattern(2, [(1, [step])]),
+        6.0,
+        lambda rank: ends.append((rank, clock.now)),
+        latency_factor=0.0,
+    )
+    clock.flow([path], inf, lambda: None, latency=0.0)
+    for rank in (0, 1):
+        clock.enter(number, rank)
+    clock.run()
+    assert sorted(ends) == [(0, 4.0), (1, 4.0)]
+
+
 GOOD = Step(0, 1, 1.0, (1,), 0.0)
 BAD: list[tuple[Callable[[Core], object], str]] = [
     (

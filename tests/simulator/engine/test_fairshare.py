@@ -178,6 +178,13 @@ def test_rtt_fairness_divides_by_the_latency_of_the_route_even_if_another_latenc
     assert [core.rate(flow) for flow in flows] == [2.0, 1.0]
 
 
+def test_rtt_fairness_divides_by_a_given_path_latency() -> None:
+    core = Core("rtt")
+    shared, far = core.add_link(7.0), core.add_link(9.0, 1.0)
+    given = [core.start([shared, far], 1.0, latency=0.0, path_latency=value) for value in (0.25, 0.5, 0.0)]
+    assert [core.rate(flow) for flow in given] == [4.0, 2.0, 1.0]
+
+
 def test_rtt_fairness_leaves_weights_where_there_is_no_latency() -> None:
     core = Core("rtt")
     link = core.add_link(3.0)
@@ -558,6 +565,7 @@ def test_stopping_on_the_way_changes_no_time(data: st.DataObject, network: Simpl
                 cap=start.cap,
                 demand=start.demand,
                 latency=start.latency,
+                path_latency=start.path_latency,
                 at=time,
             )
     entries = [entry for stop in stops for entry in log(stopped, stop)]
@@ -660,6 +668,10 @@ FLOW = "the size of a flow must be a number of at least 0, not "
         ),
         (lambda c: c.add_route([2]), "there is no link 2: links are numbered 0 to 1"),
         (lambda c: c.start([], inf), "a flow of infinite size needs a link or a cap that limits its rate"),
+        (
+            lambda c: c.start([0], 1.0, path_latency=-1.0),
+            "the path latency of a flow must be a finite number of at least 0, not -1.0",
+        ),
         (lambda c: c.add_link(0.0), "the capacity of a link must be a positive, finite number, not 0.0"),
         (lambda c: c.add_link(-1.0), "the capacity of a link must be a positive, finite number, not -1.0"),
         (lambda c: c.add_link(nan), "the capacity of a link must be a positive, finite number, not nan"),
