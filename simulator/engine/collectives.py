@@ -135,14 +135,19 @@ class Communicator:
     def _latencies(self) -> tuple[float, float]:
         """Return that of the longest path, and what a pipelined collective pays."""
         transport = self._transport
-        if isinstance(transport, Fixed) or not self._traffic:
+        if isinstance(transport, Fixed):
             return 0.0, 0.0
-        longest = max(self._network.path(self.ranks[s], self.ranks[d]).latency for s, d in self._traffic)
+        by_phase = [max(map(self._path_latency, phase.transfers)) for phase in self._schedule]
+        longest = max(by_phase, default=0.0)
         if transport.rounds_of_latency == "depth":
-            rounds = depth(self._kind, len(self.ranks))
+            paths = depth(self._kind, len(self.ranks)) * longest
         else:
-            rounds = sum(phase.repeat for phase in self._schedule)
-        return longest, rounds * transport.latency_factor * transport.collective_latency * longest
+            rounds = zip(self._schedule, by_phase, strict=True)
+            paths = math.fsum(phase.repeat * latency for phase, latency in rounds)
+        return longest, transport.latency_factor * transport.collective_latency * paths
+
+    def _path_latency(self, transfer: Transfer) -> float:
+        return self._network.path(self.ranks[transfer.source], self.ranks[transfer.destination]).latency
 
     def arrive(self, pending: Pending, position: int) -> None:
         """Note that a member has called; the collective starts as its transport says."""

@@ -100,6 +100,26 @@ def test_hierarchical_crosses_the_network_with_shards_only() -> None:
     assert simulate(scenario).duration == pytest.approx(inside + across, rel=1e-9)
 
 
+@pytest.mark.parametrize(("rounds", "latency"), [("all", 14 * 2e-6 + 6 * 22e-6), ("depth", 10 * 22e-6)])
+def test_every_round_of_a_pipelined_pattern_pays_its_own_longest_path(rounds: str, latency: float) -> None:
+    """4 hosts of 8 GPUs: 2 us inside a host, 22 us across; a host sends 6/4 of 4 MB at 1 GB/s."""
+    time = all_reduce_seconds(
+        32,
+        4_000_000,
+        {"name": "ideal", "pattern": "hierarchical", "rounds-of-latency": rounds},
+        "1 GB/s",
+        "0 s",
+        topology={
+            "builder": "two-level",
+            "hosts": 4,
+            "gpus-per-host": 8,
+            "inside": {"bandwidth": "1000 GB/s", "latency": "1 us"},
+            "network": {"bandwidth": "1 GB/s", "latency": "10 us"},
+        },
+    )
+    assert time == pytest.approx(latency + 0.006, rel=1e-12)
+
+
 def test_hierarchical_refuses_unequal_hosts() -> None:
     with pytest.raises(ValueError, match="needs the same number of workers on every host") as caught:
         all_reduce_seconds(
