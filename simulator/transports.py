@@ -21,6 +21,9 @@ from typing import Annotated, Literal
 
 Pattern = Literal["ring", "tree", "halving-doubling", "hierarchical"]
 
+Use = Literal["channel", "exchange", "collective"]
+"""What a message belongs to."""
+
 
 @dataclass(frozen=True)
 class Transport:
@@ -125,6 +128,16 @@ class Transport:
             or self.least_segments > 1
             or self.in_flight > 1
         )
+
+    def latencies(self, use: Use) -> float:
+        """Return how many latencies of its path a message pays."""
+        factors = {"exchange": self.exchange_latency, "collective": self.collective_latency}
+        return self.latency_factor * factors.get(use, 1.0)
+
+    def payload(self, use: Use) -> float:
+        """Return the payload bytes of a message per byte that its links carry."""
+        factors = {"exchange": self.exchange_share, "collective": self.collective_share}
+        return self.payload_share * factors.get(use, 1.0)
 
     def segments(self, nbytes: float) -> int:
         """Return into how many segments a transfer of a stepped collective is cut."""

@@ -144,7 +144,7 @@ class Communicator:
         else:
             rounds = zip(self._schedule, by_phase, strict=True)
             paths = math.fsum(phase.repeat * latency for phase, latency in rounds)
-        return longest, transport.latency_factor * transport.collective_latency * paths
+        return longest, transport.latencies("collective") * paths
 
     def _path_latency(self, transfer: Transfer) -> float:
         return self._network.path(self.ranks[transfer.source], self.ranks[transfer.destination]).latency
@@ -200,8 +200,8 @@ class Communicator:
             self._patterns[segments],
             pending.nbytes,
             pending.done,
-            payload_share=transport.payload_share * transport.collective_share,
-            latency_factor=transport.latency_factor * transport.collective_latency,
+            payload_share=transport.payload("collective"),
+            latency_factor=transport.latencies("collective"),
             handling_rate=transport.handling_rate,
             rendezvous=transport.rendezvous,
             in_flight=transport.in_flight,
@@ -211,7 +211,7 @@ class Communicator:
     def _send(self, nbytes: float, transfer: Transfer, called: float, arrived: Callable[[], None]) -> None:
         source, destination = self.ranks[transfer.source], self.ranks[transfer.destination]
         size = transfer.fraction * nbytes
-        self._network.send(source, destination, size, arrived, step=True, called=called)
+        self._network.send(source, destination, size, arrived, use="collective", called=called)
 
     def _step(self, transfer: Transfer) -> Step:
         pair = self.ranks[transfer.source], self.ranks[transfer.destination]
@@ -237,8 +237,7 @@ class Communicator:
             clock.at(clock.now, end)
         else:
             self._end = end
-            share = self._transport.payload_share * self._transport.collective_share
-            size = self._coupled.busiest * pending.nbytes / share
+            size = self._coupled.busiest * pending.nbytes / self._transport.payload("collective")
             self._begins = clock.now + self._coupled.latency
             self._flow_on(size)
 

@@ -14,7 +14,7 @@ from simulator import faults
 from simulator.engine.collectives import Communicator, Pending
 from simulator.engine.network import Network
 from simulator.patterns import Kind
-from simulator.transports import Fixed, Transport
+from simulator.transports import Fixed, Transport, Use
 from traces import TRANSFER, WAIT
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class Mailbox:
     """A channel: messages from one rank to another, one after another over one connection."""
 
     def __init__(self, network: Network, source: int, destination: int, exchange: bool = False) -> None:
-        self._exchange = exchange
+        self._use: Use = "exchange" if exchange else "channel"
         self.source = source
         self.destination = destination
         self._network = network
@@ -288,9 +288,7 @@ class Mailbox:
                 arrival()
             else:
                 self._note_moving(1)
-                self._network.send(
-                    self.source, self.destination, message.nbytes, arrival, exchange=self._exchange
-                )
+                self._network.send(self.source, self.destination, message.nbytes, arrival, use=self._use)
 
     def _note_moving(self, change: int) -> None:
         if self._network.interferes:

@@ -39,7 +39,7 @@ from simulator.run import LinkUse
 from simulator.scenario import Scenario
 from simulator.sections import Background
 from simulator.stragglers import Bursts, Crash, LinkFailure, SlowLink
-from simulator.transports import Fixed, Transport
+from simulator.transports import Fixed, Transport, Use
 
 Done = Callable[[], object]
 
@@ -284,11 +284,10 @@ class Network:
         nbytes: float,
         done: Done,
         *,
-        step: bool = False,
-        exchange: bool = False,
+        use: Use = "channel",
         called: float | None = None,
     ) -> None:
-        """Start a message of a channel or an exchange, or a transfer of a stepped collective.
+        """Start a message of a channel, an exchange or a stepped collective.
 
         ``done`` is called when all has arrived. A message that has waited for the one before it has been
         paying its latency since it was ``called``.
@@ -301,18 +300,15 @@ class Network:
             links = self.path(source, destination).links
             self._forwarding.send(links, nbytes / transport.payload_share, done, chunk=self._chunk)
             return
-        latency = transport.latency_factor * self.path(source, destination).latency
-        share = transport.payload_share
-        if step:
-            latency = transport.collective_latency * latency + nbytes / transport.handling_rate
-            share *= transport.collective_share
-        elif exchange:
-            latency *= transport.exchange_latency
-            share *= transport.exchange_share
+        latency = transport.latencies(use) * self.path(source, destination).latency
+        weight = 1.0
+        if use == "collective":
+            latency += nbytes / transport.handling_rate
+        elif transport.share_spread:
+            weight = self._weight(source, destination)
         begins = (self.clock.now if called is None else called) + latency
-        weight = 1.0 if step or not transport.share_spread else self._weight(source, destination)
         way = functools.partial(self.message_way, source, destination)
-        self._start(Message(way, done, begins, weight), nbytes / share)
+        self._start(Message(way, done, begins, weight), nbytes / transport.payload(use))
 
     def _weight(self, source: int, destination: int) -> float:
         """Draw the weight of the next message between two ranks."""
