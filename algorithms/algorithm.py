@@ -9,6 +9,7 @@ so that the wall clock can make its process groups in the same order on every ra
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Mapping
 from typing import (
@@ -122,6 +123,11 @@ class Plan:
 
     groups: Mapping[str, tuple[int, ...]]
     channels: tuple[Channel, ...] = ()
+
+    @functools.cached_property
+    def numbers(self) -> Mapping[Channel, int]:
+        """The position of each channel among the channels."""
+        return {channel: number for number, channel in enumerate(self.channels)}
 
 
 ABOVE_ZERO = ("above 0",)

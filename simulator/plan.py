@@ -86,13 +86,13 @@ def neighbours(scenario: Scenario, plan: Plan, rank: int) -> tuple[tuple[int, ..
     """
     if not scenario.algorithm.needs_graph:
         raise faults.no_graph(rank, "exchange", type(scenario.algorithm).__name__)
-    # Of an undirected graph both are all neighbours.
-    arcs = sorted(scenario.communication_graph.to_directed().edges)
-    for source, destination in arcs:
-        if rank in (source, destination) and (source, destination, EXCHANGE) not in plan.channels:
+    # Of an undirected graph both are all neighbours. A list may name what is no node: a dedicated server.
+    graph = scenario.communication_graph.to_directed(as_view=True)
+    into, out = sorted(graph.in_edges([rank])), sorted(graph.out_edges([rank]))
+    for source, destination in sorted(into + out):
+        if (source, destination, EXCHANGE) not in plan.numbers:
             raise faults.undeclared_channel(rank, source, destination, EXCHANGE)
-    into = tuple(source for source, destination in arcs if destination == rank)
-    return into, tuple(destination for source, destination in arcs if source == rank)
+    return tuple(source for source, _ in into), tuple(destination for _, destination in out)
 
 
 def channel(plan: Plan, rank: int, source: int, destination: int, name: str) -> int:
@@ -103,10 +103,10 @@ def channel(plan: Plan, rank: int, source: int, destination: int, name: str) -> 
     AlgorithmError
         The plan does not declare it.
     """
-    try:
-        return plan.channels.index((source, destination, name))
-    except ValueError:
-        raise faults.undeclared_channel(rank, source, destination, name) from None
+    number = plan.numbers.get((source, destination, name))
+    if number is None:
+        raise faults.undeclared_channel(rank, source, destination, name)
+    return number
 
 
 def random_numbers(seed: int, rank: int, purpose: str, shared: bool) -> np.random.Generator:
