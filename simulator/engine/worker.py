@@ -175,11 +175,8 @@ class Task:
         """Go on when the operation that it waits for has ended."""
         if operation._ok:
             self._go_on(self.coroutine.send, None)
-            return
-        # A copy for each task, since a traceback is added to what is raised.
-        error = type(operation._value)(*operation._value.args)
-        error.__cause__ = operation._value
-        self._go_on(self.coroutine.throw, error)
+        else:
+            self._go_on(self.coroutine.throw, operation._value)
 
     def _go_on(self, proceed: Callable[[Any], Any], argument: Any) -> None:
         self.waits_for = None

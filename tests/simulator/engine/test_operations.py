@@ -374,6 +374,30 @@ def test_a_gradient_that_fails_is_the_failure_of_the_worker_that_asked_for_it() 
         run(body, workers=3, workload={"cost": COST, "objective": task}, budget={"iterations": 2})
 
 
+class OutOfRange(Exception):
+    """An error of a user's own, which its arguments alone do not make again."""
+
+    def __init__(self, name: str, value: float) -> None:
+        super().__init__(f"{name} is {value:g}")
+
+
+def test_a_gradient_fails_with_the_error_of_its_objective_and_the_line_that_raised_it() -> None:
+    def loss(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        raise OutOfRange("output", 7.0)
+
+    async def body(worker: Any) -> None:
+        await worker.gradient(worker.initial_model())
+
+    task = Task(torch.nn.Linear(2, 1), (torch.ones(8, 2), torch.zeros(8, 1)), loss)
+    with pytest.raises(WorkerFailed) as caught:
+        run(body, workers=1, workload={"cost": COST, "objective": task})
+    line = loss.__code__.co_firstlineno + 1
+    assert str(caught.value) == (
+        f"worker 0 failed in iteration 1: OutOfRange: output is 7 (at test_operations.py:{line})"
+    )
+    assert isinstance(caught.value.__cause__, OutOfRange)
+
+
 class TestSharedMemory:
     def test_a_read_sees_every_element_as_it_stood_when_it_came_to_it(self) -> None:
         memory = Memory(torch.zeros(4))
