@@ -371,8 +371,9 @@ class Exchange:
         self._operation = operation
         self._received: dict[int, Tensor] = {}
         self._sources = sorted(incoming)
-        # With rendezvous a sender waits for its messages' ends; otherwise only the timeline does.
-        self._sends_block = any(mailbox.rendezvous for mailbox in outgoing.values())
+        # With rendezvous, or nothing to receive, a sender waits for its messages' ends; otherwise only the
+        # timeline does.
+        self._sends_block = not incoming or any(mailbox.rendezvous for mailbox in outgoing.values())
         self._to_receive = len(incoming)
         self._to_send = len(outgoing)
         self._last_call = operation.since

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import networkx as nx
 import pytest
 import torch
 
@@ -372,6 +373,35 @@ def test_a_gradient_that_fails_is_the_failure_of_the_worker_that_asked_for_it() 
     task = Task(torch.nn.Linear(2, 1), (torch.ones(8, 2), torch.zeros(8, 1)), finite)
     with pytest.raises(WorkerFailed, match=r"worker 1\b.*RuntimeError: no finite output"):
         run(body, workers=3, workload={"cost": COST, "objective": task}, budget={"iterations": 2})
+
+
+@dataclass(frozen=True)
+class Neighbours(Given):
+    """Runs a coroutine that exchanges with neighbours, without weights."""
+
+    requires: ClassVar[frozenset[str]] = frozenset({"graph"})
+    mixes: ClassVar[bool] = False
+
+
+@pytest.mark.parametrize(("rendezvous", "end"), [(False, LATENCY + WIRE), (True, 1e-3 + LATENCY + WIRE)])
+def test_a_rank_that_only_sends_ends_its_exchange_with_its_message(rendezvous: bool, end: float) -> None:
+    ends: dict[int, float] = {}
+
+    async def body(worker: Any) -> None:
+        if worker.rank == 1:
+            await worker.compute(lambda x: x, filled(0.0), nbytes=BYTES)  # 1 ms
+        received = await worker.exchange(filled(3.0 + worker.rank))
+        ends[worker.rank] = worker.now
+        assert {rank: x.tolist() for rank, x in received.items()} == (
+            {0: [3.0] * ELEMENTS} if worker.rank == 1 else {}
+        )
+
+    given = scenario(body, algorithm=Neighbours(body, ((0, 1, "exchange"),)))
+    given = given.vary(transport={"name": "ideal", "rendezvous": rendezvous})
+    given.communication_graph = nx.DiGraph([(0, 1)])
+    done = simulate(given)
+    assert ends == pytest.approx({0: end, 1: end}, rel=1e-12)
+    assert done.bytes_sent == (BYTES, 0.0)
 
 
 class OutOfRange(Exception):

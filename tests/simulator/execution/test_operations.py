@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from simulator.engine.simulate import simulate
 from simulator.execution import execute
 from simulator.execution.launch import warm_up
 from simulator.faults import AlgorithmError, WorkerFailed
@@ -236,6 +237,25 @@ class TestChannels:
     def test_a_message_to_oneself_may_stay(self, carried: Any) -> None:
         run = carried('await worker.send(x, rank, "a")', 2)
         assert run.bytes_sent == (0.0, 0.0)
+
+
+class TestExchanges:
+    def test_a_rank_that_only_sends_does_as_it_does_in_simulation(self, own: Any, tmp_path: Path) -> None:
+        file = tmp_path / f"arc_{tmp_path.name}.py"
+        file.write_text("import networkx as nx\n\ndef arc():\n    return nx.DiGraph([(0, 1)])\n")
+        lines = """
+            received = await worker.exchange(x + rank)
+            assert {other: y.tolist() for other, y in received.items()} == ({0: x.tolist()} if rank else {})
+        """
+        scenario = own(
+            START + textwrap.dedent(lines) + END,
+            2,
+            requires='frozenset({"graph"}); mixes = False',
+            plan='Plan({}, ((0, 1, "exchange"),))',
+            gossip={"graph": {"builder": f"{file.name}:arc"}},
+        )
+        without_rendezvous = scenario.vary(transport="ideal")
+        assert simulate(without_rendezvous).iterations == done(scenario).iterations == (1, 1)
 
 
 class TestComputations:
