@@ -46,24 +46,40 @@ def completion_times(case: Mapping[str, Any], fairness: Fairness = "maxmin") -> 
     Raises
     ------
     ValueError
-        With one sentence that names the flow or link, and the key, if the case is not as described.
+        With one sentence that names the flow or link, and the key, if the case is not as described, or the
+        flow, if it ends later than a number can say.
     """
     core = Core(fairness)
     _check_case(case, "")
     links = {name: core.add_link(link["bandwidth"], link["latency"]) for name, link in case["links"].items()}
-    for flow in case["flows"]:
-        core.start(
-            [links[name] for name in flow["path"]],
-            flow["size"],
-            weight=flow.get("weight", 1.0),
-            cap=flow.get("cap", inf),
-            at=flow["start"],
-        )
+    for position, flow in enumerate(case["flows"]):
+        try:
+            core.start(
+                [links[name] for name in flow["path"]],
+                flow["size"],
+                weight=flow.get("weight", 1.0),
+                cap=flow.get("cap", inf),
+                at=flow["start"],
+            )
+        except OverflowError:  # of the latencies' sum
+            raise _endless(case, position) from None
     completion = [inf] * len(case["flows"])
     while core.live:
-        for flow in core.advance(inf):
+        ended = core.advance(inf)
+        if not ended:
+            raise _endless(case, next(filter(core.running, range(len(completion)))))
+        for flow in ended:
             completion[flow] = core.now
     return completion
+
+
+def _endless(case: Mapping[str, Any], position: int) -> ValueError:
+    """Return the error of a flow whose time overflows."""
+    where = f"case {case['name']!r}: " if "name" in case else ""
+    return ValueError(
+        f"{where}flow {position}: it would end after more than {float_info.max:.2g} seconds; use a smaller "
+        "'size', 'start' or 'latency', or a larger 'bandwidth' or 'cap'"
+    )
 
 
 def read_cases(path: str | Path) -> list[dict[str, Any]]:

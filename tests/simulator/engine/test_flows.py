@@ -200,6 +200,36 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert str(error.value) == f"{path}: is not a text file in UTF-8"
 
 
+@pytest.mark.parametrize("fairness", ["maxmin", "rtt"])
+@pytest.mark.parametrize(
+    ("bandwidth", "latency", "flow"),
+    [
+        (1e-300, 0.0, {"size": 1e300, "start": 0.0, "path": ["a"]}),
+        (1.0, 0.0, {"size": 1e300, "start": 0.0, "path": ["a"], "cap": 1e-300}),
+        (1.0, 1.7e308, {"size": 1.0, "start": 1e308, "path": ["a"]}),
+        (1.0, 1.7e308, {"size": 0.0, "start": 1e308, "path": ["a"]}),
+        (1.0, 1.7e308, {"size": 1.0, "start": 0.0, "path": ["a", "b"]}),
+    ],
+)
+def test_a_flow_whose_time_overflows_is_named(
+    bandwidth: float, latency: float, flow: dict[str, Any], fairness: Any
+) -> None:
+    link = {"bandwidth": bandwidth, "latency": latency}
+    quick = {"bandwidth": 1.0, "latency": 1.0}
+    case = {
+        "links": {"a": link, "b": link, "c": quick},
+        "flows": [{"size": 1.0, "start": 0.0, "path": ["c"]}, flow],
+    }
+    message = (
+        "flow 1: it would end after more than 1.8e+308 seconds; use a smaller 'size', 'start' or 'latency', "
+        "or a larger 'bandwidth' or 'cap'"
+    )
+    for named, where in ((case, ""), ({**case, "name": "late"}, "case 'late': ")):
+        with pytest.raises(ValueError) as error:
+            completion_times(named, fairness)
+        assert str(error.value) == where + message
+
+
 def test_an_unknown_fairness_is_refused() -> None:
     with pytest.raises(ValueError) as error:
         completion_times(CASE, "fair")  # type: ignore[arg-type]
