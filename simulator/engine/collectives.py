@@ -167,7 +167,7 @@ class Communicator:
                 self._start()
 
     def _open(self, transport: Transport, pending: Pending) -> Callable[[int], None]:
-        """Open a stepped all-reduce, in the core, which learns the pattern at the first one, or as messages.
+        """Open a stepped collective, in the core, which learns the pattern at the first one, or as messages.
 
         Return how a member enters it.
         """
@@ -255,7 +255,7 @@ class Communicator:
         )
 
     def _reroute(self) -> None:
-        """Take the present ways between the members, for what is left of an all-reduce under way too."""
+        """Take the present ways between the members, for what is left of a collective under way too."""
         before, self._coupled = self._coupled, self._couple()
         if self._flow is not None and before != self._coupled:
             left = self._network.clock.cancel(self._flow) / before.busiest
@@ -272,7 +272,7 @@ class Pending:
     done
         Told each member whose part has ended.
     previous
-        The group's all-reduce before this one, which a member finishes first.
+        The group's collective before this one, which a member finishes first.
     """
 
     __slots__ = (

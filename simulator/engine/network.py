@@ -219,7 +219,7 @@ class Network:
 
     @property
     def one_by_one(self) -> bool:
-        """Whether the transfers of a stepped all-reduce are messages, since the core cannot run them."""
+        """Whether the transfers of a stepped collective are messages, since the core cannot run them."""
         return self._reroutes or self._forwarding is not None
 
     def device(self, rank: int) -> int:

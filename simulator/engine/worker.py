@@ -4,7 +4,8 @@ A worker's coroutine yields the :class:`Operation` that it awaits, which the clo
 SimPy's; a :class:`Task` is what SimPy's process would be. The computations of each task queue on a stream and
 are flows on the worker's device, which tasks that compute at the same time share; its messages and
 collectives run on the network. Values are computed when an operation is called, from its arguments as they
-are then, and delivered when its time has passed; so no argument needs to be copied for a computation.
+are then, and delivered when its time has passed; so no argument needs to be copied for a computation. Only
+gradients over samples are computed later, from a copy (:mod:`simulator.engine.evaluation`).
 """
 
 from __future__ import annotations
