@@ -6,12 +6,16 @@ mix the states before and after an addition: that is the inconsistent read of lo
 to one element is atomic here. A log of the additions that some read may still have to see apart lets a
 read be one event, however many elements it has.
 
+Where a burst, interference or a shared GPU slows an addition down, its elements change as far as it has got:
+evenly between the moments at which that is looked at, which are the ends of reads and of additions.
+
 Source of the model: Niu, Recht, Re and Wright, "Hogwild!", NeurIPS 2011, with component-wise atomic
 addition.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from algorithms.phantom import Phantom
@@ -20,11 +24,14 @@ if TYPE_CHECKING:
     import torch
 
     from algorithms.worker import Tensor
-    from simulator.engine.worker import Operation, VirtualWorker
+    from simulator.engine.worker import Operation, Stream, VirtualWorker
+
+_ROUNDING = 1e-9
+"""The share of an addition by which it is late or early for no other reason than rounding."""
 
 
 class Addition:
-    """One addition, from its start on.
+    """One addition, from its start on, with the end that it has if nothing slows it down.
 
     Attributes
     ----------
@@ -33,18 +40,39 @@ class Addition:
     values
         What is added to each.
     times
-        When each is added, in seconds.
+        When each is added, in seconds; inf where that is not known yet.
     end
         When the last one is.
     """
 
-    __slots__ = ("at", "end", "times", "values")
+    __slots__ = ("_disturbed", "_foreseen", "_since", "_start", "_touched", "at", "end", "times", "values")
 
     def __init__(self, at: torch.Tensor, values: torch.Tensor, start: float, end: float) -> None:
         self.at = at
         self.values = values
         self.times = _moments(len(at), start, end)
         self.end = end
+        self._foreseen = end - start
+        self._start = self._since = start
+        self._touched = 0.0  # elements by the last look, a part of the next one included
+        self._disturbed = False
+
+    def reach(self, share: float, now: float) -> None:
+        """Note that this share of it, from 0 to 1, is done by now, in seconds.
+
+        As long as it goes on as foreseen nothing changes, to the bit.
+        """
+        late = now - self._start - share * self._foreseen
+        self._disturbed = self._disturbed or abs(late) > _ROUNDING * self._foreseen
+        touched = share * len(self.at)
+        if self._disturbed:
+            first, last = math.ceil(self._touched), math.ceil(touched)
+            if last > first:
+                each = (now - self._since) / (touched - self._touched)
+                self.times[first:last] = self._since + (_numbers(first, last) - self._touched) * each
+            self.times[last:] = math.inf
+            self.end = now if share == 1.0 else math.inf
+        self._touched, self._since = touched, now
 
 
 class Memory:
@@ -54,13 +82,19 @@ class Memory:
     ----------
     x
         Its elements at the start.
+
+    Attributes
+    ----------
+    readings, writings
+        Those under way, in the order of their starts.
     """
 
     def __init__(self, x: Tensor) -> None:
         self.writes = 0
         self._settled = x.clone()
         self._log: list[Addition] = []
-        self._reads: dict[Reading, None] = {}
+        self.readings: dict[Reading, None] = {}
+        self.writings: dict[Writing, None] = {}
 
     @property
     def outline(self) -> Tensor:
@@ -72,8 +106,9 @@ class Memory:
         self._log.append(addition)
 
     def value(self, start: float, end: float) -> torch.Tensor:
-        """Return what a read over this time has seen."""
+        """Return what a read over this time, which ends now, has seen."""
         assert not isinstance(self._settled, Phantom)
+        self._look()
         seen = self._settled.clone()
         moments = _moments(len(seen), start, end)
         for addition in self._log:
@@ -83,7 +118,8 @@ class Memory:
 
     def settle(self, now: float) -> None:
         """Forget the times of additions that every read to come, or under way, sees whole."""
-        horizon = min((read.start for read in self._reads), default=now)
+        self._look()
+        horizon = min((read.start for read in self.readings), default=now)
         done = 0
         for addition in self._log:
             if addition.end > horizon:
@@ -93,20 +129,21 @@ class Memory:
             done += 1
         del self._log[:done]
 
-    def begin(self, reading: Reading) -> None:
-        """Note that a read has begun."""
-        self._reads[reading] = None
-
-    def end(self, reading: Reading) -> None:
-        """Note that a read has ended."""
-        del self._reads[reading]
+    def _look(self) -> None:
+        """See how far the additions under way have got."""
+        for writing in self.writings:
+            writing.look()
 
 
 def _moments(count: int, start: float, end: float) -> torch.Tensor:
     """Return when each of so many elements is touched, in seconds, one after another."""
+    return start + _numbers(0, count) * ((end - start) / max(count, 1))
+
+
+def _numbers(first: int, last: int) -> torch.Tensor:
     import torch
 
-    return start + torch.arange(count, dtype=torch.float64) * ((end - start) / max(count, 1))
+    return torch.arange(first, last, dtype=torch.float64)
 
 
 class Reading:
@@ -117,15 +154,15 @@ class Reading:
         self._worker = worker
         self.start = 0.0
 
-    def begin(self, seconds: float) -> None:
+    def begin(self, stream: Stream, seconds: float) -> None:
         """Start reading."""
         self.start = self._worker.clock.now
-        self._memory.begin(self)
+        self._memory.readings[self] = None
 
     def get(self) -> Tensor:
         """End reading and return what was seen."""
         memory, now = self._memory, self._worker.clock.now
-        memory.end(self)
+        del memory.readings[self]
         if isinstance(memory.outline, Phantom):
             return memory.outline
         value = memory.value(self.start, now)
@@ -141,21 +178,36 @@ class Writing:
         self._worker = worker
         self._values = values
         self._at = at
+        self._addition: Addition | None = None
 
-    def begin(self, seconds: float) -> None:
-        """Start adding."""
+    def begin(self, stream: Stream, seconds: float) -> None:
+        """Start adding, as a computation on a stream that takes so long if nothing slows it down."""
         if isinstance(self._values, Phantom) or isinstance(self._at, Phantom):
             return
         import torch
 
         start = self._worker.clock.now
         at = torch.arange(len(self._values)) if self._at is None else self._at
-        self._memory.add(Addition(at, self._values, start, start + seconds))
+        self._stream, self._seconds = stream, seconds
+        self._addition = Addition(at, self._values, start, start + seconds)
+        self._memory.add(self._addition)
+        self._memory.writings[self] = None
+
+    def look(self) -> None:
+        """Note how far it has got."""
+        assert self._addition is not None
+        left = self._worker.left(self._stream)
+        if left is not None:
+            self._addition.reach(1.0 - left / self._seconds, self._worker.clock.now)
 
     def get(self) -> None:
         """End adding."""
-        self._memory.writes += 1
-        self._memory.settle(self._worker.clock.now)
+        memory, now = self._memory, self._worker.clock.now
+        if self._addition is not None:
+            del memory.writings[self]
+            self._addition.reach(1.0, now)
+        memory.writes += 1
+        memory.settle(now)
 
 
 class VirtualShared:

@@ -522,7 +522,7 @@ class VirtualWorker:
         while stream.queue:
             seconds, operation, value = stream.queue[0]
             if isinstance(value, (Reading, Writing)):
-                value.begin(seconds)
+                value.begin(stream, seconds)
             if seconds > 0:
                 stream.started = self.clock.now
                 self._streams.append(stream)
@@ -536,6 +536,13 @@ class VirtualWorker:
             stream.flow = self.clock.flow(self._route, seconds, stream.end_first, cap=self._rate)
         else:
             stream.flow = self.clock.undisturbed(seconds, stream.end_first)
+
+    def left(self, stream: Stream) -> float | None:
+        """Return the seconds of work left of a stream's first computation; None if nothing slows it down."""
+        if not self._route.legs:
+            return None
+        core = self.clock.core
+        return core.remaining(stream.flow) if core.running(stream.flow) else 0.0
 
     def _share_device(self) -> None:
         """Compute on a link from now on, which the tasks share; what is under way moves to it."""

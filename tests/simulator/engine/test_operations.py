@@ -448,6 +448,47 @@ class TestSharedMemory:
         memory.settle(3.0)
         assert memory.value(0.0, 0.0).tolist() == [1, 1]
 
+    def test_an_addition_follows_what_it_has_reached(self) -> None:
+        def times(*reached: tuple[float, float]) -> list[float]:
+            """Of an addition that was to take 4 s, and had reached these shares at these times."""
+            addition = Addition(torch.arange(4), torch.ones(4), 1.0, 5.0)
+            for share, now in reached:
+                addition.reach(share, now)
+            assert addition.end == (reached[-1][1] if reached[-1][0] == 1 else math.inf)
+            return addition.times.tolist()
+
+        assert times((0.0, 3.0)) == [math.inf] * 4
+        assert times((0.5, 5.0)) == [1, 3, math.inf, math.inf]
+        assert times((0.5, 5.0), (1.0, 6.0)) == [1, 3, 5, 5.5]
+        assert times((0.5, 3.0), (0.75, 7.0), (1.0, 9.0)) == [1, 2, 3, 7]  # slow from its middle on
+        assert times((0.125, 2.0), (0.375, 4.0), (1.0, 9.0)) == [1, 3, 5, 7]  # between two elements
+        assert times((1.0, 3.0)) == [1, 1.5, 2, 2.5]  # faster than foreseen
+        assert times((0.5, 3.0 + 1e-10), (1.0, 5.0)) == [1, 2, 3, 4]  # a rounding error
+
+    def test_of_a_slow_addition_others_see_what_is_done(self) -> None:
+        seen: list[float] = []
+
+        async def body(worker: Any) -> None:
+            async def beside() -> None:
+                await worker.compute(lambda x: x, filled(0.0), nbytes=3 * BYTES)
+
+            memory = worker.shared("x", filled(0.0))
+            if worker.rank == 0:
+                task = worker.spawn(beside())
+                await memory.add(filled(1.0))  # takes 6 ms instead of 3, since both share the GPU
+                assert worker.now == pytest.approx(6e-3, rel=1e-9)
+                await task
+            else:
+                await worker.compute(lambda x: x, filled(0.0), nbytes=3.003 * BYTES)
+                for _ in range(2):
+                    x = await memory.read()  # 2 ms
+                    seen.append(int(x.sum()))
+                    assert torch.equal(x, (torch.arange(ELEMENTS) < seen[-1]).to(x.dtype))
+
+        run(body)
+        # Element k is added at 6k µs and read at 3003 + 2k µs first.
+        assert seen == [751, ELEMENTS]
+
     def test_no_addition_is_lost_and_time_is_that_of_passes(self) -> None:
         async def body(worker: Any) -> None:
             memory = worker.shared("x", filled(0.0))
