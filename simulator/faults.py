@@ -66,6 +66,13 @@ def silent(ranks: Sequence[int], patience: float, others: Sequence[str]) -> RunS
     return RunStuck("; ".join((f"nothing was heard of {who} for {patience:g} s: {why}", *others)))
 
 
+def late(ranks: Sequence[int], seconds: float, others: Sequence[str]) -> RunStuck:
+    """Return the report of ranks whose work has not begun, and of what the others do."""
+    who = f"worker{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+    why = "loading data may need more patience, or a process is stopped or a machine out of reach"
+    return RunStuck("; ".join((f"{who} did not come up within {seconds:g} s: {why}", *others)))
+
+
 def stuck(patience: float, doings: Sequence[str]) -> RunStuck:
     """Return the report of a run in which no worker ends anything: who waits for whom, or computes."""
     return RunStuck(f"no worker got on for {patience:g} s: " + ("; ".join(doings) or "none says why"))

@@ -28,7 +28,7 @@ from simulator import faults
 from simulator.execution.place import Place
 from simulator.execution.streams import StreamKey
 from simulator.execution.tasks import Wait
-from simulator.execution.watch import BEAT, Ended, Failed, Judge, State, Waits, failure
+from simulator.execution.watch import BEAT, Coming, Ended, Failed, Judge, State, Waits, failure
 from simulator.faults import RunStuck, WorkerFailed
 from simulator.parts import BadInput
 from simulator.scenario import Scenario
@@ -239,12 +239,13 @@ class Liaison:
         self._patience = patience
         self._period = min(BEAT, patience / 4)
         self._judge = Judge(place.world_size, patience) if place.rank == 0 else None
-        self._state: Callable[[], State] = State
+        self._state: Callable[[], State | Coming] = Coming
         self._end: Callable[[BaseException], None] = lambda _: None
         self._waits = Waits((), {})
         self._ending: Failed | Ended | None = None
         self._beats = dict.fromkeys(range(place.world_size), 0)
         self._beat = 0
+        self._turn = threading.Lock()
         self._wake = threading.Event()
         self._over = threading.Event()
         self._decided = threading.Event()
@@ -261,6 +262,9 @@ class Liaison:
     def watch(self, state: Callable[[], State], end: Callable[[BaseException], None]) -> None:
         """Take in who tells what the worker does, and who ends its run."""
         self._state, self._end = state, end
+        # At once, as a rank that is stopped from here on has come up. If the store is lost, a beat finds it.
+        with suppress(RuntimeError):
+            self._tell()
 
     def started(self, start: float) -> None:
         """Nobody here asks when the ranks have started."""
@@ -309,8 +313,7 @@ class Liaison:
 
     def _exchange(self) -> None:
         """Write this rank's news, read the others' on rank 0, and look for the verdict."""
-        self._beat += 1
-        self._board.write(f"news/{self._place.rank}", (self._beat, self._state(), self._waits, self._ending))
+        self._tell()
         if self._judge is None:
             verdict = self._board.read("verdict")
             if verdict is not None:
@@ -323,6 +326,12 @@ class Liaison:
         except Exception as verdict:
             self._board.write("verdict", verdict)
             self._decide(verdict)
+
+    def _tell(self) -> None:
+        with self._turn:
+            self._beat += 1
+            news = (self._beat, self._state(), self._waits, self._ending)
+            self._board.write(f"news/{self._place.rank}", news)
 
     def _hear(self, judge: Judge, rank: int, news: Any) -> None:
         if news is None or news[0] == self._beats[rank]:

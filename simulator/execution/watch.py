@@ -5,6 +5,7 @@ process takes that in, the launcher or rank 0, and judges:
 
 - a rank has **failed**: the first cause is what explains the others' failures;
 - all ranks wait for calls that nobody will make: a **deadlock**, found within a second;
+- a rank has not **come up**: it still loads its data, or it is stopped;
 - a rank was not heard of for longer than the patience: it is **stopped** or its machine is out of reach;
 - no rank has ended an operation for longer than the patience: the run is **stuck**.
 
@@ -70,6 +71,11 @@ class State:
 
 
 @dataclass(frozen=True)
+class Coming:
+    """News of a rank: it has no worker yet, because it still imports, loads its data or meets the others."""
+
+
+@dataclass(frozen=True)
 class Began:
     """News of a rank: the iterations that it has begun."""
 
@@ -127,19 +133,19 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 class Heartbeat:
-    """A thread that tells once in a while what a worker does.
+    """A thread that tells once in a while what a worker does, and that it is coming until there is one.
 
     Parameters
     ----------
     tell
-        Takes the state; what it raises ends the thread.
+        Takes the news; what it raises ends the thread.
     patience
         Of whoever listens, in seconds.
     """
 
-    def __init__(self, tell: Callable[[State], None], patience: float) -> None:
+    def __init__(self, tell: Callable[[State | Coming], None], patience: float) -> None:
         self._tell = tell
-        self._state: Callable[[], State] = State
+        self._state: Callable[[], State | Coming] = Coming
         self._over = threading.Event()
         self._period = min(BEAT, patience / 4)
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -195,9 +201,9 @@ class Judge:
         self._ranks = ranks
         self._patience = patience
         self._clock = clock or OwnTime().now
-        start = self._clock()
-        self._heard = dict.fromkeys(range(ranks), start)
-        self._progress = start
+        self._start = self._clock()
+        self._heard = dict.fromkeys(range(ranks), self._start)
+        self._progress = self._start
         self._deadline: float | None = None
         self._states: dict[int, State] = {}
         self._waits: dict[int, Waits] = {}
@@ -218,6 +224,8 @@ class Judge:
         """Take in what a rank tells."""
         self._heard[rank] = self._clock()
         match news:
+            case Coming():
+                return
             case State():
                 before = self._states.get(rank)
                 if before is None or before.ended != news.ended:
@@ -256,7 +264,7 @@ class Judge:
         AlgorithmError, WorkerFailed
             The first cause of a failure, when there was time for a better one.
         RunStuck
-            A rank is not heard of any more, or none gets on.
+            A rank does not come up, or is not heard of any more, or none gets on.
         """
         now = self._clock()
         if not self._failures:
@@ -319,16 +327,15 @@ class Judge:
 
     def _check_for_silence(self, now: float) -> None:
         running = [rank for rank in range(self._ranks) if not self.finished(rank)]
-        coming = max(self._patience, _COMING)
-        for patience, ranks in (
-            (self._patience, [rank for rank in running if rank in self._states]),
-            (coming, [rank for rank in running if rank not in self._states]),
-        ):
-            silent = [rank for rank in ranks if now - self._heard[rank] > patience]
-            if silent:
-                raise faults.silent(silent, patience, self._doings(set(silent)))
-        up = all(rank in self._states for rank in running)
-        if running and up and now - self._progress > self._patience:
+        up = [rank for rank in running if rank in self._states]
+        coming = [rank for rank in running if rank not in self._states]
+        silent = [rank for rank in up if now - self._heard[rank] > self._patience]
+        if silent:
+            raise faults.silent(silent, self._patience, self._doings(set(silent)))
+        most = max(self._patience, _COMING)
+        if coming and now - self._start > most:
+            raise faults.late(coming, most, self._doings(set()))
+        if up and not coming and now - self._progress > self._patience:
             raise faults.stuck(self._patience, self._doings(set()))
 
     def _doings(self, silent: set[int]) -> list[str]:
