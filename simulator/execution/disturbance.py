@@ -98,7 +98,7 @@ class Disturbances:
         self._thread: threading.Thread | None = None
         self._made = 0
         self._failed: dict[frozenset[int], float] = {}
-        self.error: BaseException | None = None
+        self._error: BaseException | None = None
 
     def begin(self, start: float) -> None:
         """Let them happen, with the common start on the monotonic clock."""
@@ -111,6 +111,11 @@ class Disturbances:
         self._over.set()
         if self._thread is not None:
             self._thread.join(_LATE)
+
+    def check(self) -> None:
+        """Raise the error of a change that could not be made."""
+        if self._error is not None:
+            raise self._error
 
     def failed(self) -> str:
         """Return in words which links have failed and do not come back; nothing where none has."""
@@ -136,7 +141,7 @@ class Disturbances:
                 else:
                     self._failed.pop(change.ends, None)
         except BaseException as error:
-            self.error = error
+            self._error = error
 
 
 def kick(device: str) -> None:

@@ -584,14 +584,19 @@ def emulate(
         links = Disturbances(network, changes(scenario, _numbered(network.layout.nodes)))
         try:
             records = launch.launch(
-                scenario, progress, patience, met=met, sites=network.sites, started=links.begin
+                scenario,
+                progress,
+                patience,
+                met=met,
+                sites=network.sites,
+                started=links.begin,
+                check=links.check,
             )
         except RunStuck as stuck:
             raise RunStuck("; ".join(filter(None, (str(stuck), links.failed())))) from None
         finally:
             links.end()
-        if links.error is not None:
-            raise links.error
+        links.check()
     if progress is not None:
         progress(1.0)
     return dataclasses.replace(assembled(scenario, records), emulation=network.facts())

@@ -324,6 +324,7 @@ def launch(
     met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
     sites: Sequence[Site] | None = None,
     started: Callable[[float], None] = lambda _: None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Record]:
     """Run every rank of a scenario as a local process and return what they bring home, by rank.
 
@@ -345,6 +346,8 @@ def launch(
         Of each rank; None where all of them run where this process does.
     started
         Told the common start of all ranks, on the monotonic clock.
+    check
+        Called once a second at least; what it raises ends the run.
 
     Raises
     ------
@@ -377,7 +380,7 @@ def launch(
                     arguments = (*own, patience, device, carrier, site)
                     ranks.append(_start(context, arguments))
             begun = fraction(progress, scenario.sections.budget.iterations)
-            records = _Collection(ranks, begun, patience, started).records()
+            records = _Collection(ranks, begun, patience, started, check).records()
         except BaseException:
             for rank in ranks:
                 rank.process.kill()
@@ -440,6 +443,8 @@ class _Collection:
         Seconds.
     started
         Told the common start of all ranks.
+    check
+        Called after all news; may raise.
     """
 
     def __init__(
@@ -448,16 +453,19 @@ class _Collection:
         begun: Callable[[int], None],
         patience: float,
         started: Callable[[float], None],
+        check: Callable[[], None],
     ) -> None:
         self._ranks = ranks
         self._begun = begun
         self._started = started
+        self._check = check
         self._judge = Judge(len(ranks), patience)
 
     def records(self) -> list[Record]:
         """Return the records of all ranks, or raise the first cause of a failure."""
         while not self._judge.done:
             self._take()
+            self._check()
             self._judge.check()
         return [self._judge.records[rank.number] for rank in self._ranks]
 

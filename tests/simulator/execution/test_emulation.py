@@ -418,6 +418,32 @@ def timed(stragglers: list[dict[str, Any]], **more: Any) -> Scenario:
     )
 
 
+class Unchanging:
+    """A network that ranks run beside, in which no link can be changed."""
+
+    sites = None
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.layout = Layout.of(scenario)
+
+    def change_rate(self, ends: frozenset[int], factor: float) -> None:
+        raise OSError(f"{sorted(ends)} stays as it is")
+
+
+def test_a_change_that_cannot_be_made_ends_the_run(
+    own: Any, monkeypatch: pytest.MonkeyPatch, ranks_left: Callable[[], list[int]]
+) -> None:
+    """Its cause is told, and not that the ranks stood still for longer than the patience afterwards."""
+    monkeypatch.setattr(emulation, "check_rights", lambda: None)
+    monkeypatch.setattr(emulation, "emulated", lambda scenario: contextlib.nullcontext(Unchanging(scenario)))
+    slow = {"kind": "slow-link", "between": [0, 1], "factor": 0.5, "start": "0.1 s"}
+    cluster = {"topology": RING, "device": "ideal", "stragglers": [slow]}
+    body = "await worker.compute(lambda _: time.sleep(60), worker.initial_model(), nbytes=0.0)"
+    with pytest.raises(OSError, match=r"^\[0, 1\] stays as it is$"):
+        emulate(own(body, 2, cluster={**cluster, "workers": 2}), patience=5.0)
+    assert ranks_left() == []
+
+
 @real
 class TestDisturbances:
     """Links that slow down or fail for a time, with the meaning that they have in simulation."""
