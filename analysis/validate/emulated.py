@@ -8,8 +8,8 @@ per iteration after the first ones, in which TCP's new connections still lose ma
 for time-outs; the error is simulated over measured mean, less one.
 
 A measurement stands for its scenario: it is used again as long as that is the same, but for the transport,
-which the wall clock does not read. Simulations can be done again without measuring again, after a change of
-the simulator.
+which the wall clock does not read. Every case is simulated anew: what was kept would be of an older simulator
+or transport.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ class Result:
 
 
 class Store:
-    """What has been measured and simulated, a file a case.
+    """What has been measured, a file a case.
 
     Parameters
     ----------
@@ -250,7 +250,11 @@ class Store:
             found: dict[str, Any] = json.loads(self._file(case).read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
             found = {}
-        return found if found.get("scenario") == digest else {"scenario": digest, "measured": []}
+        if found.get("scenario") != digest:
+            found = {"scenario": digest, "measured": []}
+        # Older stores have it.
+        found.pop("simulated", None)
+        return found
 
     def save(self, case: Case, found: dict[str, Any]) -> None:
         """Keep what there is of a case, whole or not at all."""
@@ -269,23 +273,20 @@ def validate(
     chosen: Sequence[Case],
     store: Store,
     runs: int = RUNS,
-    again: bool = False,
     told: Callable[[str], None] = lambda _: None,
     wall: Clock = emulate,
     virtual: Clock = simulate,
 ) -> list[Result]:
-    """Measure and simulate cases, or take what was measured and simulated before.
+    """Measure cases, or take what was measured before, and simulate them.
 
     Parameters
     ----------
     chosen
         The cases, in the order in which they are run.
     store
-        Where results are kept.
+        Where measurements are kept.
     runs
         Measurements of each.
-    again
-        Simulate all of them again.
     told
         Told in a line how far it is, with an estimate of the time that is left.
     wall, virtual
@@ -296,16 +297,14 @@ def validate(
     results = []
     for number, (case, entry) in enumerate(zip(chosen, found, strict=True), 1):
         scenario = case.scenario()
-        if again or "simulated" not in entry:
-            entry["simulated"] = steady(virtual(scenario), case.warm_up)
-            store.save(case, entry)
+        simulated = steady(virtual(scenario), case.warm_up)
         while len(entry["measured"]) < runs:
             begin = time.monotonic()
             entry["measured"].append(steady(wall(scenario), case.warm_up))
             entry["date"] = time.strftime("%Y-%m-%d")
             store.save(case, entry)
             left.took(time.monotonic() - begin)
-        result = Result(case, entry["simulated"], tuple(entry["measured"][:runs]))
+        result = Result(case, simulated, tuple(entry["measured"][:runs]))
         results.append(result)
         told(f"{number} of {len(chosen)}: {_line(result)}{left}")
     return results
@@ -491,11 +490,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
         prog="python -m analysis.validate.emulated",
         description="Compare simulation and execution in emulated networks; Linux and root.",
     )
-    parser.add_argument("--store", type=Path, default=Path("runs/validate-emulated"), help="results so far")
+    parser.add_argument("--store", type=Path, default=Path("runs/validate-emulated"), help="what is measured")
     parser.add_argument("--write", type=Path, help="page to write the table to; by default in the store")
     parser.add_argument("--only", default="", help="regular expression of the names of the cases to run")
     parser.add_argument("--runs", type=int, default=RUNS, help="measurements of each case")
-    parser.add_argument("--simulate-again", action="store_true", help="keep measurements, not simulations")
     parser.add_argument("--remark", default="", help="a sentence for the page, on the machine's state")
     parser.add_argument("--shares", action="store_true", help="measure how unequally TCP shares, and end")
     parser.add_argument("--list", action="store_true", help="print the names of the cases, and end")
@@ -526,7 +524,7 @@ def _suite(selected: Sequence[Case], chosen: argparse.Namespace) -> None:
     def told(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    results = validate(selected, Store(chosen.store), chosen.runs, chosen.simulate_again, told)
+    results = validate(selected, Store(chosen.store), chosen.runs, told)
     path = chosen.write or chosen.store / "table.md"
     try:
         path.write_text(page(results, chosen.runs, chosen.remark), encoding="utf-8")

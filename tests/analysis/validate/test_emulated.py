@@ -115,16 +115,21 @@ class TestGoingOn:
         assert measured == [STAR.name] * 3 + [TREE.name]
         found = validate([STAR, TREE], Store(tmp_path), 3, wall=wall, virtual=virtual)
         assert measured == [STAR.name] * 3 + [TREE.name] * 3
-        assert simulated == [STAR.name, TREE.name]
+        assert simulated == [STAR.name, TREE.name] * 2
         assert found == [Result(case, 0.3, (0.4,) * 3) for case in (STAR, TREE)]
         assert sorted(file.name for file in tmp_path.iterdir()) == [f"{STAR.name}.json", f"{TREE.name}.json"]
 
-    def test_simulations_again(self, tmp_path: Path) -> None:
+    def test_what_was_simulated_is_not_kept(self, tmp_path: Path) -> None:
+        """Neither the simulator of this suite nor that of an older one, whose store has it."""
+        kept = {"scenario": STAR.measured, "simulated": 0.2, "measured": [0.4], "date": "2026-11-01"}
+        file = tmp_path / f"{STAR.name}.json"
+        file.write_text(json.dumps(kept))
         wall, measured = clock(0.4)
-        validate([STAR], Store(tmp_path), 2, wall=wall, virtual=clock(0.3)[0])
-        [found] = validate([STAR], Store(tmp_path), 2, again=True, wall=wall, virtual=clock(0.35)[0])
-        assert len(measured) == 2
-        assert found.simulated == 0.35
+        for seconds in (0.3, 0.35):
+            [found] = validate([STAR], Store(tmp_path), 2, wall=wall, virtual=clock(seconds)[0])
+            assert found == Result(STAR, seconds, (0.4, 0.4))
+        assert len(measured) == 1
+        assert "simulated" not in json.loads(file.read_text())
 
     def test_more_and_fewer_runs(self, tmp_path: Path) -> None:
         wall, measured = clock(0.1, 0.2, 0.3)
