@@ -1,7 +1,8 @@
 """All that a rank needs to go on with a training, and the files that keep it.
 
-Files are written under another name and renamed when whole. A rank keeps its two latest, so that one
-iteration is always there from all ranks: they do not save at the same moment.
+Files are written under another name and renamed when whole. A rank keeps the one that it has just written and
+the one before it, so that one iteration is always there from all ranks: they do not save at the same moment.
+What a folder has of later iterations is of a training that was given up for this one, and goes.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def worlds(folder: Path) -> set[int]:
 
 
 def write(data: Mapping[str, Any], folder: Path, rank: int, world_size: int) -> None:
-    """Keep a rank's state in a folder, and of its older ones the latest.
+    """Keep a rank's state in a folder, and of its others the latest of earlier iterations.
 
     Raises
     ------
@@ -133,8 +134,10 @@ def write(data: Mapping[str, Any], folder: Path, rank: int, world_size: int) -> 
             draft.unlink(missing_ok=True)
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
         raise BadInput(str(path), f"cannot be written: {reason}") from error
-    for older in sorted(kept(folder, rank, world_size) - {reached}, reverse=True)[1:]:
-        file_of(folder, older, rank, world_size).unlink(missing_ok=True)
+    there = kept(folder, rank, world_size)
+    latest = sorted(iteration for iteration in there if iteration <= reached)[-2:]
+    for other in there - set(latest):
+        file_of(folder, other, rank, world_size).unlink(missing_ok=True)
 
 
 def read(folder: Path, reached: int, rank: int, world_size: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from algorithms import ALGORITHMS
+from simulator.execution.training import state as states
 from simulator.execution.training.feed import shared_out
 from simulator.execution.training.trainer import Trainer
 from simulator.faults import WorkerFailed
@@ -209,6 +210,31 @@ class TestResuming:
         assert trainer.resume() == 6
         fitted(trainer)
         assert values(model) == values(whole)
+
+    def test_a_training_that_starts_anew_in_the_folder_of_another(self, make: Make, tmp_path: Path) -> None:
+        """Its own states alone are gone on from, however far the other one came."""
+        settings: dict[str, Any] = {"folder": tmp_path, "save_every": 2}
+        fitted(make(**settings))
+        assert states.kept(tmp_path, 0, 1) == {6, 8}
+        fitted(make(**settings), 2)
+        assert states.kept(tmp_path, 0, 1) == {2}
+        assert make(**settings).resume() == 2
+
+    @pytest.mark.parametrize(
+        ("there", "reached", "left"),
+        [((), 3, {3}), ((9,), 3, {3}), ((1, 2), 3, {2, 3}), ((1, 3), 3, {1, 3}), ((1, 2, 4, 9), 3, {2, 3})],
+    )
+    def test_which_are_kept(
+        self, tmp_path: Path, there: tuple[int, ...], reached: int, left: set[int]
+    ) -> None:
+        for number in there:
+            states.file_of(tmp_path, number, 0, 2).touch()
+        others = states.file_of(tmp_path, 9, 1, 2), states.file_of(tmp_path, 9, 0, 3)
+        for other in others:
+            other.touch()
+        states.write({"reached": reached}, tmp_path, 0, 2)
+        assert states.kept(tmp_path, 0, 2) == left
+        assert all(other.exists() for other in others)
 
     def test_what_is_not_its_own(self, make: Make, tmp_path: Path) -> None:
         trainer = make()
