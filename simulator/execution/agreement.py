@@ -15,7 +15,6 @@ so it is done only where torch is asked to compare them all (``TORCH_DISTRIBUTED
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch._C._distributed_c10d import DebugLevel, get_debug_level
 from algorithms.algorithm import EXCHANGE
 from simulator import faults
 from simulator.execution.communicator import ELEMENT_TYPES, Communicator
+from simulator.execution.memory import take_space
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,13 +85,7 @@ class Table:
         self._rank = rank
         self._row = {name: number for number, name in enumerate((*groups, EXCHANGE))}
         shape = (len(self._row), world_size, _COLUMNS)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            # Where bytes can be taken, a full disk is told here, not by a signal in the middle of a run.
-            take = getattr(os, "posix_fallocate", lambda file, _, size: os.ftruncate(file, size))
-            take(file, 0, 8 * math.prod(shape))
-        finally:
-            os.close(file)
+        take_space(path, 8 * math.prod(shape))
         # A plain view: every access to a memmap makes another one, which takes longer than the rest.
         self._table = np.asarray(np.memmap(path, np.int64, "r+", shape=shape))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,6 +96,8 @@ class Memory:
         with _locked(folder):
             if path.exists():
                 self._check(path, name, x)
+            else:
+                take_space(path, nbytes)
             whole = torch.from_file(str(path), shared=True, size=nbytes, dtype=torch.uint8)
             if self._open(whole, header, x) == self._world_size:
                 path.unlink()
@@ -116,6 +119,28 @@ class Memory:
             start[1], start[2] = _facts(x)
         start[0] += 1
         return int(start[0])
+
+
+def take_space(path: Path, nbytes: int) -> None:
+    """Make a file that is to be mapped so long, and where bytes can be taken, take them from the disk.
+
+    So a full disk is told here, not by a signal in the middle of a run.
+
+    Raises
+    ------
+    OSError
+        The disk is full; the file has gone.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    take = getattr(os, "posix_fallocate", lambda file, _, size: os.ftruncate(file, size))
+    try:
+        take(file, 0, nbytes)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        problem = f"{path.parent} cannot hold {nbytes} bytes that ranks share: {error.strerror}"
+        raise OSError(f"{problem}; have more room there, or set TMPDIR to another folder") from error
+    finally:
+        os.close(file)
 
 
 def _facts(x: torch.Tensor) -> list[int]:

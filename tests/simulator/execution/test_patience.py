@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from simulator.execution import execute
+from simulator.execution.agreement import Table
+from simulator.execution.memory import Memory, take_space
 from simulator.faults import RunStuck
 from simulator.parts import BadInput
 from simulator.run import Run
@@ -126,6 +129,35 @@ class TestFullDisk:
 
         monkeypatch.setattr(Path, "write_text", to_the_full_device)
         assert self.refusal(run, target) == f"{target}: cannot be written: No space left on device"
+
+    SHARED = (
+        "{} cannot hold {} bytes that ranks share: No space left on device; have more room there, or set "
+        "TMPDIR to another folder"
+    )
+
+    def test_for_what_ranks_share(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It is refused before any rank maps it, which would be killed by a signal as it writes there."""
+
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+        starter: Any = None
+        x = torch.ones(100)
+        with pytest.raises(OSError) as caught:
+            Memory(0, 2, tmp_path, starter).vector("model", x)
+        assert str(caught.value) == self.SHARED.format(tmp_path, 64 + 400)
+        with pytest.raises(OSError) as caught:
+            Table(tmp_path / "calls", 0, 3, ["world"])
+        assert str(caught.value) == self.SHARED.format(tmp_path, 2 * 3 * 4 * 8)
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+    def test_for_a_real_file_that_ranks_share(self, small_disk: Path) -> None:
+        with pytest.raises(OSError) as caught:
+            take_space(small_disk / "file", 2**19)
+        assert str(caught.value) == self.SHARED.format(small_disk, 2**19)
+        take_space(small_disk / "file", 2**17)
+        assert 512 * (small_disk / "file").stat().st_blocks == 2**17
 
     @pytest.mark.parametrize("left", [0, 4096, 12288])
     def test_a_disk_of_its_own(self, make: Any, small_disk: Path, left: int) -> None:
