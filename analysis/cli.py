@@ -300,7 +300,7 @@ def _execute(
     heading.append(f"  from this machine, not from the scenario: {'; '.join(taken)}")
     ranks: list[tuple[str, str]] = []
 
-    def met(found: Sequence[tuple[str, str]]) -> None:
+    def met(found: Sequence[tuple[str, str]], _backend: str = "") -> None:
         """Head what follows, now that nothing more can be refused."""
         ranks.extend(found)
         if not quiet:

@@ -484,3 +484,5 @@ def provenance(elapsed: float | None) -> dict[str, Any]:
 
 Progress = Callable[[float], None]
 """Told how much of a run is done, from 0 to 1."""
+Met = Callable[[Sequence[tuple[str, str]], str], None]
+"""Told the host and the device of each rank, and what carries their collectives."""

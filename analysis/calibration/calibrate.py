@@ -14,7 +14,7 @@ from analysis.calibration import compute, fit, network
 from analysis.calibration.settings import Settings, chosen_pairs, flow_sets
 from simulator.engine.simulate import simulate
 from simulator.execution.calibrate import Means, Observed, Ranks, bench, machine, observed, versions
-from simulator.execution.device import chosen_backend, side
+from simulator.execution.device import side
 from simulator.measurements import Collectives, Concurrent, Exchanges, Measurement, PingPong
 from simulator.parts import BadInput
 from simulator.scenario import Scenario
@@ -123,8 +123,7 @@ def calibrate(
     found = ranks.measure(steps, parts, progress)
     if clocks is None:
         return None
-    backend = chosen_backend(means.backend, ranks.places)
-    made = described(settings, ranks.places, backend, clocks, found)
+    made = described(settings, ranks.places, ranks.backend, clocks, found)
     made = replace(made, measured={**made.measured, "seconds": time.monotonic() - began})
     made.save(out)
     parts.drop()

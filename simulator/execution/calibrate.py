@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from simulator.execution.device import described, side
+from simulator.execution.device import chosen_backend, described, identity, side
 from simulator.execution.execute import PATIENCE, execute
 from simulator.execution.place import place
 from simulator.measurements import Measurement
@@ -94,12 +94,15 @@ class Ranks:
     ----------
     places
         Host and device of each rank, known after the first measurement.
+    backend
+        What carries their collectives, likewise.
     """
 
     def __init__(self, means: Means) -> None:
         self._means = means
         self._place = place()
-        self.places: list[tuple[str, str]] = []
+        self.places: Sequence[tuple[str, str]] = ()
+        self.backend = ""
 
     @property
     def first(self) -> bool:
@@ -113,12 +116,17 @@ class Ranks:
 
     def execute(self, scenario: Scenario) -> Observed | None:
         """Execute a measurement; return what was noted, on the first rank alone."""
-        met: list[tuple[str, str]] = []
         means = self._means
-        run = execute(scenario, None, means.patience, means.device, means.backend, met.extend)
-        # A rank that torchrun or Slurm has started alone meets nobody.
-        self.places = met or [(platform.node(), described(side(means.device, 0)))]
+        run = execute(scenario, None, means.patience, means.device, means.backend, self._met)
+        if not self.places:
+            # A rank that torchrun or Slurm has started alone meets nobody.
+            own = side(means.device, 0)
+            places = [(platform.node(), described(own))]
+            self._met(places, chosen_backend(means.backend, places, [identity(own)]))
         return None if run is None else observed(run)
+
+    def _met(self, places: Sequence[tuple[str, str]], backend: str) -> None:
+        self.places, self.backend = places, backend
 
     def measure(
         self,

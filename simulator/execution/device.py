@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -156,7 +156,14 @@ def described(place: Side) -> str:
     return f"{place.device} ({torch.cuda.get_device_name(place.device)})"
 
 
-def chosen_backend(backend: str, places: list[tuple[str, str]]) -> str:
+def identity(place: Side) -> str:
+    """Return what tells a GPU from all others, whatever number a process sees it under; empty of a CPU."""
+    if place.device.type == "cpu":
+        return ""
+    return str(torch.cuda.get_device_properties(place.device).uuid)
+
+
+def chosen_backend(backend: str, places: Sequence[tuple[str, str]], gpus: Sequence[str]) -> str:
     """Return what carries the collectives of all ranks.
 
     NCCL needs a GPU for each rank alone; point-to-point messages go by Gloo in any case.
@@ -166,7 +173,9 @@ def chosen_backend(backend: str, places: list[tuple[str, str]]) -> str:
     backend
         ``auto``, ``gloo`` or ``nccl``.
     places
-        Host and device of each rank, such as ``("node1", "cuda:0")``.
+        Host and device of each rank, such as ``("node1", "cuda:0")``, for people.
+    gpus
+        The :func:`identity` of each rank's device. Slurm may show each rank its own GPU as ``cuda:0``.
 
     Raises
     ------
@@ -177,10 +186,10 @@ def chosen_backend(backend: str, places: list[tuple[str, str]]) -> str:
         raise BadInput("backend", f"'{backend}' is not one of {', '.join(BACKENDS)}")
     if backend == "gloo":
         return backend
-    for rank, (host, device) in enumerate(places):
-        first = places.index((host, device))
+    for rank, ((host, device), gpu) in enumerate(zip(places, gpus, strict=True)):
+        first = gpus.index(gpu)
         problem = ""
-        if not device.startswith("cuda"):
+        if not gpu:
             problem = f"NCCL needs a GPU, but rank {rank} computes on the {device} of {host}"
         elif first < rank:
             problem = f"NCCL needs a GPU for each rank, but ranks {first} and {rank} share {device} of {host}"

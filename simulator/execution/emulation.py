@@ -30,7 +30,7 @@ import functools
 import ipaddress
 import itertools
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ from simulator.execution.namespaces import (
 from simulator.execution.watch import PATIENCE
 from simulator.faults import RunStuck
 from simulator.parts import BadInput
-from simulator.run import Progress, Run
+from simulator.run import Met, Progress, Run
 from simulator.stragglers import SlowLink
 
 if TYPE_CHECKING:
@@ -544,7 +544,7 @@ def emulate(
     scenario: Scenario,
     progress: Progress | None = None,
     patience: float = PATIENCE,
-    met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
+    met: Met | None = None,
 ) -> Run:
     """Run a scenario on the wall clock, its workers in an emulated network of the scenario's topology.
 
@@ -557,7 +557,7 @@ def emulate(
     patience
         Seconds without any progress, or without a word of a rank, after which the run is ended.
     met
-        Told the host and the device of each rank; the device is always the CPU.
+        Told the host and the device of each rank, always the CPU, and what carries their collectives.
 
     Returns
     -------

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
 from simulator.plan import oracle
-from simulator.run import Progress, Run
+from simulator.run import Met, Progress, Run
 from simulator.stragglers import Crash, LinkFailure, SlowLink
 from traces import Timeline
 
@@ -36,7 +36,7 @@ def execute(
     patience: float = PATIENCE,
     device: str = "cpu",
     backend: str = "auto",
-    met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
+    met: Met | None = None,
 ) -> Run | None:
     """Run a scenario on the wall clock.
 
@@ -57,7 +57,7 @@ def execute(
         What carries collectives: ``gloo``, ``nccl``, or ``auto``, which is NCCL where each rank has a GPU of
         its own.
     met
-        Told the host and the device of each rank.
+        Told the host and the device of each rank, and what carries their collectives.
 
     Returns
     -------

@@ -6,7 +6,7 @@ import atexit
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ import torch.distributed as dist
 
 from simulator.execution import watch
 from simulator.execution.communicator import PATIENCE, failing
-from simulator.execution.device import Side, chosen_backend, described, side
+from simulator.execution.device import Side, chosen_backend, described, identity, side
 from simulator.execution.launch import fraction, initialised, perform
 from simulator.execution.meeting import Board, Liaison, facts
 from simulator.execution.place import Place
 from simulator.execution.record import Record
 from simulator.parts import BadInput
-from simulator.run import Progress
+from simulator.run import Met, Progress
 from simulator.scenario import Scenario
 
 _numbers = itertools.count()
@@ -36,7 +36,7 @@ def join(
     patience: float = watch.PATIENCE,
     device: str = "cpu",
     backend: str = "auto",
-    met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
+    met: Met | None = None,
 ) -> list[Record] | None:
     """Run one rank of a job that somebody else has started.
 
@@ -55,7 +55,7 @@ def join(
     backend
         What carries collectives: ``auto``, ``gloo`` or ``nccl``.
     met
-        Told the host and the device of each rank when all have come.
+        Told the host and the device of each rank, and what carries their collectives, when all have come.
 
     Returns
     -------
@@ -79,10 +79,11 @@ def join(
         if place.world_size == 1:
             return [perform(scenario, 0, place=own)[0]]
         board = Board(place, patience, next(_numbers))
-        places = [(rank.host, rank.device) for rank in board.meet(facts(scenario, described(own)))]
-        carrier = chosen_backend(backend, places)
+        ranks = board.meet(facts(scenario, described(own), identity(own)))
+        places = [(rank.host, rank.device) for rank in ranks]
+        carrier = chosen_backend(backend, places, [rank.gpu for rank in ranks])
         if met is not None:
-            met(places)
+            met(places, carrier)
         return _together(scenario, place, board, patience, begun, own, carrier)
     finally:
         torch.set_num_threads(threads)

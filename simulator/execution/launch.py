@@ -40,7 +40,7 @@ from torch._C._distributed_c10d import FileStore
 from simulator import faults
 from simulator.execution import watch
 from simulator.execution.communicator import PATIENCE, Communicator, GlooCommunicator, failing
-from simulator.execution.device import Cpu, Side, chosen_backend, described, side
+from simulator.execution.device import Cpu, Side, chosen_backend, described, identity, side
 from simulator.execution.record import Record
 from simulator.execution.staging import NcclCommunicator, StagedCommunicator
 from simulator.execution.streams import StreamKey
@@ -51,7 +51,7 @@ from simulator.faults import AlgorithmError, RunStuck, WorkerFailed
 from simulator.parts import BadInput
 from simulator.plan import planned
 from simulator.processes import shorten_sockets
-from simulator.run import Progress
+from simulator.run import Met, Progress
 from simulator.scenario import Scenario
 
 PRELOADED = [
@@ -321,7 +321,7 @@ def launch(
     patience: float = watch.PATIENCE,
     device: str = "cpu",
     backend: str = "auto",
-    met: Callable[[Sequence[tuple[str, str]]], None] | None = None,
+    met: Met | None = None,
     sites: Sequence[Site] | None = None,
     started: Callable[[float], None] = lambda _: None,
     check: Callable[[], None] = lambda: None,
@@ -341,7 +341,7 @@ def launch(
     backend
         What carries collectives: ``auto``, ``gloo`` or ``nccl``.
     met
-        Told the host and the device of each rank.
+        Told the host and the device of each rank, and what carries their collectives.
     sites
         Of each rank; None where all of them run where this process does.
     started
@@ -363,10 +363,11 @@ def launch(
     except Exception as error:
         raise BadInput("", f"this scenario cannot be sent to other processes: {error}") from error
     host = platform.node()
-    places = [(host, described(side(device, rank))) for rank in range(scenario.ranks)]
-    carrier = chosen_backend(backend, places)
+    sides = [side(device, rank) for rank in range(scenario.ranks)]
+    places = [(host, described(own)) for own in sides]
+    carrier = chosen_backend(backend, places, list(map(identity, sides)))
     if met is not None:
-        met(places)
+        met(places, carrier)
     warm_up()
     context = multiprocessing.get_context("forkserver")
     buckets = scenario.cost.buckets()

@@ -55,6 +55,8 @@ class Facts:
         Of what takes part in the numerics.
     host, device
         Where it is.
+    gpu
+        Which GPU that is, under whatever number; empty on a CPU.
     """
 
     digest: str
@@ -63,9 +65,10 @@ class Facts:
     versions: Mapping[str, str]
     host: str
     device: str
+    gpu: str
 
 
-def facts(scenario: Scenario, device: str) -> Facts:
+def facts(scenario: Scenario, device: str, gpu: str) -> Facts:
     """Return what this process is."""
     try:
         own = importlib.metadata.version("paceline")
@@ -73,7 +76,7 @@ def facts(scenario: Scenario, device: str) -> Facts:
         own = "not installed"
     versions = {"paceline": own, "torch": torch.__version__, "Python": platform.python_version()}
     resolved = scenario.resolved()
-    return Facts(scenario.digest(), resolved, scenario.files(), versions, platform.node(), device)
+    return Facts(scenario.digest(), resolved, scenario.files(), versions, platform.node(), device, gpu)
 
 
 def check_alike(all_facts: Sequence[Facts]) -> None:

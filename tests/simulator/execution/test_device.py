@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from algorithms import ALGORITHMS
 from simulator.execution import execute
-from simulator.execution.device import Cpu, Cuda, chosen_backend, side
+from simulator.execution.device import Cpu, Cuda, chosen_backend, identity, side
 from simulator.execution.placed import CopyingOracle, placed_oracle
 from simulator.execution.staging import StagedCommunicator
 from simulator.parts import BadInput
@@ -128,33 +130,46 @@ class TestChoice:
 
     def test_nccl_where_each_rank_has_its_gpu(self) -> None:
         own = [("a", "cuda:0"), ("a", "cuda:1"), ("b", "cuda:0")]
-        assert chosen_backend("auto", own) == "nccl"
-        assert chosen_backend("gloo", own) == "gloo"
+        assert chosen_backend("auto", own, ["x", "y", "z"]) == "nccl"
+        assert chosen_backend("gloo", own, ["x", "y", "z"]) == "gloo"
+
+    def test_ranks_that_each_see_their_own_gpu_alone(self) -> None:
+        """All call it cuda:0, as under Slurm's --gpus-per-task=1."""
+        same = [("a", "cuda:0"), ("a", "cuda:0")]
+        assert chosen_backend("auto", same, ["x", "y"]) == "nccl"
+        assert chosen_backend("nccl", same, ["x", "y"]) == "nccl"
+
+    def test_what_tells_gpus_apart(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen = {0: "x", 1: "y"}
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=seen[device.index])
+        )
+        assert [identity(place) for place in (Cuda(1), Cuda(0), Cpu())] == ["y", "x", ""]
 
     def test_gloo_where_not(self) -> None:
         shared = [("a", "cuda:0"), ("b", "cuda:0"), ("a", "cuda:0")]
-        assert chosen_backend("auto", shared) == "gloo"
+        assert chosen_backend("auto", shared, ["x", "y", "x"]) == "gloo"
         with pytest.raises(BadInput) as caught:
-            chosen_backend("nccl", shared)
+            chosen_backend("nccl", shared, ["x", "y", "x"])
         assert str(caught.value) == (
             "backend: NCCL needs a GPU for each rank, but ranks 0 and 2 share cuda:0 of a; use 'gloo'"
         )
         with pytest.raises(BadInput) as caught:
-            chosen_backend("nccl", [("a", "cuda:0"), ("b", "cpu")])
+            chosen_backend("nccl", [("a", "cuda:0"), ("b", "cpu")], ["x", ""])
         assert str(caught.value) == (
             "backend: NCCL needs a GPU, but rank 1 computes on the cpu of b; use 'gloo'"
         )
         with pytest.raises(BadInput, match="'mpi' is not one of auto, gloo, nccl"):
-            chosen_backend("mpi", [])
+            chosen_backend("mpi", [], [])
 
     def test_before_any_process_starts(self, make: Any) -> None:
         with pytest.raises(BadInput, match="backend: NCCL needs a GPU, but rank 0 computes on the cpu of "):
             execute(make("local-sgd", 2, QUADRATIC), backend="nccl")
 
     def test_ranks_are_told(self, make: Any) -> None:
-        told: list[tuple[str, str]] = []
-        execute(make("local-sgd", 2, QUADRATIC), met=told.extend)
-        assert [device for _, device in told] == ["cpu", "cpu"]
+        told: list[Any] = []
+        execute(make("local-sgd", 2, QUADRATIC), met=lambda *found: told.extend(found))
+        assert told == [[(platform.node(), "cpu")] * 2, "gloo"]
 
 
 class Echo:

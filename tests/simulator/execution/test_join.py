@@ -300,7 +300,7 @@ class TestEnding:
 
 class TestAlike:
     FACTS = Facts(
-        "aa", {"seed": 1, "cluster": {"links": [1, 2]}}, (), {"torch": "2", "Python": "3.11"}, "a", "cpu"
+        "aa", {"seed": 1, "cluster": {"links": [1, 2]}}, (), {"torch": "2", "Python": "3.11"}, "a", "cpu", ""
     )
 
     def problem(self, other: Facts) -> str:
