@@ -146,23 +146,17 @@ class Heartbeat:
     def __init__(self, tell: Callable[[State | Coming], None], patience: float) -> None:
         self._tell = tell
         self._state: Callable[[], State | Coming] = Coming
-        self._over = threading.Event()
         self._period = min(BEAT, patience / 4)
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
 
     def of(self, state: Callable[[], State]) -> None:
         """Tell from now on what this returns."""
         self._state = state
 
-    def stop(self) -> None:
-        """End the thread."""
-        self._over.set()
-        self._thread.join()
-
     def _beat(self) -> None:
         with suppress(OSError):
-            while not self._over.wait(self._period):
+            while True:
+                time.sleep(self._period)
                 self._tell(self._state())
 
 
