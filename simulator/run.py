@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import statistics
 import tempfile
@@ -480,6 +481,16 @@ def provenance(elapsed: float | None) -> dict[str, Any]:
         "elapsed_s": elapsed,
         "versions": versions,
     }
+
+
+def processor() -> str:
+    """Return the name of this machine's processor."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    named = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    return named[1] if named else platform.processor() or platform.machine()
 
 
 Progress = Callable[[float], None]

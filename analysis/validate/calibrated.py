@@ -9,15 +9,14 @@ fitted, and that knows no algorithm. With ``--cluster`` it takes a description t
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from analysis.calibration import Settings, calibrate
+from analysis.validate.result import Result
 from simulator.engine.simulate import simulate
 from simulator.execution.execute import execute
 from simulator.parts import BadInput
@@ -38,25 +37,6 @@ WORKLOADS: dict[str, dict[str, Any]] = {
 }
 ITERATIONS = 100
 RUNS = 5
-
-
-@dataclass(frozen=True)
-class Result:
-    """One algorithm on both clocks: seconds per iteration, simulated and in each real run."""
-
-    name: str
-    simulated: float
-    measured: tuple[float, ...]
-
-    @property
-    def error(self) -> float:
-        """Simulated over measured mean, less one."""
-        return self.simulated / statistics.fmean(self.measured) - 1
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the real runs over their mean."""
-        return statistics.pstdev(self.measured) / statistics.fmean(self.measured)
 
 
 def scenario(
@@ -80,7 +60,7 @@ def scenario(
 
 def compared(
     cluster: Any, workload: str, workers: int, iterations: int = ITERATIONS, runs: int = RUNS
-) -> list[Result]:
+) -> list[Result[str]]:
     """Simulate and execute each algorithm on a described cluster, which is this machine."""
     results = []
     for name, algorithm in ALGORITHMS:
@@ -95,12 +75,12 @@ def compared(
     return results
 
 
-def table(workload: str, results: Sequence[Result]) -> str:
+def table(workload: str, results: Sequence[Result[str]]) -> str:
     """Return the results as a table in Markdown."""
     lines = [f"| {workload} | simulated | measured | spread | error |", "|---|---:|---:|---:|---:|"]
     lines += [
-        f"| {result.name} | {1e3 * result.simulated:.3f} ms | "
-        f"{1e3 * statistics.fmean(result.measured):.3f} ms | {100 * result.spread:.1f} % | "
+        f"| {result.case} | {1e3 * result.simulated:.3f} ms | "
+        f"{1e3 * result.mean:.3f} ms | {100 * result.spread:.1f} % | "
         f"{100 * result.error:+.1f} % |"
         for result in results
     ]

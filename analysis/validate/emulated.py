@@ -19,7 +19,6 @@ import hashlib
 import itertools
 import json
 import math
-import platform
 import re
 import statistics
 import sys
@@ -29,11 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.validate.result import Result
 from simulator.engine.simulate import simulate
 from simulator.execution.emulation import emulate
 from simulator.execution.namespaces import check_rights
 from simulator.parts import BadInput
-from simulator.run import Run, provenance
+from simulator.run import Run, processor, provenance
 from simulator.scenario import Scenario
 
 LIMITS = {
@@ -188,43 +188,9 @@ def cases() -> list[Case]:
     ]
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a case came to, in seconds per iteration.
-
-    Attributes
-    ----------
-    case
-        Which.
-    simulated
-        On the virtual clock.
-    measured
-        In each run on the wall clock.
-    """
-
-    case: Case
-    simulated: float
-    measured: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean of the measurements."""
-        return statistics.fmean(self.measured)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the measurements over their mean; 0 of a single one."""
-        return statistics.stdev(self.measured) / self.mean if len(self.measured) > 1 else 0.0
-
-    @property
-    def error(self) -> float:
-        """Simulated over measured mean, less one."""
-        return self.simulated / self.mean - 1
-
-    @property
-    def within(self) -> bool:
-        """Whether the error is accepted."""
-        return abs(self.error) <= LIMITS[self.case.algorithm]
+def within(result: Result[Case]) -> bool:
+    """Return whether the error of a case is accepted."""
+    return abs(result.error) <= LIMITS[result.case.algorithm]
 
 
 class Store:
@@ -276,7 +242,7 @@ def validate(
     told: Callable[[str], None] = lambda _: None,
     wall: Clock = emulate,
     virtual: Clock = simulate,
-) -> list[Result]:
+) -> list[Result[Case]]:
     """Measure cases, or take what was measured before, and simulate them.
 
     Parameters
@@ -338,7 +304,7 @@ class _Left:
         return f"; left: about {minutes // 60} h {minutes % 60} min"
 
 
-def _line(result: Result) -> str:
+def _line(result: Result[Case]) -> str:
     return (
         f"{result.case.name}: simulated {1e3 * result.simulated:.1f} ms, measured {1e3 * result.mean:.1f} ms "
         f"± {100 * result.spread:.1f} %, error {100 * result.error:+.1f} %"
@@ -393,7 +359,7 @@ def _logarithm(pair: Sequence[tuple[float, float]]) -> float:
 # The table.
 
 
-def table(results: Sequence[Result]) -> str:
+def table(results: Sequence[Result[Case]]) -> str:
     """Return the results as a table in Markdown."""
     lines = [
         "| network | workers | Mb/s | slow one | algorithm | simulated | measured | spread | error | limit |",
@@ -410,14 +376,14 @@ def table(results: Sequence[Result]) -> str:
             f"{1e3 * result.simulated:.1f} ms",
             f"{1e3 * result.mean:.1f} ms",
             f"{100 * result.spread:.1f} %",
-            f"{100 * result.error:+.1f} %" if result.within else f"**{100 * result.error:+.1f} %**",
+            f"{100 * result.error:+.1f} %" if within(result) else f"**{100 * result.error:+.1f} %**",
             f"{100 * limit:g} %",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
-def by_algorithm(results: Sequence[Result]) -> str:
+def by_algorithm(results: Sequence[Result[Case]]) -> str:
     """Return the errors of each algorithm as a table in Markdown."""
     lines = [
         "| algorithm | cases | mean error | mean of its size | largest | within the limit |",
@@ -438,12 +404,12 @@ def by_algorithm(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def page(results: Sequence[Result], runs: int, remark: str = "") -> str:
+def page(results: Sequence[Result[Case]], runs: int, remark: str = "") -> str:
     """Return the whole page, with date and machine."""
     facts = provenance(None)
     versions = facts["versions"]
     heading = (
-        f"Measured until {facts['date'][:10]} on {_processor()}, {facts['processors']} processors, "
+        f"Measured until {facts['date'][:10]} on {processor()}, {facts['processors']} processors, "
         f"{facts['system']}, Python {facts['python']}, torch {versions.get('torch')}; {runs} runs of each "
         f"case. Times are per iteration, over {COUNTED} iterations of each worker after the first 2 or, of "
         f"local algorithms, {PERIOD}; the spread is the standard "
@@ -458,16 +424,6 @@ def page(results: Sequence[Result], runs: int, remark: str = "") -> str:
         table(results),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _processor() -> str:
-    """Return the name of the machine's processor."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return named[1] if named else platform.machine()
 
 
 # The command.
@@ -531,8 +487,8 @@ def _suite(selected: Sequence[Case], chosen: argparse.Namespace) -> None:
     except OSError as error:
         raise BadInput(str(path), f"cannot be written: {error.strerror}") from None
     print(by_algorithm(results))
-    within = sum(result.within for result in results)
-    print(f"\n{within} of {len(results)} cases are within their limits; the table is in {path}.")
+    accepted = sum(map(within, results))
+    print(f"\n{accepted} of {len(results)} cases are within their limits; the table is in {path}.")
 
 
 if __name__ == "__main__":

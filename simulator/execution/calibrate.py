@@ -13,7 +13,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +22,7 @@ from simulator.execution.device import chosen_backend, described, identity, side
 from simulator.execution.execute import PATIENCE, execute
 from simulator.execution.place import place
 from simulator.measurements import Measurement
-from simulator.run import Run
+from simulator.run import Run, processor
 from simulator.scenario import Scenario
 
 Observed = dict[str, list[list[float]]]
@@ -200,7 +199,7 @@ def machine(device: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "host": platform.node(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory": _memory(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -210,15 +209,6 @@ def machine(device: str) -> dict[str, Any]:
         properties = torch.cuda.get_device_properties(index)
         facts |= {"gpu": properties.name, "gpu_memory": properties.total_memory}
     return facts
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _memory() -> int:

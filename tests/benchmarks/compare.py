@@ -20,11 +20,11 @@ from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from platform import machine
 from statistics import median
 from time import perf_counter
 from typing import Annotated, Any
 
+from simulator.run import processor
 from tests.benchmarks.on_clock import Result, clocks
 from tests.benchmarks.workloads import WORKLOADS, Workload, incast, line, pairs, ring_on_fat_tree
 
@@ -273,19 +273,9 @@ def _conditions(by: Iterable[Mapping[str, Measurement]], rounds: int, limit: flo
     if "compiled" in clocks():
         names[f"numba {version('numba')}"] = None
     return (
-        f"Measured with {'; '.join(names)}; on one core of {_processor()}; {rounds} runs of each, in turns,"
+        f"Measured with {'; '.join(names)}; on one core of {processor()}; {rounds} runs of each, in turns,"
         f" fewer where they take long; “not in time” is a run of more than {limit:g} s.\n"
     )
-
-
-def _processor() -> str:
-    try:
-        for entry in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if entry.startswith("model name"):
-                return entry.partition(":")[2].strip()
-    except OSError:
-        pass
-    return machine()
 
 
 # ------------------------------------------------------------------------------------------------ commands
