@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -247,6 +248,16 @@ def test_a_stopped_rank_does_not_outlive_its_launcher(
         check_nothing_is_left(tmp_path, Path(temporary), ending, session_left)
 
 
+def is_one_stopped(session: int) -> bool:
+    """Return whether a process of a session stands still (state T)."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, own_session, *_ = stat.read_text().rpartition(")")[2].split()
+            if (state, int(own_session)) == ("T", session):
+                return True
+    return False
+
+
 def check_nothing_is_left(
     tmp_path: Path, temporary: Path, ending: signal.Signals, session_left: Callable[[int], list[int]]
 ) -> None:
@@ -266,7 +277,10 @@ def check_nothing_is_left(
     assert process.stdout is not None
     with process:
         assert process.stdout.readline() == "under way\n"
-        time.sleep(1.0)
+        deadline = time.monotonic() + 20
+        while not (stopped := is_one_stopped(process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert stopped, "no rank has stopped itself"
         process.send_signal(ending)
         assert process.wait(20) == -ending
     assert session_left(process.pid) == []
