@@ -477,9 +477,12 @@ def test_torchrun_starts_workers_and_servers(tmp_path: Path) -> None:
     assert done.stdout.split() == ["2", "1", simulated.models.tobytes().hex()]
 
 
-def test_torchrun_with_workers_alone_is_refused(tmp_path: Path) -> None:
-    done = torchrun(tmp_path, scenario("parameter-server", 2, 1), ranks=2)
-    assert done.returncode != 0
-    assert (
-        "the scenario has 2 workers and 1 dedicated server, but torchrun has started 2 ranks" in done.stderr
+def test_torchrun_with_workers_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput) as caught:
+        execute(scenario("parameter-server", 2, 1))
+    assert str(caught.value) == (
+        "cluster.workers: the scenario has 2 workers and 1 dedicated server, but torchrun has started 2 ranks"
     )
