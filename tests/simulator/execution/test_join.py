@@ -204,10 +204,14 @@ class TestEnding:
         }
 
     def test_a_kill_of_rank_0(self, ranks: Ranks) -> None:
-        scenario = ranks.scenario("time.sleep(60)")
+        under_way = ranks.folder / "under-way"
+        scenario = ranks.scenario(f"open({str(under_way)!r}, 'w').close(); time.sleep(60)")
         for rank in (0, 1):
             ranks.start(rank, scenario)
-        time.sleep(4)
+        deadline = time.monotonic() + 60
+        while not under_way.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert under_way.exists()
         ranks.processes[0].kill()
         assert ranks.outcomes(20) == {
             1: "WorkerFailed: worker 0 failed: its process has ended without a word"
