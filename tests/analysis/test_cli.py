@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -556,14 +557,15 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         "heavy = {'torch', 'plotly', 'pandas', 'numpy', 'networkx', 'pydantic', 'simpy', 'pyarrow'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    best = float("inf")
     for _ in range(3):
         started = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-        best = min(best, time.perf_counter() - started)
-    assert done.stdout.startswith("Usage: paceline [OPTIONS] COMMAND")
-    assert done.stdout.endswith("\n[]\n")
-    assert best < 0.5
+        took = time.perf_counter() - started
+        assert done.stdout.startswith("Usage: paceline [OPTIONS] COMMAND")
+        assert done.stdout.endswith("\n[]\n")
+        if took < 0.5:  # else once more: other work may have slowed it
+            break
+    assert took < 0.5
 
 
 def test_a_fault_is_one_sentence_for_the_shell_too(tmp_path: Path) -> None:
@@ -635,16 +637,31 @@ def test_keys_of_a_scenario(paceline: Invoke) -> None:
     refused(paceline("keys", "budgets"), "budgets: no such key of a scenario; the nearest is 'budget'")
 
 
-def test_keys_have_a_line_each_for_scripts_and_wrapped_lines_on_a_terminal(paceline: Invoke) -> None:
+def test_keys_have_a_line_each_for_scripts(paceline: Invoke) -> None:
     plain = paceline("keys", "cluster.transport")[1].splitlines()
     (line,) = [line for line in plain if line.startswith("cluster.transport.share-spread ")]
     assert len(line) > 200
     assert line.endswith("Collectives share equally.")
-    for columns, width in ((60, 80), (100, 100), (300, 120)):
-        shown = on_a_terminal(columns, "keys", "cluster.transport").splitlines()
+
+
+def test_keys_have_wrapped_lines_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def as_on_a_terminal(columns: int, *arguments: str) -> str:
+        size = os.terminal_size((columns, 24))
+        monkeypatch.setattr(shutil, "get_terminal_size", lambda: size)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        with pytest.raises(SystemExit, match=r"^0$"):
+            app(arguments)
+        return capsys.readouterr().out
+
+    # One real terminal, with an interpreter of its own; the others are said to be some.
+    shows = (on_a_terminal, as_on_a_terminal, as_on_a_terminal)
+    for show, columns, width in zip(shows, (60, 100, 300), (80, 100, 120), strict=True):
+        shown = show(columns, "keys", "cluster.transport").splitlines()
         assert width - 12 < max(map(len, shown)) <= width
         assert "cluster.transport.share-spread (ideal, nccl, gloo)" in shown
-    assert json.loads(on_a_terminal(80, "keys", "budget", "--json"))[0]["key"] == "budget"
+    assert json.loads(as_on_a_terminal(80, "keys", "budget", "--json"))[0]["key"] == "budget"
 
 
 def on_a_terminal(columns: int, *arguments: str) -> str:

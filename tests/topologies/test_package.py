@@ -50,9 +50,12 @@ print(hashlib.sha256("".join(text).encode()).hexdigest())
 
 
 def test_import_is_cheap_and_brings_nothing_heavy(fresh_python: Callable[..., str]) -> None:
-    runs = [fresh_python(IMPORT).splitlines() for _ in range(3)]
-    assert [heavy for _, heavy in runs] == ["[]"] * 3
-    assert min(float(seconds) for seconds, _ in runs) < 0.5
+    for _ in range(3):
+        seconds, heavy = fresh_python(IMPORT).splitlines()
+        assert heavy == "[]"
+        if float(seconds) < 0.5:  # else once more: other work may have slowed it
+            break
+    assert float(seconds) < 0.5
 
 
 def test_results_do_not_depend_on_the_hash_seed(fresh_python: Callable[..., str]) -> None:
