@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from simulator.engine.flows import completion_times, read_cases
 pytestmark = pytest.mark.usefixtures("each_core")
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
+README = Path(__file__).parents[3] / "simulator" / "README.md"
 
 CASE: dict[str, Any] = {
     "name": "dumb-bell",
@@ -53,6 +55,13 @@ def written(tmp_path: Path, content: Any) -> Path:
 def test_times_in_the_order_of_the_flows() -> None:
     # Both from 0.5 on with rate 2: the first ends at 1.5; the second has 4 left for rate 4.
     assert completion_times(CASE) == [1.5, 2.5]
+
+
+def test_the_case_of_the_readme(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```json\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (case,) = read_cases(written(tmp_path, block))
+    # Twice the weight would give the second flow more than its cap.
+    assert completion_times(case) == pytest.approx([1e-6 + 1e6 / 5e8, 1e-6 + 5e6 / 5e8], rel=1e-12)
 
 
 def test_weight_and_cap_are_optional_keys() -> None:
