@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,11 @@ from analysis.keys import PARTS, REQUIRED, Key, keys, merged, paragraphs
 from simulator.parts import BadInput, Part, Section, section_of
 from simulator.scenario import SCENARIOS, Scenario
 from simulator.sections import Sections
+from topologies import MIXINGS
 
+ROOT = Path(__file__).parents[2]
+LISTED_ELSEWHERE = {"cluster.network", "workload.cost", "algorithm", "compare", "update.schedule"}
+"""Parts of which the README's table of keys says where they are listed."""
 TOP = [field.alias or name for name, field in Sections.model_fields.items()]
 
 
@@ -71,6 +76,19 @@ def test_every_choice_of_a_part_is_known() -> None:
 
     assert set(parts_in(Sections, "")) == set(PARTS) - {"update.schedule"}
     assert Part.__name__ == "Part"
+
+
+@pytest.mark.parametrize(
+    ("key", "choices"),
+    [
+        *((key, PARTS[key].names) for key in PARTS if key not in LISTED_ELSEWHERE),
+        ("gossip", tuple(MIXINGS)),
+    ],
+)
+def test_the_table_of_the_readme_names_every_choice(key: str, choices: tuple[str, ...]) -> None:
+    text = (ROOT / "simulator" / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w.-]+)` \| (.*) \|$", text, flags=re.MULTILINE))
+    assert [choice for choice in choices if f"`{choice}`" not in rows[key]] == []
 
 
 def found(path: str, of: str = "") -> Key:
