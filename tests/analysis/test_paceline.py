@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 import paceline
 
@@ -24,6 +27,13 @@ def test_importing_it_is_cheap() -> None:
     code = "import sys, paceline\nprint(sorted({'torch', 'numpy', 'plotly', 'simulator'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_scenario_of_the_readme_is_the_one_that_ships() -> None:
+    text = Path(paceline.__file__).with_name("README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    shipped = paceline.Scenario.load("cocod-1080ti")
+    assert paceline.Scenario(yaml.safe_load(block)).resolved() == shipped.resolved()
 
 
 def test_the_what_if_script() -> None:
