@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from simulator.execution.namespaces import check_rights, missing_features
+from simulator.parts import BadInput
 from simulator.scenario import Scenario
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -18,6 +21,31 @@ GOLDENS = Path(__file__).parent / "goldens"
 def goldens() -> Path:
     """The folder of numbers that this project did not make."""
     return GOLDENS
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Return a function that finds a port which nobody listens on."""
+
+    def found() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        return port
+
+    return found
+
+
+@pytest.fixture(scope="session")
+def _emulation() -> None:
+    """Skip a test where no network can be emulated, for want of rights or of the kernel's features."""
+    try:
+        check_rights()
+        missing = missing_features() & {"veth", "tbf"}
+    except BadInput as error:
+        pytest.skip(str(error))
+    if missing:
+        pytest.skip(f"the kernel lacks {', '.join(sorted(missing))}")
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,7 @@ from typer.testing import CliRunner
 import analysis.experiment
 import simulator.engine.simulate
 from analysis.cli import _execution_text, app, taken_from_the_machine
-from simulator.execution.namespaces import check_rights, missing_features
 from simulator.faults import WorkerFailed
-from simulator.parts import BadInput
 from simulator.run import Run
 from simulator.scenario import Scenario
 
@@ -358,14 +356,8 @@ def test_emulate_needs_root(paceline: Invoke, real_file: Path, monkeypatch: pyte
     )
 
 
+@pytest.mark.usefixtures("_emulation")
 def test_emulate(paceline: Invoke, real_file: Path) -> None:
-    try:
-        check_rights()
-        missing = missing_features() & {"veth", "tbf"}
-    except BadInput as error:
-        pytest.skip(str(error))
-    if missing:
-        pytest.skip(f"the kernel lacks {', '.join(missing)}")
     code, out, _ = paceline(
         "emulate", real_file, "--workers", 2, "--step-size", 0.1, "--verify", "--out", "e"
     )

@@ -15,10 +15,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import runpy
-import socket
 import statistics
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +60,8 @@ def scenario(algorithm: str, workers: int = 2, iterations: int = ITERATIONS) -> 
     )
 
 
-def beside_ddp(folder: Path, **settings: Any) -> list[dict[str, list[dict[str, float]]]]:
+def beside_ddp(folder: Path, port: int, **settings: Any) -> list[dict[str, list[dict[str, float]]]]:
     """Return the turns of AllReduce-SGD and of DistributedDataParallel on each of two ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
     launch.warm_up()
     # Nothing may be forked once a GPU has been used.
     context = multiprocessing.get_context("forkserver" if settings["device"] == "cpu" else "spawn")
@@ -75,7 +72,7 @@ def beside_ddp(folder: Path, **settings: Any) -> list[dict[str, list[dict[str, f
             "SLURM_NTASKS": "2",
             "SLURM_LOCALID": str(rank),
             "SLURM_NODELIST": "localhost",
-            "MASTER_PORT": port,
+            "MASTER_PORT": str(port),
         }
         given = (environment, settings, str(folder / f"{rank}.json"))
         with launch._main_module(needed=False):
@@ -93,13 +90,19 @@ def beside_ddp(folder: Path, **settings: Any) -> list[dict[str, list[dict[str, f
     ("network", "device", "batch"), [("cnn", "cpu", 32), ("cnn", "cpu", 256), ("resnet18", "cuda", 128)]
 )
 def test_allreduce_sgd_beside_ddp(
-    benchmark: Any, record_property: Any, tmp_path: Path, network: str, device: str, batch: int
+    benchmark: Any,
+    record_property: Any,
+    tmp_path: Path,
+    free_port: Callable[[], int],
+    network: str,
+    device: str,
+    batch: int,
 ) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch finds no CUDA device on this machine")
     settings = {"network": network, "device": device, "batch": batch}
     settings |= {"rounds": 15, "iterations": 110} if device == "cpu" else {"rounds": 5, "iterations": 40}
-    ranks = benchmark.pedantic(beside_ddp, (tmp_path,), settings, rounds=1)
+    ranks = benchmark.pedantic(beside_ddp, (tmp_path, free_port()), settings, rounds=1)
     for key in ("seconds", "processor"):
         own, other = (
             [

@@ -31,8 +31,6 @@ from analysis.validate.result import Result
 from simulator.engine.simulate import simulate
 from simulator.execution.emulation import Layout
 from simulator.execution.execute import check_executable
-from simulator.execution.namespaces import check_rights, missing_features
-from simulator.parts import BadInput
 from simulator.scenario import Scenario
 
 Clock = Callable[[Scenario], Any]
@@ -206,15 +204,10 @@ class TestCommand:
         assert main(["--store", str(tmp_path)]) == 2
         assert "needs root" in capsys.readouterr().err
 
+    @pytest.mark.usefixtures("_emulation")
     def test_a_case_for_real(
         self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        try:
-            check_rights()
-        except BadInput as error:
-            pytest.skip(str(error))
-        if missing := missing_features() & {"veth", "tbf"}:
-            pytest.skip(f"the kernel lacks {', '.join(sorted(missing))}")
         monkeypatch.setattr(emulated, "COUNTED", 1)
         monkeypatch.setattr(emulated, "PARAMETERS", 2**14)
         arguments = ["--only", "star-4-200-even-ad-psgd", "--runs", "1"]

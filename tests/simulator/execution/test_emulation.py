@@ -33,18 +33,7 @@ ROOT = Path(__file__).parents[3]
 LINK = {"bandwidth": "100 Mbps", "latency": "0 s"}
 
 
-def lacking() -> str:
-    """Return why no network can be emulated here; nothing where one can."""
-    try:
-        namespaces.check_rights()
-        missing = namespaces.missing_features()
-    except BadInput as error:
-        return str(error)
-    return "the kernel lacks " + ", ".join(sorted(missing)) if missing & {"veth", "tbf"} else ""
-
-
-REASON = lacking()
-real = pytest.mark.skipif(bool(REASON), reason=REASON)
+real = pytest.mark.usefixtures("_emulation")
 
 
 def described(topology: dict[str, Any], algorithm: object = "d-psgd", **cluster: Any) -> Scenario:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -319,11 +318,8 @@ class TestTorchrun:
             "MASTER_PORT": str(port),
         }
 
-    def outputs(self, folder: Path, algorithm: object) -> list[list[str]]:
+    def outputs(self, folder: Path, algorithm: object, port: int) -> list[list[str]]:
         """Return what each of two ranks prints."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         temporary = folder / "temporary"
         temporary.mkdir()
         changes = {"LOCAL_WORLD_SIZE": "2", "TMPDIR": str(temporary)}
@@ -341,9 +337,9 @@ class TestTorchrun:
         assert list(temporary.iterdir()) == []
         return outputs
 
-    def test_two_ranks(self, tmp_path: Path) -> None:
+    def test_two_ranks(self, tmp_path: Path, free_port: Callable[[], int]) -> None:
         algorithm = {"name": "local-sgd", "period": 2}
-        outputs = self.outputs(tmp_path, algorithm)
+        outputs = self.outputs(tmp_path, algorithm, free_port())
         # Rank 0 alone has the run and tells the progress.
         assert outputs[1] == ["None", ""]
         assert outputs[0][0] == "under way"
@@ -351,8 +347,8 @@ class TestTorchrun:
         assert models is not None
         assert outputs[0][-2] == models.tobytes().hex()
 
-    def test_shared_memory(self, tmp_path: Path) -> None:
-        outputs = self.outputs(tmp_path, "sharing.py:Sharing")
+    def test_shared_memory(self, tmp_path: Path, free_port: Callable[[], int]) -> None:
+        outputs = self.outputs(tmp_path, "sharing.py:Sharing", free_port())
         # Four additions of ones by each of two ranks; nothing is lost where they take turns, if ever.
         models = np.frombuffer(bytes.fromhex(outputs[0][-2])).reshape(2, 6)
         assert (models[0] == models[1]).all()
@@ -361,11 +357,13 @@ class TestTorchrun:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_ranks_that_are_interrupted(
-        self, tmp_path: Path, session_left: Callable[[int], list[int]], number: signal.Signals
+        self,
+        tmp_path: Path,
+        session_left: Callable[[int], list[int]],
+        free_port: Callable[[], int],
+        number: signal.Signals,
     ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = program(tmp_path, "stuck.py:Stuck")
         ranks = [
             subprocess.Popen(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,12 +56,10 @@ class Own(Algorithm):
 class Ranks:
     """Ranks forked from the helper process, each with an environment like torchrun's or Slurm's."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
         self.processes: dict[int, Any] = {}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = port
         (folder / "script.py").write_text(SCRIPT)
 
     def scenario(self, line: str = "pass", name: str = "scenario", workers: int = 2, **more: Any) -> Path:
@@ -135,8 +132,8 @@ def _run_path() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def ranks(tmp_path: Path) -> Iterator[Ranks]:
-    started = Ranks(tmp_path)
+def ranks(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Ranks]:
+    started = Ranks(tmp_path, free_port())
     yield started
     started.end()
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import runpy
-import socket
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from simulator.execution import launch
 
@@ -37,24 +35,8 @@ os._exit(0)
 """
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 @pytest.fixture
-def ranks(tmp_path: Path) -> Ranks:
+def ranks(tmp_path: Path, free_port: Callable[[], int]) -> Ranks:
     """Return a function that runs a script (its path, or its lines) on ranks and gives what each prints."""
 
     def run(
