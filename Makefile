@@ -40,7 +40,7 @@ cases: $(INSTALLED)
 mutants: $(INSTALLED)
 	PACELINE_MUTANTS=all $(BIN)/python -m pytest -n 2 -q tests/algorithms -k mutant
 
-# Every real run of the asynchronous algorithms, 20 times.
+# Every real run of the asynchronous algorithms, 20 times, and all simulated seeds that they are held against.
 stress: $(INSTALLED)
 	PACELINE_STRESS=20 $(BIN)/python -m pytest -n 1 -q tests/simulator/execution/test_asynchronous.py
 
