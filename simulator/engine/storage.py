@@ -84,7 +84,7 @@ def compiled_wanted(name: CoreName, links: int) -> bool:
         return False
     if importlib.util.find_spec("numba") is None:
         if wanted == "compiled":
-            raise ValueError("the compiled core needs numba: install paceline[fast]")
+            raise ValueError("the compiled core needs numba: pip install numba")
         return False
     return True
 

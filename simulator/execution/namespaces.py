@@ -130,7 +130,7 @@ def check_rights() -> None:
         )
     if importlib.util.find_spec("pyroute2") is None:
         raise BadInput(
-            "", "an emulated network needs pyroute2; install it with pip install 'paceline[emulate]'"
+            "", "an emulated network needs pyroute2; install it with pip install pyroute2"
         )
 
 

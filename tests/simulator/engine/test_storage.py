@@ -56,7 +56,7 @@ def test_without_numba_auto_is_plain_and_compiled_says_what_is_missing(
     assert not compiled_wanted("auto", 10**6)
     with pytest.raises(ValueError) as error:
         Core(core="compiled")
-    assert str(error.value) == "the compiled core needs numba: install paceline[fast]"
+    assert str(error.value) == "the compiled core needs numba: pip install numba"
 
 
 def test_an_unknown_core_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,7 @@ class TestRefusals:
         with pytest.raises(BadInput) as caught:
             emulate(described(RING))
         assert str(caught.value) == (
-            "an emulated network needs pyroute2; install it with pip install 'paceline[emulate]'"
+            "an emulated network needs pyroute2; install it with pip install pyroute2"
         )
 
     def test_without_features(self, monkeypatch: pytest.MonkeyPatch) -> None:
