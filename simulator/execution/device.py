@@ -43,6 +43,10 @@ class Side(Protocol):
         """Return what ``work`` returns, when it is done, and the monotonic times of its begin and end."""
         ...
 
+    def finish(self) -> None:
+        """Wait until what the calling thread has asked for is done."""
+        ...
+
     def message(self, after: Any, work: Callable[[], T]) -> tuple[T, float, float]:
         """Do the same for a message, after what a token stands for and beside the computations."""
         ...
@@ -64,6 +68,9 @@ class Cpu:
     def compute(self, work: Callable[[], T]) -> tuple[T, float, float]:
         """Time ``work``."""
         return timed(work)
+
+    def finish(self) -> None:
+        """Everything that was asked for has been done."""
 
     def message(self, after: None, work: Callable[[], T]) -> tuple[T, float, float]:
         """Time ``work``."""
@@ -106,6 +113,10 @@ class Cuda:
         end.synchronize()
         done = time.monotonic()
         return value, done - begin.elapsed_time(end) / 1e3, done
+
+    def finish(self) -> None:
+        """Wait for what this thread has asked for, which may be the thread of back-propagation."""
+        self._api.current_stream(self.device).synchronize()
 
     def message(self, after: Any, work: Callable[[], T]) -> tuple[T, float, float]:
         """Do ``work`` on this thread's own stream, after an event, and wait for it."""

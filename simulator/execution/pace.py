@@ -113,9 +113,7 @@ class Pacer:
         self.start = clock()
         self.overrun = 0.0
         self.device = SharedDevice(clock, self.end, self.work, sleep)
-        self._own = (
-            threading.local()
-        )  # of this thread's stream: its turn, and when its last computation ended
+        self._own = threading.local()  # when the last computation of this thread's stream ended
         self._emulated = execution.compute == "emulated"
         self._cost, self._device = scenario.cost, scenario.cluster.devices[rank]
         serves = rank >= scenario.workers
@@ -172,21 +170,6 @@ class Pacer:
     @free.setter
     def free(self, at: float) -> None:
         self._own.free = at
-
-    def turn(self, begin: float) -> Turn:
-        """Return the turn of the emulated computation of this thread that began at a moment of the clock."""
-        turn: Turn | None = getattr(self._own, "turn", None)
-        if turn is None or turn.begin != begin:
-            self.leave()
-            turn = self._own.turn = self.device.enter(begin)
-        return turn
-
-    def leave(self) -> None:
-        """Let the computation of this thread end, if there is one."""
-        turn: Turn | None = getattr(self._own, "turn", None)
-        if turn is not None:
-            self.device.leave(turn)
-            self._own.turn = None
 
     def end(self, begin: float, work: float) -> float:
         """Return when work of so many undisturbed seconds ends that began at a moment of the clock."""
@@ -249,29 +232,30 @@ class Course:
         self._called = self.begun = pacer.clock()
         self.factor = factor
 
-    def begin(self) -> float:
-        """Let the computation begin now; return when it counts as begun, on the pacer's clock."""
+    def begin(self) -> Turn:
+        """Let the computation begin now; return its turn of the device."""
         pacer = self._pacer
         if self._seconds is None:
             self.begun = pacer.clock()
-        else:
-            self.begun = max(self._called, pacer.free)
-            pacer.turn(self.begun)
-        return self.begun
+            return Turn(self.begun)
+        self.begun = max(self._called, pacer.free)
+        return pacer.device.enter(self.begun)
 
-    def end(self) -> None:
-        """Let the computation end."""
-        self._pacer.leave()
+    def end(self, turn: Turn) -> None:
+        """Let the computation end, in the thread in which it began."""
+        if self._seconds is not None:
+            self._pacer.device.leave(turn)
+            self._pacer.free = turn.until
 
-    def hold(self, begin: float, waited: float = 0.0) -> float:
-        """Wait until the computation may end.
+    def hold(self, turn: Turn, waited: float = 0.0) -> float:
+        """Wait until the computation, or a part of it, may end; from any thread.
 
         Parameters
         ----------
-        begin
-            When it counts as begun, on the pacer's clock.
+        turn
+            Of the computation.
         waited
-            Seconds of waiting since then that were no computation, outages aside.
+            Seconds of waiting since its begin that were no computation, outages aside.
 
         Returns
         -------
@@ -280,13 +264,13 @@ class Course:
         pacer = self._pacer
         now = pacer.clock()
         if self._seconds is None:
+            begin = turn.begin
             end = pacer.end(begin, (now - begin - waited - pacer.out(begin, now)) * self.factor)
             while (left := end - pacer.clock()) > 0:
                 pacer.sleep(left)
         else:
-            end, over = pacer.device.serve(pacer.turn(begin), self._seconds * self.factor)
+            end, over = pacer.device.serve(turn, self._seconds * self.factor)
             pacer.overrun = max(pacer.overrun, over)
-            pacer.free = end
         return waited + max(0.0, end - now - pacer.out(now, max(now, end)))
 
 

@@ -7,6 +7,7 @@ out; emulated ones only wait, so the device is to be shared out among them: each
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ class Turn:
         When it began, on the clock.
     served
         Seconds of undisturbed work that the device has done for it.
+    until
+        When it has last had all the work that was asked for, on the clock.
     """
 
     begin: float
-    served: float
+    served: float = 0.0
+    until: float = -math.inf
 
 
 class SharedDevice:
@@ -89,6 +93,7 @@ class SharedDevice:
                     break  # what is left is less than the clock can tell
                 self._pause(at - now)
                 now = self._advance()
+            turn.until = at
             return at, max(0.0, over)
 
     def _advance(self) -> float:

@@ -267,19 +267,23 @@ class WallWorker:
         handles: list[WallHandle[Tensor]] = [self._handle(Call("gradient", self._iteration)) for _ in bounds]
 
         def work() -> None:
-            begin, waited = 0.0 if courses is None else courses[0].begin(), 0.0
+            if courses is None:
+                self._oracle.gradient_in_buckets(
+                    model, bounds, lambda index, part: handles[index].finish(part)
+                )
+                return
+            turn, waited = courses[0].begin(), 0.0
 
             def deliver(index: int, part: torch.Tensor) -> None:
                 nonlocal waited
-                if courses is not None:
-                    waited = courses[index].hold(begin, waited)
+                self._side.finish()
+                waited = courses[index].hold(turn, waited)
                 handles[index].finish(part)
 
             try:
                 self._oracle.gradient_in_buckets(model, bounds, deliver)
             finally:
-                if courses is not None:
-                    courses[0].end()
+                courses[0].end(turn)
 
         whole = self._compute_job("gradient", work, lambda _: None, handles, courses[0] if courses else None)
         self._begin(self._compute_stream, whole, handles)
@@ -382,10 +386,21 @@ class WallWorker:
     def _compute(self, operation: str, work: Callable[[], T], course: Course | None = None) -> WallHandle[T]:
         handle: WallHandle[T] = self._handle(Call(operation, self._iteration))
         if course is not None:
-            work = functools.partial(_held, work, course)
+            work = functools.partial(self._held, work, course)
         job = self._compute_job(operation, work, handle.finish, [handle], course)
         self._begin(self._compute_stream, job, [handle])
         return handle
+
+    def _held(self, work: Callable[[], T], course: Course) -> T:
+        """Compute, and wait until the computation may end."""
+        turn = course.begin()
+        try:
+            value = work()
+            self._side.finish()
+            course.hold(turn)
+        finally:
+            course.end(turn)
+        return value
 
     def _begin(self, stream: Stream, job: Callable[[], None], handles: Sequence[WallHandle[Any]]) -> None:
         """Let a stream do a piece of work, or the calling task if it awaits its only handle next."""
@@ -785,14 +800,3 @@ def _values(x: Tensor) -> torch.Tensor:
 
 def _signature(what: str, x: torch.Tensor) -> faults.Signature:
     return what, x.numel(), str(x.dtype).removeprefix("torch.")
-
-
-def _held(work: Callable[[], T], course: Course) -> T:
-    """Compute, and wait until the computation may end."""
-    begin = course.begin()
-    try:
-        value = work()
-        course.hold(begin)
-    finally:
-        course.end()
-    return value

@@ -166,8 +166,9 @@ class Oracle(ABC):
         bounds : sequence of (lo, hi)
             Slices [lo, hi) that together are [0, parameters) once; an empty slice delivers an empty tensor.
         deliver : callable
-            Called as deliver(k, tensor) in this thread, before back-propagation goes on; it must not ask this
-            objective for another gradient. The tensors are fresh, perhaps disjoint slices of one vector.
+            Called as deliver(k, tensor) before back-propagation goes on, in this thread or, on a GPU, in that
+            of back-propagation, where the tensor may still be under way; it must not ask this objective for
+            another gradient. The tensors are fresh, perhaps disjoint slices of one vector.
 
         Raises
         ------

@@ -74,8 +74,11 @@ class TestPacing:
         clock = Clock()
         pacer = Pacer(scenario, 1, clock, clock.sleep)
         for span in spans:
-            clock.at = begin = pacer.start + span.start
-            pacer.gradient().hold(begin)
+            clock.at = pacer.start + span.start
+            course = pacer.gradient()
+            turn = course.begin()
+            course.hold(turn)
+            course.end(turn)
             assert clock() - pacer.start == pytest.approx(span.end, rel=1e-9)
 
     def test_measured_ones_do_not_count_the_time_in_which_the_process_was_stopped(self, make: Any) -> None:
@@ -84,9 +87,10 @@ class TestPacing:
         scenario = crashing(make, slow, crash("0.1 s", "5 s"), execution=execution)
         clock = Clock()
         pacer = Pacer(scenario, 1, clock, clock.sleep)
-        begin = clock()
+        begin, course = clock(), pacer.gradient()
+        turn = course.begin()
         clock.sleep(0.2 + 5.0)  # it was stopped for five of them
-        waited = pacer.gradient().hold(begin)
+        waited = course.hold(turn)
         assert clock() - begin == pytest.approx(2 * 0.2 + 5.0)
         assert waited == pytest.approx(0.2)
 

@@ -44,6 +44,9 @@ class FakeCuda:
     def default_stream(self, device: torch.device) -> str:
         return "default"
 
+    def current_stream(self, device: torch.device) -> Any:
+        return FakeStream(self, f"current stream of {device}")
+
     @contextlib.contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
         self.log.append("enter side stream")
@@ -66,14 +69,14 @@ class FakeEvent:
 
 
 class FakeStream:
-    def __init__(self, api: FakeCuda) -> None:
-        self.api = api
+    def __init__(self, api: FakeCuda, name: str = "side stream") -> None:
+        self.api, self.name = api, name
 
     def wait_event(self, event: FakeEvent) -> None:
         self.api.log.append(f"after {event.number}")
 
     def synchronize(self) -> None:
-        self.api.log.append("await side stream")
+        self.api.log.append(f"await {self.name}")
 
 
 class TestCuda:
@@ -101,6 +104,11 @@ class TestCuda:
         assert value == 7
         assert end - begin == pytest.approx(0.25)
         assert api.log == ["record 1", "compute", "record 2", "await 2"]
+
+    def test_what_a_thread_has_asked_for_is_awaited(self) -> None:
+        api = FakeCuda()
+        Cuda(2, api).finish()
+        assert api.log == ["await current stream of cuda:2"]
 
     def test_what_arrives_on_the_cpu_needs_no_stream(self) -> None:
         x = torch.ones(2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,10 +12,15 @@ import torch
 
 from simulator.engine.simulate import simulate
 from simulator.execution import execute
-from simulator.execution.pace import Charge, Pacer
+from simulator.execution.device import Cpu
+from simulator.execution.pace import Charge, Course, Pacer
 from simulator.execution.padding import PaddedCommunicator
+from simulator.execution.placed import CopyingOracle
+from simulator.execution.worker import WallWorker
 from simulator.parts import BadInput
 from simulator.scenario import Scenario
+from simulator.workload.delivery import Deliver
+from simulator.workload.objective import Bounds
 from traces import COMPUTE
 
 QUADRATIC: dict[str, Any] = {"kind": "quadratic", "dimension": 6}
@@ -41,9 +49,41 @@ class Clock:
         self.at += seconds
 
 
+class Noting(Cpu):
+    """Notes when it was waited for."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.finished: list[float] = []
+
+    def finish(self) -> None:
+        self.finished.append(self.clock())
+
+
+class InAnotherThread(CopyingOracle):
+    """Hands each bucket over from a thread of its own, as autograd does for parameters on a GPU."""
+
+    def gradient_in_buckets(self, x: torch.Tensor, bounds: Bounds, deliver: Deliver) -> None:
+        def elsewhere(index: int, part: torch.Tensor) -> None:
+            thread = threading.Thread(target=deliver, args=(index, part))
+            thread.start()
+            thread.join()
+
+        super().gradient_in_buckets(x, bounds, elsewhere)
+
+
 def cluster(stragglers: list[dict[str, Any]], workers: int = 2) -> dict[str, Any]:
     topology = {"builder": "switch", "gpus": workers}
     return {"topology": topology, "device": "gtx-1080-ti", "stragglers": stragglers, "transport": "ideal"}
+
+
+def computed(course: Course, work: Callable[[], None] = lambda: None) -> None:
+    """Let a computation begin now, really take as long as ``work``, and end."""
+    turn = course.begin()
+    work()
+    course.hold(turn)
+    course.end(turn)
 
 
 def paced(make: Any, algorithm: str = "local-sgd", **execution: str) -> Scenario:
@@ -72,7 +112,7 @@ class TestSameTimes:
         for span in spans:
             begin = clock()
             assert begin - pacer.start == pytest.approx(span.start, rel=1e-9, abs=1e-12)
-            pacer.gradient().hold(begin)
+            computed(pacer.gradient())
             assert clock() - pacer.start == pytest.approx(span.end, rel=1e-9)
         assert pacer.overrun == 0
 
@@ -92,8 +132,7 @@ class TestSameTimes:
             course = pacer.gradient()
             assert course.factor == emulated.gradient().factor
             begin = clock()
-            clock.sleep(2.0)
-            course.hold(begin)
+            computed(course, lambda: clock.sleep(2.0))
             expected = max(2.0, 2.0 * course.factor)
             assert clock() - begin == pytest.approx(expected)
 
@@ -106,20 +145,46 @@ class TestSameTimes:
         step = scenario.cost.gradient_seconds(scenario.cluster.devices[0], scenario.batches[0])
         assert len(courses) == 2
         begin, waited, reached = clock(), 0.0, step.forward
+        turn = courses[0].begin()
         for course, part in zip(courses, step.backward, strict=True):
             # Some of it is really computed, the rest is waited for.
             clock.sleep(1e-5)
-            waited = course.hold(begin, waited)
+            waited = course.hold(turn, waited)
             reached += part
             assert clock() - begin == pytest.approx(reached * course.factor)
         assert waited == pytest.approx(reached * courses[0].factor - 2e-5)
+
+    def test_buckets_that_another_thread_hands_over(self, own: Any) -> None:
+        """As on a GPU: the gradient has one turn of the device, which is waited for before the time is."""
+        body = """
+            x = worker.initial_model()
+            buckets = worker.gradient_buckets(x)
+            after = worker.combine((1, x))
+            for bucket in buckets:
+                await bucket
+            worker.report(await after)
+        """
+        scenario = own(body, 2, cluster=cluster([]), execution={"compute": "emulated"})
+        clock = Clock()
+        side = Noting(clock)
+        worker = WallWorker(scenario, 0, None, side=side)
+        worker._pacer = pacer = Pacer(scenario, 0, clock, clock.sleep)
+        worker._oracle = InAnotherThread(worker._oracle, side.device)
+        record = worker.run(scenario.algorithm, time.monotonic())
+        worker.close()
+        step = scenario.cost.gradient_seconds(scenario.cluster.devices[0], scenario.batches[0])
+        assert side.finished == pytest.approx(
+            [100.0, 100.0 + step.forward + step.backward[0], 100.0 + step.total]
+        )
+        assert pacer.device._turns == []
+        gradient, combine = record.computations
+        assert combine.start - gradient.start == pytest.approx(step.total)
 
     def test_a_computation_that_takes_longer_than_emulated(self, make: Any) -> None:
         clock = Clock()
         pacer = Pacer(paced(make, stragglers="none"), 0, clock, clock.sleep)
         begin = clock()
-        clock.sleep(0.25)
-        pacer.gradient().hold(begin)
+        computed(pacer.gradient(), lambda: clock.sleep(0.25))
         assert clock() - begin == pytest.approx(0.25)
         assert pacer.overrun == pytest.approx(0.25 - 1e-3)
 
