@@ -160,26 +160,26 @@ def leave() -> None:
 
 
 @contextmanager
-def common_folder(rank: int) -> Iterator[Path]:
+def common_folder(rank: int, group: Any = None) -> Iterator[Path]:
     """Give a folder that all ranks, which are on one machine, know; the first to end its work removes it.
 
-    All do: rank 0 may be killed.
+    All do: rank 0 may be killed. Ranks tell it over the process group, the default one if not given.
     """
     if rank == 0:
         with tempfile.TemporaryDirectory(prefix="paceline-") as folder:
-            _told(folder)
+            _told(folder, group)
             yield Path(folder)
         return
-    named = _told(None)
+    named = _told(None, group)
     try:
         yield Path(named)
     finally:
         shutil.rmtree(named, ignore_errors=True)
 
 
-def _told(folder: str | None) -> str:
+def _told(folder: str | None, group: Any) -> str:
     """Return the folder that rank 0 tells."""
     named: list[Any] = [folder]
     with failing("the common folder"):
-        dist.broadcast_object_list(named, 0)
+        dist.broadcast_object_list(named, 0, group)
     return str(named[0])

@@ -192,6 +192,7 @@ class _Watch:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._events = device.type == "cuda"
         self._marks: list[tuple[str, float, Any]] = []
 
@@ -200,7 +201,7 @@ class _Watch:
         event = None
         if self._events:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch leaves it so
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))
         self._marks.append((activity, time.monotonic(), event))
 
     def stop(self) -> dict[str, float]:

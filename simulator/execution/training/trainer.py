@@ -123,7 +123,7 @@ class Trainer:
         self._iterations = iterations
         self._evaluate, self._evaluate_every = evaluate, evaluate_every
         self._folder, self._save_every = None if folder is None else Path(folder), save_every
-        self._meet()
+        self._group = self._meet()
         batch = _batch_size(loader) * accumulate
         self._feed = Feed(shared_out(loader, self.rank, self.world_size, seed), seed, self.rank)
         self._start_alike(model)
@@ -192,7 +192,7 @@ class Trainer:
         begun = 0 if self._state is None else self._state.iterations
         done = len(self._objective.steps)
         shares = "shared-memory" in self._scenario.algorithm.requires and self.world_size > 1
-        with join.common_folder(self.rank) if shares else nullcontext() as folder:
+        with join.common_folder(self.rank, self._group) if shares else nullcontext() as folder:
             try:
                 record, start, communicator = self._perform(leg, folder)
             finally:
@@ -240,7 +240,7 @@ class Trainer:
         if self.world_size == 1 or exactly:
             return self._state.model
         average = self._state.model.clone()
-        dist.all_reduce(average)
+        dist.all_reduce(average, group=self._group)
         return average.div_(self.world_size)
 
     def _restore_surroundings(self) -> None:
@@ -323,9 +323,12 @@ class Trainer:
 
     # Its place among the ranks.
 
-    def _meet(self) -> None:
+    def _meet(self) -> Any:
+        """Return the group of the trainer's own messages; the script's may know tensors of GPUs only."""
         own = self._place
-        if own is not None and self.world_size > 1 and not dist.is_initialized():
+        if own is None or self.world_size == 1:
+            return None
+        if not dist.is_initialized():
             # torchrun's environment tells torch the same; Slurm's does not.
             way = None if own.starter == "torchrun" else f"tcp://{own.address}:{own.port}"
             dist.init_process_group(
@@ -333,13 +336,14 @@ class Trainer:
             )
             # The group serves later calls too; its threads must have ended before the interpreter does.
             atexit.register(join.leave)
+        return dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def _all(self, value: T) -> list[T]:
         """Return every rank's value, by rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, self._group)
         return values
 
     def _machines(self) -> dict[str, Any]:
@@ -360,7 +364,7 @@ class Trainer:
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
                 sent = tensor.detach().cpu().contiguous()
-                dist.broadcast(sent, 0)
+                dist.broadcast(sent, 0, self._group)
                 tensor.copy_(sent)
 
     def _check_alike(self) -> None:

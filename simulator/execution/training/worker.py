@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from algorithms.worker import Tensor as Vector
 from simulator import numerics
 from simulator.execution.communicator import Communicator
+from simulator.execution.device import Cpu
 from simulator.execution.streams import Stream, timed
 from simulator.execution.training.feed import Feed, Randomness
 from simulator.execution.training.module import Weights, packed, unpacked
@@ -79,6 +80,26 @@ class Leg:
         return [] if every is None else [k for k in range(every, self.until + 1, every) if k > begun]
 
 
+class ModuleSide(Cpu):
+    """The processor, in threads whose GPU is that of a module.
+
+    Parameters
+    ----------
+    module
+        Where the module is: a script's ``batch.cuda()`` goes there, whatever thread its loss runs in.
+    """
+
+    def __init__(self, module: torch.device) -> None:
+        super().__init__()
+        self._module = module
+
+    def prepare(self) -> None:
+        """Let the calling thread use one torch thread, and the module's GPU."""
+        super().prepare()
+        if self._module.type == "cuda":
+            torch.cuda.set_device(self._module)
+
+
 class TrainingWorker(WallWorker):
     """One rank of a training.
 
@@ -101,14 +122,15 @@ class TrainingWorker(WallWorker):
         feed: Feed,
         leg: Leg,
     ) -> None:
-        super().__init__(scenario, rank, communicator, folder=folder)
         objective, step_size = scenario.objective, scenario.step_sizes[0]
         assert isinstance(objective, TrainingObjective)
+        side = ModuleSide(objective.weights.device)
+        super().__init__(scenario, rank, communicator, folder=folder, side=side)
         self._weights: Weights = objective.weights
         self._feed = feed
         self._leg = leg
         self._averages = communicator
-        self._averaging = Stream("averages")
+        self._averaging = Stream("averages", side.prepare)
         self._rule = UpdateRule(scenario.update, step_size, leg.total)
         self._budget = leg.until
         self._saved_streams: Mapping[tuple[str, bool], dict[str, Any]] = {}

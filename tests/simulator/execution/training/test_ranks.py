@@ -165,3 +165,22 @@ def test_states_of_another_rank(ranks: Any) -> None:
     assert told == [
         f"BadInput: state: was saved with rank {1 - rank}, but this training has {rank}\n" for rank in (0, 1)
     ]
+
+
+def test_a_script_whose_own_group_knows_no_tensors_of_the_cpu(ranks: Any) -> None:
+    """As with ``init_process_group("nccl")``: the trainer's messages and its folder need none of it."""
+    found = outputs(
+        ranks,
+        """
+    torch.distributed.init_process_group("cuda:gloo")
+    found = []
+    for algorithm in ("easgd", "hogwild"):
+        model = network()
+        made = trainer(model, algorithm=algorithm, update="sgd")
+        made.fit(4)
+        made.fit(8)
+        found.append(values(model))
+    print(json.dumps(found))
+    """,
+    )
+    assert found[0] == found[1]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import io
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from torch.utils.data.distributed import DistributedSampler
 from algorithms import ALGORITHMS
 from simulator.execution.training import state as states
 from simulator.execution.training.feed import shared_out
+from simulator.execution.training.source import _Watch
 from simulator.execution.training.trainer import Trainer
+from simulator.execution.training.worker import ModuleSide
 from simulator.faults import WorkerFailed
 from simulator.parts import BadInput
 from simulator.run import Run
@@ -416,3 +419,49 @@ def test_a_copy_of_the_module_is_not_trained(make: Make) -> None:
     fitted(make(model))
     assert model[0].weight is place
     assert values(model) != values(other)
+
+
+class FakeEvent:
+    """Stands for an event of CUDA."""
+
+    recorded: ClassVar[list[str]] = []
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: str | None = None) -> None:
+        self.recorded.append(str(stream))
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 250.0
+
+
+class TestGpuOfTheModule:
+    """A script's ``batch.cuda()`` and the clocks of its loss are on the module's GPU in every thread."""
+
+    def test_threads_are_set_to_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        chosen: list[torch.device] = []
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        ModuleSide(torch.device("cpu")).prepare()
+        assert chosen == []
+        ModuleSide(torch.device("cuda", 1)).prepare()
+        assert chosen == [torch.device("cuda", 1)]
+
+    def test_all_threads_are(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        prepared: set[str] = set()
+        monkeypatch.setattr(ModuleSide, "prepare", lambda _: prepared.add(threading.current_thread().name))
+        make(evaluate=lambda _: None, evaluate_every=4).fit()
+        assert prepared == {"MainThread", "task", "compute", "world", "averages"}
+
+    def test_its_stream_is_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+        watch = _Watch(torch.device("cuda", 1))
+        watch.goes_to("forward")
+        watch.goes_to("backward")
+        seconds = watch.stop()
+        assert FakeEvent.recorded == ["stream of cuda:1"] * 3
+        assert seconds == {"load": 0.0, "forward": 0.25, "backward": 0.25}
