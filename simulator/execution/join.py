@@ -142,11 +142,13 @@ def _together(
     except BaseException as error:
         cause = liaison.fail(error) if isinstance(error, Exception) else error
         board.leave()
-        liaison.stop()
+        # NCCL gives no group back while operations wait for a peer, which may have failed.
+        liaison.insist(cause)
         # Threads that still wait in the backend would break the end of the interpreter.
         atexit.unregister(leave)
         with suppress(RuntimeError):
             leave()
+        liaison.stop()
         if cause is error:
             raise
         raise cause from None

@@ -348,12 +348,15 @@ class Liaison:
         self.verdict = verdict
         self._decided.set()
         self._end(verdict)
-        threading.Thread(target=self._insist, name="end", daemon=True).start()
+        self.insist(verdict)
 
-    def _insist(self) -> None:
-        """End the process if its main thread hangs in an operation of the backend."""
+    def insist(self, cause: BaseException) -> None:
+        """End the process if its main thread hangs in the backend, and :meth:`stop` is not called soon."""
+        threading.Thread(target=self._insist, args=(cause,), name="end", daemon=True).start()
+
+    def _insist(self, cause: BaseException) -> None:
         if not self._over.wait(_ANSWER):
-            sys.stderr.write(f"error: {self.verdict}\n")
+            sys.stderr.write(f"error: {str(cause) or type(cause).__name__}\n")
             sys.stderr.flush()
             os._exit(1)
 

@@ -53,6 +53,21 @@ class Own(Algorithm):
 """
 
 
+HANGING = """
+import sys, time
+import torch.distributed as dist
+from simulator.execution import meeting
+sys.stderr = open(out + ".err", "w")
+dist.destroy_process_group = lambda *_: time.sleep(600)
+meeting._ANSWER = 4.0
+"""
+
+NOT_JUDGED = """
+meeting.Judge.check = lambda _: None
+meeting._VERDICT = 1.0
+"""
+
+
 class Ranks:
     """Ranks forked from the helper process, each with an environment like torchrun's or Slurm's."""
 
@@ -193,6 +208,20 @@ class TestEnding:
             "WorkerFailed: worker 1 failed in iteration 3: ValueError: out of luck (at"
         )
         assert sorted(outcomes) == [0, 1]
+
+    @pytest.mark.parametrize("judged", [True, False])
+    def test_an_error_where_the_backend_gives_no_group_back(self, ranks: Ranks, judged: bool) -> None:
+        """As NCCL, which waits for the peers' calls; whether or not rank 0 says what the first cause is."""
+        scenario = ranks.scenario("raise ValueError('out of luck')")
+        began = time.monotonic()
+        for rank in (0, 1):
+            ranks.start(rank, scenario, meddle=HANGING if judged else HANGING + NOT_JUDGED)
+        assert ranks.outcomes(30) == {}
+        assert time.monotonic() - began < 20
+        assert [process.exitcode for process in ranks.processes.values()] == [1, 1]
+        told = [(ranks.folder / f"out-{rank}.err").read_text() for rank in (0, 1)]
+        assert told[1].startswith("error: worker 1 failed in iteration 3: ValueError: out of luck (at ")
+        assert (told[0] == told[1]) == judged
 
     def test_a_kill(self, ranks: Ranks) -> None:
         outcomes = self.ended(ranks, "os.kill(os.getpid(), signal.SIGKILL)")
