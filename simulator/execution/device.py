@@ -2,8 +2,8 @@
 
 On a CPU an operation has ended when its function returns. On a GPU functions return early, and what was asked
 for is done in the order of a CUDA stream. All computations and the algorithm's own lines use the device's
-default stream, so that they follow each other as they were called. A message has a stream of its own, which
-waits for what was asked for before the call (an event), so that back-propagation goes on beside it. The
+default stream, so that they follow each other as they were called. A message has a stream of its own and
+begins when what was asked for before its call is done (an event); back-propagation goes on beside it. The
 thread of an operation waits until the device has done it: an awaited operation has ended on both kinds, and
 what it gave may be used on any stream. Computations are timed by events of the device.
 """
@@ -122,10 +122,11 @@ class Cuda:
         """Do ``work`` on this thread's own stream, after an event, and wait for it."""
         if not hasattr(self._own, "stream"):
             self._own.stream = self._api.Stream(self.device)
+        # Before that there is nothing to send; the host may be far ahead of the device.
+        after.synchronize()
         began = time.monotonic()
         default = self._api.default_stream(self.device)
         with self._api.stream(self._own.stream):
-            self._own.stream.wait_event(after)
             value = work()
             self._own.stream.synchronize()
         for tensor in _tensors(value):

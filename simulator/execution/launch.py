@@ -198,7 +198,7 @@ def carrying(gloo: GlooCommunicator, scenario: Scenario, device: torch.device, b
     staged = StagedCommunicator(gloo, device, pinned=True)
     if backend != "nccl":
         return staged
-    carrier = NcclCommunicator(staged, scenario.ranks, planned(scenario))
+    carrier = NcclCommunicator(staged, scenario.ranks, planned(scenario), device)
     gloo.keep(carrier.groups.values())
     return carrier
 

@@ -87,6 +87,8 @@ class NcclCommunicator:
         The number of ranks.
     plan
         What the algorithm declares.
+    device
+        Where the tensors are; the backend meets there at once, not in the first collective.
     backend
         ``nccl``; a test of the code on CPU tensors takes ``gloo``.
 
@@ -99,12 +101,23 @@ class NcclCommunicator:
     one_order = True
 
     def __init__(
-        self, staged: StagedCommunicator, world_size: int, plan: Plan, backend: str = "nccl"
+        self,
+        staged: StagedCommunicator,
+        world_size: int,
+        plan: Plan,
+        device: torch.device,
+        backend: str = "nccl",
     ) -> None:
         self._staged = staged
         named = {WORLD: tuple(range(world_size)), **plan.groups}
         self.groups: dict[str, Any] = {
-            name: dist.new_group(list(members), backend=backend, timeout=PATIENCE, sort_ranks=False)
+            name: dist.new_group(
+                list(members),
+                backend=backend,
+                timeout=PATIENCE,
+                device_id=device if backend == "nccl" else None,
+                sort_ranks=False,
+            )
             for name, members in named.items()
         }
 

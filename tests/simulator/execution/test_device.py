@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from algorithms import ALGORITHMS
+from algorithms import ALGORITHMS, Plan
 from simulator.execution import execute
 from simulator.execution.device import Cpu, Cuda, chosen_backend, identity, side
 from simulator.execution.placed import CopyingOracle, placed_oracle
-from simulator.execution.staging import StagedCommunicator
+from simulator.execution.staging import NcclCommunicator, StagedCommunicator
 from simulator.parts import BadInput
 from simulator.plan import oracle
 
@@ -72,9 +74,6 @@ class FakeStream:
     def __init__(self, api: FakeCuda, name: str = "side stream") -> None:
         self.api, self.name = api, name
 
-    def wait_event(self, event: FakeEvent) -> None:
-        self.api.log.append(f"after {event.number}")
-
     def synchronize(self) -> None:
         self.api.log.append(f"await {self.name}")
 
@@ -91,12 +90,21 @@ class TestCuda:
         assert api.log == [
             "set cuda:3",
             "record 1",
+            "await 1",
             "enter side stream",
-            "after 1",
             "send",
             "await side stream",
             "leave side stream",
         ]
+
+    def test_a_message_begins_when_its_data_exist(self) -> None:
+        class Late(FakeEvent):
+            def synchronize(self) -> None:
+                time.sleep(0.02)
+
+        called = time.monotonic()
+        _, begin, _ = Cuda(0, FakeCuda()).message(Late(FakeCuda(), 1), lambda: None)
+        assert begin - called >= 0.02
 
     def test_a_computation_is_timed_by_events_and_awaited(self) -> None:
         api = FakeCuda()
@@ -226,6 +234,21 @@ def check_staging(device: torch.device, pinned: bool) -> None:
 
 def test_staging() -> None:
     check_staging(CPU, pinned=False)
+
+
+@pytest.mark.parametrize("backend", ["nccl", "gloo"])
+def test_nccl_meets_before_the_common_start(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[list[int], torch.device | None]] = []
+
+    def new_group(ranks: list[int], *, device_id: torch.device | None, **_: Any) -> None:
+        made.append((ranks, device_id))
+
+    monkeypatch.setattr(dist, "new_group", new_group)
+    gpu = torch.device("cuda", 1)
+    staged = StagedCommunicator(Echo(), gpu, pinned=False)
+    NcclCommunicator(staged, 4, Plan({"left": (0, 1)}), gpu, backend)
+    met = gpu if backend == "nccl" else None
+    assert made == [([0, 1, 2, 3], met), ([0, 1], met)]
 
 
 class TestPlacement:

@@ -368,14 +368,13 @@ class TestAlike:
 
 
 NCCL_ON_GLOO = """
-import torch
 from simulator.execution import launch
 from simulator.execution.staging import NcclCommunicator, StagedCommunicator
 from simulator.plan import planned
 
 def carrying(gloo, scenario, device, backend):
-    staged = StagedCommunicator(gloo, torch.device("cpu"), pinned=False)
-    carrier = NcclCommunicator(staged, scenario.workers, planned(scenario), backend="gloo")
+    staged = StagedCommunicator(gloo, device, pinned=False)
+    carrier = NcclCommunicator(staged, scenario.workers, planned(scenario), device, backend="gloo")
     gloo.keep(carrier.groups.values())
     return carrier
 
