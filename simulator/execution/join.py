@@ -87,6 +87,10 @@ def join(
         return _together(scenario, place, board, patience, begun, own, carrier)
     finally:
         torch.set_num_threads(threads)
+        # The caller's scenario goes on as it came; if a GPU has failed, the first cause says so.
+        assert scenario.objective is not None
+        with suppress(RuntimeError):
+            scenario.objective.place(torch.device("cpu"))
 
 
 def _check(scenario: Scenario, place: Place) -> None:

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 
 from algorithms import ALGORITHMS, Plan
-from simulator.execution import execute
+from simulator.execution import execute, join
 from simulator.execution.device import Cpu, Cuda, chosen_backend, identity, side
+from simulator.execution.place import Place
 from simulator.execution.placed import CopyingOracle, placed_oracle
 from simulator.execution.staging import NcclCommunicator, StagedCommunicator
 from simulator.parts import BadInput
@@ -283,6 +284,28 @@ class TestPlacement:
         assert objective.place(CPU)
         assert torch.equal(objective.initial_model(), start)
         assert torch.equal(placed_oracle(scenario, 0, CPU).gradient(start), before)
+
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_a_joined_rank_leaves_the_objective_on_the_cpu(
+        self, make: Any, monkeypatch: pytest.MonkeyPatch, fails: bool
+    ) -> None:
+        """The caller's scenario may be simulated next."""
+        scenario = make("local-sgd", 1, {"kind": "mlp", "data": "digits"}, batch=8)
+        objective = scenario.objective
+        start = objective.initial_model()
+        before = oracle(scenario, 0).gradient(start)
+
+        def perform(*_: Any, **__: Any) -> tuple[str, None]:
+            objective._device = torch.device("meta")  # as if it had moved there
+            if fails:
+                raise ValueError("out of luck")
+            return "record", None
+
+        monkeypatch.setattr(join, "perform", perform)
+        with pytest.raises(ValueError, match="out of luck") if fails else contextlib.nullcontext():
+            assert join.join(scenario, Place("Slurm", 0, 1, 0, 1, "localhost", 1)) == ["record"]
+        assert objective._device == CPU
+        assert torch.equal(oracle(scenario, 0).gradient(start), before)
 
 
 @needs_gpu
