@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -105,7 +105,42 @@ class Communicator(Protocol):
         ...
 
 
-class GlooCommunicator:
+class Collectives:
+    """Collectives over process groups.
+
+    Parameters
+    ----------
+    groups
+        By name.
+    """
+
+    def __init__(self, groups: Mapping[str, Any]) -> None:
+        self.groups = groups
+
+    def all_reduce(self, x: torch.Tensor, op: Reduction, group: str) -> None:
+        """Reduce ``x`` over a group, in place; a mean is summed only."""
+        if x.numel():
+            with failing("all_reduce"):
+                dist.all_reduce(x, OPERATORS[op], self.groups[group])
+
+    def all_gather(self, x: torch.Tensor, group: str, members: int) -> tuple[torch.Tensor, ...]:
+        """Return the tensors of all members, in the group's order."""
+        gathered = tuple(torch.empty_like(x) for _ in range(members))
+        if x.numel():
+            with failing("all_gather"):
+                dist.all_gather([as_bytes(part) for part in gathered], as_bytes(x), self.groups[group])
+        return gathered
+
+    def all_to_all(self, parts: torch.Tensor, group: str) -> torch.Tensor:
+        """Send the k-th row to the k-th member and return what the members have sent, a row each."""
+        received = torch.empty_like(parts)
+        if parts.numel():
+            with failing("all_to_all"):
+                dist.all_to_all_single(as_bytes(received), as_bytes(parts), group=self.groups[group])
+        return received
+
+
+class GlooCommunicator(Collectives):
     """The process groups of one rank; the default process group exists already.
 
     Parameters
@@ -123,11 +158,12 @@ class GlooCommunicator:
         self._made: list[Any] = []
         everyone = tuple(range(world_size))
         self._everyone = self._make(everyone)
-        self._groups: dict[str, Any] = {WORLD: self._everyone}
+        groups = {WORLD: self._everyone}
         for name, members in plan.groups.items():
             # The world of the workers is that of all ranks, unless there are dedicated servers.
             if name != WORLD or members != everyone:
-                self._groups[name] = self._make(members)
+                groups[name] = self._make(members)
+        super().__init__(groups)
         self._upward = self._downward = None
         if plan.channels:
             self._upward, self._downward = self._make(everyone), self._make(everyone)
@@ -136,12 +172,6 @@ class GlooCommunicator:
         group = dist.new_group(list(members), backend="gloo", timeout=PATIENCE, sort_ranks=False)
         self._made.append(group)
         return group
-
-    def all_reduce(self, x: torch.Tensor, op: Reduction, group: str) -> None:
-        """Reduce ``x`` over a group, in place; a mean is summed only."""
-        if x.numel():
-            with failing("all_reduce"):
-                dist.all_reduce(x, OPERATORS[op], self._groups[group])
 
     def exchange(
         self, x: torch.Tensor, sources: Sequence[int], destinations: Sequence[int]
@@ -160,22 +190,6 @@ class GlooCommunicator:
             for transfer in under_way:
                 transfer.wait()
         return arrivals
-
-    def all_gather(self, x: torch.Tensor, group: str, members: int) -> tuple[torch.Tensor, ...]:
-        """Return the tensors of all members, in the group's order."""
-        gathered = tuple(torch.empty_like(x) for _ in range(members))
-        if x.numel():
-            with failing("all_gather"):
-                dist.all_gather([as_bytes(part) for part in gathered], as_bytes(x), self._groups[group])
-        return gathered
-
-    def all_to_all(self, parts: torch.Tensor, group: str) -> torch.Tensor:
-        """Send the k-th row to the k-th member and return what the members have sent, a row each."""
-        received = torch.empty_like(parts)
-        if parts.numel():
-            with failing("all_to_all"):
-                dist.all_to_all_single(as_bytes(received), as_bytes(parts), group=self._groups[group])
-        return received
 
     def send(self, x: torch.Tensor, to: int, channel: int) -> None:
         """Send ``x`` over the channel of a number."""

@@ -123,7 +123,7 @@ def perform(
     carrier = None
     if communicator is not None:
         carrier = carrying(communicator, scenario, place.device, backend)
-    worker = WallWorker(scenario, rank, carrier, buckets, listener, folder, place)
+    worker = WallWorker(scenario, rank, carrier, buckets, listener, folder, place, communicator)
     algorithm = scenario.algorithm
     with failing("the common start"):
         start = time.monotonic() if communicator is None else communicator.common_start()
@@ -199,7 +199,7 @@ def carrying(gloo: GlooCommunicator, scenario: Scenario, device: torch.device, b
     if backend != "nccl":
         return staged
     carrier = NcclCommunicator(staged, scenario.ranks, planned(scenario), device)
-    gloo.keep(carrier.groups.values())
+    gloo.keep(carrier.groups)
     return carrier
 
 

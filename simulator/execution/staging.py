@@ -9,17 +9,18 @@ nor messages that do not block each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from algorithms import WORLD, Plan, Reduction
-from simulator.execution.communicator import OPERATORS, PATIENCE, Communicator, as_bytes, failing
+from simulator.execution.communicator import PATIENCE, Collectives, Communicator
 
 
 class StagedCommunicator:
     """Takes and gives tensors of a device, and sends copies in host memory by another communicator.
+
+    What a collective or an exchange gives is where its argument is, which may be the CPU.
 
     Parameters
     ----------
@@ -41,9 +42,6 @@ class StagedCommunicator:
         copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=self._pinned)
         return copy.copy_(x)
 
-    def _back(self, x: torch.Tensor) -> torch.Tensor:
-        return x.to(self._device)
-
     def all_reduce(self, x: torch.Tensor, op: Reduction, group: str) -> None:
         """Reduce ``x`` over a group, in place; a mean is summed only."""
         copy = self._host(x)
@@ -55,15 +53,16 @@ class StagedCommunicator:
     ) -> dict[int, torch.Tensor]:
         """Send ``x`` to the destinations and return the tensors of the sources, by ascending rank."""
         arrivals = self._inner.exchange(self._host(x), sources, destinations)
-        return {source: self._back(tensor) for source, tensor in arrivals.items()}
+        return {source: tensor.to(x.device) for source, tensor in arrivals.items()}
 
     def all_gather(self, x: torch.Tensor, group: str, members: int) -> tuple[torch.Tensor, ...]:
         """Return the tensors of all members, in the group's order."""
-        return tuple(map(self._back, self._inner.all_gather(self._host(x), group, members)))
+        gathered = self._inner.all_gather(self._host(x), group, members)
+        return tuple(part.to(x.device) for part in gathered)
 
     def all_to_all(self, parts: torch.Tensor, group: str) -> torch.Tensor:
         """Send the k-th row to the k-th member and return what the members have sent, a row each."""
-        return self._back(self._inner.all_to_all(self._host(parts), group))
+        return self._inner.all_to_all(self._host(parts), group).to(parts.device)
 
     def send(self, x: torch.Tensor, to: int, channel: int) -> None:
         """Send ``x`` over the channel of a number."""
@@ -71,18 +70,20 @@ class StagedCommunicator:
 
     def recv(self, source: int, channel: int) -> torch.Tensor:
         """Return the next tensor from the channel of a number."""
-        return self._back(self._inner.recv(source, channel))
+        return self._inner.recv(source, channel).to(self._device)
 
 
 class NcclCommunicator:
     """Collectives by a backend that reads the device's memory, all else by a staged communicator.
+
+    All else is exchanges, channels, and collectives of tensors of the CPU, which NCCL refuses.
 
     All ranks call the collectives of all groups in one order, in one thread: NCCL may hang otherwise.
 
     Parameters
     ----------
     staged
-        For exchanges and channels.
+        For all else.
     world_size
         The number of ranks.
     plan
@@ -95,7 +96,7 @@ class NcclCommunicator:
     Attributes
     ----------
     groups
-        The process groups that it has made, by name.
+        The process groups that it has made.
     """
 
     one_order = True
@@ -110,7 +111,7 @@ class NcclCommunicator:
     ) -> None:
         self._staged = staged
         named = {WORLD: tuple(range(world_size)), **plan.groups}
-        self.groups: dict[str, Any] = {
+        groups = {
             name: dist.new_group(
                 list(members),
                 backend=backend,
@@ -120,28 +121,24 @@ class NcclCommunicator:
             )
             for name, members in named.items()
         }
+        self.groups = tuple(groups.values())
+        self._device = device
+        self._collectives = Collectives(groups)
+
+    def _of(self, x: torch.Tensor) -> Collectives | StagedCommunicator:
+        return self._collectives if x.device.type == self._device.type else self._staged
 
     def all_reduce(self, x: torch.Tensor, op: Reduction, group: str) -> None:
         """Reduce ``x`` over a group, in place; a mean is summed only."""
-        if x.numel():
-            with failing("all_reduce"):
-                dist.all_reduce(x, OPERATORS[op], self.groups[group])
+        self._of(x).all_reduce(x, op, group)
 
     def all_gather(self, x: torch.Tensor, group: str, members: int) -> tuple[torch.Tensor, ...]:
         """Return the tensors of all members, in the group's order."""
-        gathered = tuple(torch.empty_like(x) for _ in range(members))
-        if x.numel():
-            with failing("all_gather"):
-                dist.all_gather([as_bytes(part) for part in gathered], as_bytes(x), self.groups[group])
-        return gathered
+        return self._of(x).all_gather(x, group, members)
 
     def all_to_all(self, parts: torch.Tensor, group: str) -> torch.Tensor:
         """Send the k-th row to the k-th member and return what the members have sent, a row each."""
-        received = torch.empty_like(parts)
-        if parts.numel():
-            with failing("all_to_all"):
-                dist.all_to_all_single(as_bytes(received), as_bytes(parts), group=self.groups[group])
-        return received
+        return self._of(parts).all_to_all(parts, group)
 
     def exchange(
         self, x: torch.Tensor, sources: Sequence[int], destinations: Sequence[int]

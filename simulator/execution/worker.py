@@ -101,6 +101,8 @@ class WallWorker:
         are on several.
     side
         The device that it computes on; the CPU if not given.
+    gloo
+        By what ranks on several machines compare their calls, whatever carries those; None: nobody compares.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class WallWorker:
         listener: Listener | None = None,
         folder: Path | None = None,
         side: Side | None = None,
+        gloo: GlooCommunicator | None = None,
     ) -> None:
         objective, step_size = scenario.objective, scenario.step_sizes[0]
         assert objective is not None
@@ -151,7 +154,7 @@ class WallWorker:
         paced = execution.compute == "emulated" or execution.stragglers == "injected"
         self._pacer = Pacer(scenario, rank) if paced else None
         self._crashes = Crashes(scenario, rank) if execution.stragglers == "injected" else None
-        self._agreement = self._agreeing(communicator, folder)
+        self._agreement = self._agreeing(gloo, folder)
         self._charge = Charge(scenario) if execution.payload == "cost" else None
         self._one_order = communicator is not None and communicator.one_order
         self._computing: dict[int, tuple[float, str]] = {}
@@ -160,13 +163,13 @@ class WallWorker:
         self._reports: list[tuple[float, int, torch.Tensor]] = []
         self._observations: list[Observation] = []
 
-    def _agreeing(self, communicator: Communicator | None, folder: Path | None) -> Agreement | None:
+    def _agreeing(self, gloo: GlooCommunicator | None, folder: Path | None) -> Agreement | None:
         """Return who compares calls with those of the other ranks before the backend hears of them."""
-        if communicator is None:
+        if gloo is None:
             return None
         if folder is not None:
             return Table(folder / "calls", self._rank, self._scenario.ranks, tuple(self._plan.groups))
-        return FirstCalls(self._rank, communicator) if isinstance(communicator, GlooCommunicator) else None
+        return FirstCalls(self._rank, gloo)
 
     # Its place in the world.
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from algorithms.worker import Tensor as Vector
 from simulator import numerics
-from simulator.execution.communicator import Communicator
+from simulator.execution.communicator import GlooCommunicator
 from simulator.execution.device import Cpu
 from simulator.execution.streams import Stream, timed
 from simulator.execution.training.feed import Feed, Randomness
@@ -117,7 +117,7 @@ class TrainingWorker(WallWorker):
         self,
         scenario: Scenario,
         rank: int,
-        communicator: Communicator | None,
+        communicator: GlooCommunicator | None,
         folder: Path | None,
         feed: Feed,
         leg: Leg,
@@ -125,7 +125,7 @@ class TrainingWorker(WallWorker):
         objective, step_size = scenario.objective, scenario.step_sizes[0]
         assert isinstance(objective, TrainingObjective)
         side = ModuleSide(objective.weights.device)
-        super().__init__(scenario, rank, communicator, folder=folder, side=side)
+        super().__init__(scenario, rank, communicator, folder=folder, side=side, gloo=communicator)
         self._weights: Weights = objective.weights
         self._feed = feed
         self._leg = leg

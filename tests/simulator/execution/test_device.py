@@ -237,6 +237,20 @@ def test_staging() -> None:
     check_staging(CPU, pinned=False)
 
 
+def test_collectives_of_the_cpu_do_not_go_to_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An algorithm's own counts may be there; what they become is there, too."""
+    monkeypatch.setattr(dist, "new_group", lambda *_, **__: None)
+    gpu = torch.device("cuda", 0)
+    carrier = NcclCommunicator(StagedCommunicator(Echo(), gpu, pinned=False), 2, Plan({}), gpu)
+    x = torch.arange(4, dtype=torch.int32)
+    y = x.clone()
+    carrier.all_reduce(y, "sum", "world")
+    assert torch.equal(y, 2 * x)
+    assert torch.equal(carrier.all_gather(x, "world", 2)[1], x + 1)
+    assert torch.equal(carrier.all_to_all(x.view(2, 2), "world"), x.view(2, 2).flip(0))
+    assert torch.equal(carrier.exchange(x, [1], [1])[1], x + 1)
+
+
 @pytest.mark.parametrize("backend", ["nccl", "gloo"])
 def test_nccl_meets_before_the_common_start(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[list[int], torch.device | None]] = []

@@ -375,7 +375,7 @@ from simulator.plan import planned
 def carrying(gloo, scenario, device, backend):
     staged = StagedCommunicator(gloo, device, pinned=False)
     carrier = NcclCommunicator(staged, scenario.workers, planned(scenario), device, backend="gloo")
-    gloo.keep(carrier.groups.values())
+    gloo.keep(carrier.groups)
     return carrier
 
 launch.carrying = carrying
@@ -384,6 +384,19 @@ launch.carrying = carrying
 
 class TestBackends:
     """The code of GPUs on tensors of the CPU: groups of their own, one thread of collectives, staging."""
+
+    def test_calls_are_compared_on_several_machines(self, ranks: Ranks) -> None:
+        body = "x = worker.initial_model(); await worker.all_reduce(x[worker.rank:])"
+        scenario = ranks.scenario()
+        source = OWN.replace("        x = worker.initial_model()\n", f"        {body}\n")
+        (ranks.folder / "own.py").write_text(source)
+        for rank in (0, 1):
+            ranks.start(rank, scenario, meddle=NCCL_ON_GLOO)
+        sentence = (
+            "AlgorithmError: all_reduce number 0 of the group 'world' differs: worker 0 called mean of 6 "
+            "float64 elements, worker 1 called mean of 5 float64 elements"
+        )
+        assert ranks.outcomes(20) == dict.fromkeys((0, 1), sentence)
 
     @pytest.mark.parametrize("algorithm", ["allreduce-sgd", "d-psgd", "ad-psgd", "signsgd"])
     def test_collectives_of_nccl_and_channels_of_gloo(self, ranks: Ranks, algorithm: str) -> None:
