@@ -10,7 +10,6 @@ from analysis.calibration import fit
 from analysis.calibration.settings import Settings, measured_model
 from simulator.devices import DEFAULT_EFFICIENCY, DEVICES
 from simulator.execution.calibrate import Observed
-from simulator.measurements.computing import MATRIX
 from simulator.parts import BadInput
 from simulator.workload import GivenCost
 from simulator.workload.cost import resolve
@@ -70,8 +69,9 @@ def device(
 
 def arithmetic(found: Observed) -> float:
     """Return the FLOP/s of a product of two square matrices."""
-    flops: float = 2 * MATRIX**3
-    return flops / fit.median(pooled(found["matrix"]))
+    (name,) = (name for name in found if name.startswith("matrix/"))
+    flops: float = 2 * int(name.removeprefix("matrix/")) ** 3
+    return flops / fit.median(pooled(found[name]))
 
 
 def efficiency(tables: Sequence[Mapping[str, Any]], peak: float) -> float:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MATRIX = 512
-"""Side of the matrices whose product measures the arithmetic."""
+"""Least side of the matrices whose product measures the arithmetic; on a GPU it takes microseconds."""
+_LONG = 0.01
+"""Seconds beside which the call of a product on a GPU counts for nothing."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Passes(Measurement):
 
     Notes on every worker, in seconds: ``combine/BYTES`` (the sum of two vectors through the worker, which
     moves three), ``add/BYTES`` (a vector added to another in place: a reduction), ``copy/BYTES``, on a GPU
-    ``to-host/BYTES`` and ``from-host/BYTES``, and ``matrix`` (a product of two square matrices).
+    ``to-host/BYTES`` and ``from-host/BYTES``, and ``matrix/SIDE`` (a product of two square matrices).
 
     Attributes
     ----------
@@ -49,10 +51,8 @@ class Passes(Measurement):
                 await self._times(
                     worker, f"{name}/{size}", partial(worker.compute, function, nbytes=2 * size)
                 )
-        square = x.new_ones(MATRIX, MATRIX)
-        await self._times(
-            worker, "matrix", partial(worker.compute, lambda: square @ square, nbytes=3 * square.nbytes)
-        )
+        square = await _square(worker, x)
+        await self._times(worker, f"matrix/{len(square)}", partial(_product, worker, square))
 
     async def _times(self, worker: Worker, name: str, start: Callable[[], Handle[Any]]) -> None:
         first = await _timed(worker, start)
@@ -66,6 +66,22 @@ def _passes(one: Tensor, other: Tensor) -> dict[str, Callable[[], Any]]:
         host = one.cpu().pin_memory()
         passes |= {"to-host": lambda: host.copy_(one), "from-host": lambda: one.copy_(host)}
     return passes
+
+
+async def _square(worker: Worker, x: Tensor) -> Tensor:
+    """Return a square matrix, on a GPU one whose product takes long there; as large on all workers."""
+    square = x.new_ones(MATRIX, MATRIX)
+    while square.device.type != "cpu":
+        await _product(worker, square)  # the first of a size takes longer
+        seconds = await _timed(worker, partial(_product, worker, square))
+        if await agreed(worker, x, seconds) >= _LONG:
+            break
+        square = x.new_ones(2 * len(square), 2 * len(square))
+    return square
+
+
+def _product(worker: Worker, square: Tensor) -> Handle[Any]:
+    return worker.compute(lambda: square @ square, nbytes=3 * square.nbytes)
 
 
 async def _timed(worker: Worker, start: Callable[[], Handle[Any]]) -> float:
@@ -251,10 +267,8 @@ class Interference(Measurement):
 
     async def measure(self, worker: Worker, x: Any) -> None:
         """Compute alone, transfer alone, then do both at once."""
-        square, message = x.new_ones(MATRIX, MATRIX), vector(x, self.size)
-
-        def compute() -> Handle[Any]:
-            return worker.compute(lambda: square @ square, nbytes=3 * square.nbytes)
+        message = vector(x, self.size)
+        compute = partial(_product, worker, await _square(worker, x))
 
         async def transfer() -> float:
             return await _timed(worker, lambda: worker.all_reduce(message, "sum"))

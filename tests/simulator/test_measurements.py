@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -175,3 +176,30 @@ def test_passes_between_host_and_device_go_through_page_locked_memory() -> None:
         function()
     assert one.values.tolist() == [1.0] * 3
     assert list(_passes(torch.zeros(2), torch.zeros(2))) == ["add", "copy"]
+
+
+class OnGpu:
+    """A worker alone on a device of 60 TFLOP/s, whose calls take 20 us; its tensors have no values."""
+
+    world_size = 1
+    now = 0.0
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[str, float]] = []
+
+    async def compute(self, function: Any, *_: Any, nbytes: float) -> Any:
+        value = function()
+        self.now += 20e-6 + 2 * len(value) ** 3 / 60e12
+        return value
+
+    def observe(self, name: str, value: float) -> None:
+        self.noted.append((name, value))
+
+
+def test_a_product_takes_long_beside_its_call() -> None:
+    """Of side 512 it would take 4 us, so that the call would count for five times as much."""
+    worker = OnGpu()
+    measurement = computing.Passes(repeats=3, sizes=())
+    asyncio.run(measurement.measure(worker, torch.ones(4, device="meta")))  # type: ignore[arg-type]  # a stand-in
+    assert [name for name, _ in worker.noted] == ["matrix/8192"] * 3
+    assert 2 * 8192**3 / worker.noted[0][1] == pytest.approx(60e12, rel=2e-3)

@@ -159,7 +159,7 @@ def observed_gradients() -> dict[str, Any]:
         noted[f"forward/mlp-digits/{batch}"] = by_rank
         noted[f"backward/mlp-digits/{batch}"] = [[2 * s for s in own] for own in by_rank]
     passes = {f"combine/{size}": [[1e-5 + 3 * size / 1e9] * 3] * 2 for size in (4096, 2**20)}
-    passes |= {"matrix": [[2 * 512**3 / 5e10]] * 2, f"add/{2**20}": [[1e-3]] * 2}
+    passes |= {"matrix/1024": [[2 * 1024**3 / 5e10]] * 2, f"add/{2**20}": [[1e-3]] * 2}
     beside = {"alone": [[1.0]], "beside": [[1.5]], "transfer-alone": [[1.0]], "transfer-beside": [[0.5]]}
     return {"gradients of mlp-digits": noted, "passes": passes, "interference": beside}
 
