@@ -129,9 +129,7 @@ def check_rights() -> None:
             f"as user {os.geteuid()}; run it with sudo",
         )
     if importlib.util.find_spec("pyroute2") is None:
-        raise BadInput(
-            "", "an emulated network needs pyroute2; install it with pip install pyroute2"
-        )
+        raise BadInput("", "an emulated network needs pyroute2; install it with pip install pyroute2")
 
 
 def missing_features() -> frozenset[str]:
