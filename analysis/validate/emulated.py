@@ -62,7 +62,7 @@ DIMENSION = 2**10
 SHARE_SPREAD = 0.14
 """Of TCP in these networks, as :func:`share_spread` measures it with two messages to one worker."""
 CROSS_TRAFFIC = 0.05
-"""Of TCP, as SimGrid has it: see :class:`simulator.transports.Transport`."""
+"""Of TCP with one message each way, SimGrid's: see :class:`simulator.transports.Transport`."""
 PERIOD = 4
 """Iterations between the communications of the local algorithms: their default."""
 COUNTED = 4

@@ -118,13 +118,10 @@ class Communicator:
     def _couple(self) -> Coupled:
         """Return the pattern as one flow over the present paths."""
         loads: dict[int, float] = {}
-        crossing = self._transport.cross_traffic if isinstance(self._transport, Transport) else 0.0
         for (source, destination), fraction in self._traffic.items():
             pair = self.ranks[source], self.ranks[destination]
             for link in self._network.path(*pair).links:
                 loads[link] = loads.get(link, 0.0) + fraction
-            for link in self._network.acknowledged(*pair):
-                loads[link] = loads.get(link, 0.0) + fraction * crossing
         busiest = max(loads.values(), default=1.0)
         demand = [load / busiest for load in loads.values()]
         # A member that is out for a while holds up all; its own link never limits otherwise.
@@ -215,8 +212,8 @@ class Communicator:
 
     def _step(self, transfer: Transfer) -> Step:
         pair = self.ranks[transfer.source], self.ranks[transfer.destination]
-        links, demand, latency = self._network.message_way(*pair)
-        return Step(transfer.source, transfer.destination, transfer.fraction, links, latency, demand)
+        links, latency = self._network.message_way(*pair)
+        return Step(transfer.source, transfer.destination, transfer.fraction, links, latency)
 
     def _start(self) -> None:
         pending = self._waiting[0]

@@ -78,8 +78,6 @@ class Step:
         Links.
     latency
         That of its path, in seconds; it pays this times what the collective says.
-    demand
-        With which part of its rate it loads each link; None for all of it.
     """
 
     source: int
@@ -87,7 +85,6 @@ class Step:
     fraction: float
     route: tuple[int, ...]
     latency: float
-    demand: tuple[float, ...] | None = None
 
 
 class Route:
@@ -249,7 +246,7 @@ class Core:
         if not 0.0 <= latency < inf:
             raise ValueError(f"the latency of a link must be a finite number of at least 0, not {latency}")
         record = self._storage.add_link()
-        record.capacity = float(capacity)
+        record.capacity = record.full = float(capacity)
         link = len(self._capacity)
         self._capacity.append(float(capacity))
         self._latency.append(float(latency))
@@ -258,7 +255,7 @@ class Core:
         return link
 
     def capacity(self, link: int) -> float:
-        """Return the capacity of a link now; 0.0 while it has failed."""
+        """Return the capacity of a link now, with flows one way only; 0.0 while it has failed."""
         return self._capacity[self._known_link(link)]
 
     def set_capacity(self, link: int, capacity: Annotated[float, "B/s"]) -> None:
@@ -271,6 +268,33 @@ class Core:
             raise ValueError(f"the capacity of link {link} cannot be set to 0: use fail()")
         _check_capacity(capacity)
         self._change_capacity(link, float(capacity))
+
+    def cross(self, link: int, opposite: int, loss: float) -> None:
+        """Let two links, the directions of one cable, lose capacity from now on while flows use both.
+
+        With n flows a link is then left with ``1 - loss / sqrt(n)`` of its capacity (see
+        :mod:`simulator.engine.kernel.crossing`). A pipelined collective is one flow.
+
+        Parameters
+        ----------
+        link, opposite
+            Two links; neither is the opposite of another one.
+        loss
+            Above 0 and below 1.
+        """
+        if self._known_link(link) == self._known_link(opposite):
+            raise ValueError(f"link {link} cannot be its own opposite")
+        if not 0.0 < loss < 1.0:
+            raise ValueError(f"the loss of a link must be above 0 and below 1, not {loss}")
+        records = self._storage.records("links")
+        for one, other in ((link, opposite), (opposite, link)):
+            if records[one].loss > 0.0 and records[one].opposite != other:
+                raise ValueError(f"link {one} is the opposite of link {records[one].opposite} already")
+            if records[one].count or records[one].reserved:
+                raise ValueError(f"link {one} carries flows: say before what is its opposite")
+        for one, other in ((link, opposite), (opposite, link)):
+            self._storage.state.crossed += records[one].loss == 0.0
+            records[one].loss, records[one].opposite = float(loss), index(other)
 
     def fail(self, link: int) -> None:
         """Let a link carry nothing from now on: its flows stall until :meth:`set_capacity`."""
@@ -520,7 +544,7 @@ class Core:
             for step in steps:
                 self._check_step(step, ranks)
         self._choose()
-        paths = [[self.add_route(step.route, step.demand) for step in steps] for _, steps in phases]
+        paths = [[self.add_route(step.route) for step in steps] for _, steps in phases]
         storage = self._storage
         pattern = len(self._patterns)
         begin = storage.extend("patterns", 1)

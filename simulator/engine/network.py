@@ -57,17 +57,6 @@ class Path(NamedTuple):
     latency: float
 
 
-class Way(NamedTuple):
-    """The links that a message loads, and its path's latency in seconds.
-
-    ``demand`` says with which part of its rate it loads each link, where that is not all of it.
-    """
-
-    links: tuple[int, ...]
-    demand: tuple[float, ...] | None
-    latency: float
-
-
 @dataclass(slots=True)
 class Message:
     """What is under way: a message, or traffic that is not ours.
@@ -88,13 +77,13 @@ class Message:
         What carries it at present.
     """
 
-    find: Callable[[], Way]
+    find: Callable[[], Path]
     done: Done
     begins: float
     weight: float = 1.0
     cap: float = math.inf
     flow: int = -1
-    way: Way | None = None
+    way: Path | None = None
 
 
 class Network:
@@ -122,6 +111,8 @@ class Network:
             link = clock.core.add_link(capacity, latency)
             if monitor and self._forwarding is None:
                 clock.core.watch(link)
+        if isinstance(self.transport, Transport) and self.transport.cross_traffic:
+            self._cross(self.transport.cross_traffic)
         self._paths: dict[tuple[int, int], Path] = {}
         self._router = self._cluster.router
         self._around: list[tuple[Hashable, Hashable]] = []
@@ -151,6 +142,14 @@ class Network:
                 self._add_failure(straggler)
             elif isinstance(straggler, Bursts):
                 self._add_bursts(straggler, [scenario.seed, *stream])
+
+    def _cross(self, loss: float) -> None:
+        """Let the links between nodes without workers lose capacity while messages go both ways."""
+        ends = set(self._cluster.nodes)
+        for (tail, head), link in self._table.index.items():
+            back = self._table.index.get((head, tail), link)
+            if link < back and not {tail, head} & ends:
+                self.clock.core.cross(link, back, loss)
 
     def _forwarding_links(self, network: object) -> storeforward.StoreAndForward | None:
         """Return the links as such that store and forward, where the scenario wants that."""
@@ -336,36 +335,23 @@ class Network:
             done,
             weight=message.weight,
             cap=message.cap,
-            demand=message.way.demand,
             path_latency=message.way.latency,
             at=max(self.clock.now, message.begins),
             latency=0.0,
         )
 
-    def message_way(self, source: int, destination: int) -> Way:
-        """Return what a message loads.
+    def message_way(self, source: int, destination: int) -> Path:
+        """Return what a message loads, and the latency of its path.
 
-        These are the links of the path, the connection where that is one link, those of its two workers that
-        have outages, and with cross-traffic those that its acknowledgements wait for.
+        These are the links of the path, the connection where that is one link, and those of its two workers
+        that have outages.
         """
         links, latency = self.path(source, destination)
         transport = self.transport
         assert isinstance(transport, Transport)
         if links and transport.half_duplex_pairs:
             links = (*links, self._pair_link(source, destination))
-        links = (*links, *self.own(source, destination))
-        back = self.acknowledged(source, destination)
-        if not back:
-            return Way(links, None, latency)
-        demand = (1.0,) * len(links) + (transport.cross_traffic,) * len(back)
-        return Way((*links, *back), demand, latency)
-
-    def acknowledged(self, source: int, destination: int) -> tuple[int, ...]:
-        """Return the links between nodes that forward by which a message's acknowledgements come back."""
-        if not isinstance(self.transport, Transport) or not self.transport.cross_traffic:
-            return ()
-        there, back = self.path(source, destination).links, self.path(destination, source).links
-        return tuple(link for link in back[1:-1] if link not in there)
+        return Path((*links, *self.own(source, destination)), latency)
 
     def _pair_link(self, source: int, destination: int) -> int:
         """Return the link that both directions between a pair of ranks share: their connection.
@@ -387,9 +373,8 @@ class Network:
     def _add_background(self, flow: Background) -> None:
         ends = self._cluster.node(flow.source), self._cluster.node(flow.destination)
 
-        def way() -> Way:
-            path = self._path_between(*ends)
-            return Way(path.links, None, path.latency)
+        def way() -> Path:
+            return self._path_between(*ends)
 
         def begin() -> None:
             begins = self.clock.now + way().latency

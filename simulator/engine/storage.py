@@ -316,7 +316,7 @@ def _compiled(function: FunctionType) -> Any:
 
 def _forget_other_versions() -> None:
     """Delete the compiled code on disk if it is of another version of the source."""
-    files = [Path(str(module.__file__)) for module in kernel.MODULES]
+    files = [*(Path(str(module.__file__)) for module in kernel.MODULES), Path(__file__)]
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     folder = files[0].parent / "__pycache__"
     mark = folder / "compiled-from.txt"

@@ -6,6 +6,7 @@ doubles in the same order, so that results are equal to the last bit. Only the q
 
 The modules build on each other in this order: :mod:`~simulator.engine.kernel.records` (what is kept),
 :mod:`~simulator.engine.kernel.queues`, :mod:`~simulator.engine.kernel.flows` (progress, limits and rates),
+:mod:`~simulator.engine.kernel.crossing` (what links lose to flows the other way),
 :mod:`~simulator.engine.kernel.clocks` (virtual clocks), :mod:`~simulator.engine.kernel.life` (of a flow),
 :mod:`~simulator.engine.kernel.short_way` and :mod:`~simulator.engine.kernel.collectives`,
 :mod:`~simulator.engine.kernel.solver`, and :mod:`~simulator.engine.kernel.time`, which drives them all. What
@@ -18,6 +19,7 @@ from simulator.engine.kernel import (
     array_queues,
     clocks,
     collectives,
+    crossing,
     flows,
     life,
     queues,
@@ -75,5 +77,5 @@ __all__ = [
     "total_rate",
 ]
 
-MODULES = (records, queues, array_queues, flows, clocks, life, short_way, collectives, solver, time)
+MODULES = (records, queues, array_queues, flows, crossing, clocks, life, short_way, collectives, solver, time)
 """All modules of the source, each after those that it imports."""

@@ -1,7 +1,8 @@
 """What a flow has done, its limit and rate, and which links can bind it or have to be looked at.
 
-*Limits.* No flow is ever faster than its limit: its cap, or the least ``capacity / demand`` of its links. A
-link whose flows could all run at their limits, and every link with a single flow, cannot bind.
+*Limits.* No flow is ever faster than its limit: its cap, or the least ``capacity / demand`` of its links, by
+the capacity that they have without flows the other way. A link whose flows could all run at their limits, and
+every link at that capacity with a single flow, cannot bind.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def set_limit(links: Any, hops: Any, flow: Any) -> None:
     here = flow.hop
     while here >= 0:
         hop = hops[here]
-        alone = links[hop.link].capacity / hop.use
+        alone = links[hop.link].full / hop.use
         if alone < limit:
             limit = alone
         here = hop.after
@@ -84,7 +85,7 @@ def set_rate(s: Any, links: Any, flows: Any, agenda: Any, slot: int, rate: float
 
 
 def weigh(links: Any, flows: Any, hops: Any, index: int) -> None:
-    """Find out whether a link can bind: whether its flows, if several, could exceed its capacity."""
+    """Find out whether a link can bind: whether its flows could exceed what it has now."""
     link = links[index]
     most = 0.0
     here = link.head
@@ -93,7 +94,8 @@ def weigh(links: Any, flows: Any, hops: Any, index: int) -> None:
         most += hop.use * flows[hop.flow].limit
         here = hop.behind
     # On the safe side: a link that never binds may count as one that does.
-    link.binds = int(link.count > 1 and most > link.capacity * (1.0 - 1e-9))
+    several = link.count > 1 or link.capacity < link.full
+    link.binds = int(several and most > link.capacity * (1.0 - 1e-9))
 
 
 def is_bound(links: Any, hops: Any, flow: Any, apart: int) -> bool:

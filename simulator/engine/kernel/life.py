@@ -240,6 +240,7 @@ def change_capacity(table: Any, now: float, index: int, capacity: float) -> None
         s.intruded = 1
         mark_dirty(s, links, dirty, index)
     links[index].capacity = capacity
+    links[index].full = capacity
     here = links[index].head
     while here >= 0:
         flow = flows[hops[here].flow]

@@ -50,6 +50,7 @@ STATE = np.dtype(
         ("log_size", "i4"),
         ("links", "i4"),
         ("collectives", "i4"),
+        ("crossed", "i4"),  # links that lose capacity while flows go both ways
     ],
     align=True,
 )
@@ -57,7 +58,7 @@ STATE = np.dtype(
 LINK = cache_lines(
     [
         # What the solver asks for comes first, so that it lies close together.
-        ("capacity", "f8"),
+        ("capacity", "f8"),  # now
         ("residual", "f8"),  # working space of the solver, as the two below
         ("load", "f8"),
         ("fresh", "f8"),
@@ -73,6 +74,9 @@ LINK = cache_lines(
         ("marked", "i1"),
         ("watched", "i1"),
         ("intruded", "i1"),
+        ("full", "f8"),  # its capacity without flows the other way
+        ("loss", "f8"),  # the part of it that it loses with one flow each way
+        ("opposite", "i4"),  # the link the other way, where there is a loss
         ("carried", "f8"),  # by flows that have left
         ("unwritten", "f8"),  # what it has carried for a part on the short way, to be written into the log
         ("reserved", "i4"),  # by how many transfers of collectives that take the short way

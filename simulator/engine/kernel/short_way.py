@@ -52,7 +52,7 @@ def reserve(table: Any, index: int) -> bool:
         limit = inf
         for leg in range(transfer.leg, transfer.leg + transfer.legs):
             link = links[legs[leg].link]
-            if link.count or link.intruded or link.capacity == 0.0:
+            if link.count or link.intruded or link.capacity == 0.0 or link.loss > 0.0:
                 return False
             if link.reserved and link.reserver != collective.pattern:
                 return False

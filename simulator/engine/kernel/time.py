@@ -17,6 +17,9 @@ from simulator.engine.kernel.clocks import (
 from simulator.engine.kernel.collectives import (
     end_transfer,
 )
+from simulator.engine.kernel.crossing import (
+    lose,
+)
 from simulator.engine.kernel.flows import (
     is_bound,
     mark,
@@ -156,6 +159,8 @@ def settle(table: Any) -> None:
     log = all_views[LOGS]
     if s.intruded:
         give_way(table)
+    if s.crossed:
+        lose(s, links, flows, hops, dirty)
     s.solves += 1
     s.free_count = 0
     s.marked_count = 0
@@ -164,7 +169,7 @@ def settle(table: Any) -> None:
         link = links[dirty[position]]
         if not link.clocked:
             link.binds = 0
-            if link.count > 1:
+            if link.count > 1 or link.capacity < link.full:
                 weigh(links, flows, hops, dirty[position])
                 crowded = crowded or link.count >= s.clock_from
     position = 0
@@ -174,7 +179,8 @@ def settle(table: Any) -> None:
     if crowded:
         for position in range(s.dirty_count):
             index = dirty[position]
-            if links[index].binds and not links[index].clocked and links[index].count >= s.clock_from:
+            link = links[index]
+            if link.binds and not link.clocked and link.loss == 0.0 and link.count >= s.clock_from:
                 start_clock(s, links, flows, hops, agenda, marked, index)
     for position in range(s.dirty_count):
         index = dirty[position]

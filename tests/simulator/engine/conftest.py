@@ -48,11 +48,12 @@ class Cancel:
 
 @dataclass
 class Scenario:
-    """Links (capacity, latency) and what happens to them, by time."""
+    """Links (capacity, latency), what happens to them by time, and pairs of links with what they lose."""
 
     links: list[tuple[float, float]]
     actions: list[tuple[float, Start | Capacity | Cancel]]
     fairness: str = "maxmin"
+    crossed: list[tuple[int, int, float]] = field(default_factory=list)
 
     def starts(self) -> list[Start]:
         return [action for _, action in self.actions if isinstance(action, Start)]
@@ -72,6 +73,17 @@ def weight_of(scenario: Scenario, flow: Start) -> float:
     if latency is None:
         latency = sum(scenario.links[link][1] for link in flow.route)
     return flow.weight / latency if scenario.fairness == "rtt" and latency > 0 else flow.weight
+
+
+def left_over(scenario: Scenario, capacity: Sequence[float], active: Sequence[Start]) -> list[float]:
+    """Return what the links are left with while these flows compete for them."""
+    flows = [sum(link in start.route for start in active) for link in range(len(capacity))]
+    left = list(capacity)
+    for one, other, loss in scenario.crossed:
+        if flows[one] and flows[other]:
+            left[one] *= 1 - loss / flows[one] ** 0.5
+            left[other] *= 1 - loss / flows[other] ** 0.5
+    return left
 
 
 def water_levels(capacity: np.ndarray, use: np.ndarray, weight: np.ndarray, cap: np.ndarray) -> np.ndarray:
@@ -172,7 +184,8 @@ class Oracle:
                 use[link, column] = flow.start.demand[position] if flow.start.demand else 1.0
         weight = np.array([flow.weight for flow in active])
         cap = np.array([flow.start.cap for flow in active])
-        return water_levels(self.capacity, use, weight, cap)
+        capacity = left_over(self.scenario, self.capacity.tolist(), [flow.start for flow in active])
+        return water_levels(np.array(capacity), use, weight, cap)
 
 
 def check_allocation(
@@ -213,6 +226,8 @@ def run_core(
     number: dict[int, int] = {}
     for link in order if order is not None else range(len(scenario.links)):
         number[link] = core.add_link(*scenario.links[link])
+    for one, other, loss in scenario.crossed:
+        core.cross(number[one], number[other], loss)
     starts = scenario.starts()
     outcomes: dict[int, Outcome] = {}
     names: list[int] = []
@@ -310,7 +325,12 @@ def scenarios(draw: st.DrawFn, disturbed: bool = True) -> Scenario:
         endless = [action.size == inf for _, action in actions if isinstance(action, Start)]
         actions += [(40.0123, Cancel(flow)) for flow in range(flows) if endless[flow]]
     actions.sort(key=lambda pair: pair[0])
-    return Scenario(links, actions, draw(st.sampled_from(["maxmin", "maxmin", "rtt"])))
+    fairness = draw(st.sampled_from(["maxmin", "maxmin", "rtt"]))
+    pairs = draw(st.sampled_from([0, 0, 1, 3]))
+    mixed = draw(st.permutations(range(len(links))))
+    both = list(zip(mixed[::2], mixed[1::2], strict=False))[:pairs]
+    losses = st.sampled_from([0.05, 0.3, 0.75])
+    return Scenario(links, actions, fairness, [(one, other, draw(losses)) for one, other in both])
 
 
 @pytest.fixture(scope="module", params=["plain", "compiled"])
@@ -334,6 +354,7 @@ def network() -> SimpleNamespace:
         Start=Start,
         assert_agree=assert_agree,
         check_allocation=check_allocation,
+        left_over=left_over,
         run_core=run_core,
         scenarios=scenarios,
         water_levels=water_levels,

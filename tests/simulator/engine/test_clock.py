@@ -645,6 +645,8 @@ def test_run_step_and_the_bare_core_agree(data: st.DataObject, network: SimpleNa
     def build() -> tuple[Clock, dict[int, tuple[str, float]]]:
         clock = Clock(fairness=scenario.fairness)
         links = [clock.core.add_link(*link) for link in scenario.links]
+        for one, other, loss in scenario.crossed:
+            clock.core.cross(links[one], links[other], loss)
         ends: dict[int, tuple[str, float]] = {}
 
         def act(action: Any) -> None:

@@ -509,10 +509,10 @@ def test_a_collective_that_stalls_names_its_flow() -> None:
 
 
 def test_rtt_fairness_divides_by_the_latency_of_a_step_and_not_of_its_route() -> None:
-    """Links that a transfer loads besides, as by its acknowledgements, are no part of its path."""
+    """Links that a transfer loads besides, as those of workers with outages, are no part of its path."""
     clock = Clock(fairness="rtt")
     path, besides = clock.core.add_link(3.0, 1.0), clock.core.add_link(9.0, 7.0)
-    step = Step(0, 1, 1.0, (path, besides), 1.0, (1.0, 0.5))
+    step = Step(0, 1, 1.0, (path, besides), 1.0)
     ends: list[tuple[int, float]] = []
     number = clock.collective(
         clock.core.add_pattern(2, [(1, [step])]),

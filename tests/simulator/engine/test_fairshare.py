@@ -260,6 +260,52 @@ def test_capacity_changes_take_effect_now() -> None:
     assert log(core) == [(5.0, [0])]
 
 
+def test_flows_both_ways_cost_a_link_a_part_that_falls_with_their_root() -> None:
+    core = Core()
+    there, back = core.add_link(12.0), core.add_link(6.0)
+    core.cross(there, back, 0.5)
+    assert log(core) == []
+    first = core.start([there], 24.0)
+    assert core.rate(first) == 12.0  # nothing the other way
+    core.advance(1.0)
+    other = core.start([back], 3.0)
+    assert (core.rate(first), core.rate(other)) == (6.0, 3.0)
+    several = [core.start([there], 30.0) for _ in range(3)]
+    assert [core.rate(flow) for flow in (first, *several, other)] == [2.25] * 4 + [3.0]
+    core.set_capacity(there, 24.0)  # which is the full one
+    assert (core.capacity(there), core.rate(first)) == (24.0, 4.5)
+    assert core.advance(inf) == [other]
+    assert core.rate(first) == 6.0
+
+
+def test_a_link_that_lost_capacity_binds_a_single_flow_and_ends_a_virtual_clock() -> None:
+    """Eight flows are limited by one link alone, until one of them meets a flow the other way."""
+    core = Core(clock_from=2)
+    hub, there, back = core.add_link(8.0), core.add_link(1.25), core.add_link(9.0)
+    core.cross(there, back, 0.4)
+    flows = [core.start([hub], 100.0) for _ in range(7)]
+    narrow = core.start([hub, there], 100.0)
+    assert [core.rate(flow) for flow in (*flows, narrow)] == [1.0] * 8
+    other = core.start([back], inf)
+    assert core.rate(other) == 9.0 * 0.6
+    assert core.rate(narrow) == 0.75
+    assert [core.rate(flow) for flow in flows] == pytest.approx([7.25 / 7] * 7, rel=1e-15)
+
+
+def test_a_link_has_one_opposite() -> None:
+    core = Core()
+    first, second, third = (core.add_link(1.0) for _ in range(3))
+    core.cross(first, second, 0.1)
+    core.cross(second, first, 0.5)  # said again, otherwise
+    for one, other in ((first, third), (third, second)):
+        with pytest.raises(ValueError, match="is the opposite of link"):
+            core.cross(one, other, 0.1)
+    core.start([first], 1.0)
+    core.start([second], 1.0)
+    assert core.advance(inf) == [0, 1]
+    assert core.now == 2.0
+
+
 def test_a_capacity_changed_and_restored_at_one_instant_changes_nothing() -> None:
     core = Core()
     link = core.add_link(0.3)
@@ -449,6 +495,11 @@ def test_agrees_with_progressive_filling_and_every_allocation_is_fair(
 ) -> None:
     scenario = data.draw(network.scenarios())
     starts = scenario.starts()
+    begun = [(time, action) for time, action in scenario.actions if isinstance(action, network.Start)]
+    latencies = [
+        sum(scenario.links[link][1] for link in start.route) if start.latency is None else start.latency
+        for start in starts
+    ]
 
     def check(core: Core, links: list[int]) -> None:
         flows = [
@@ -461,7 +512,12 @@ def test_agrees_with_progressive_filling_and_every_allocation_is_fair(
             # The others are waiting, or have a failed link.
             if core.running(flow) and core.rate(flow) == 0.0 and flow in core.stalled():
                 assert any(capacity[link] == 0.0 for link in start.route)
-        network.check_allocation(capacity, flows)
+        active = [
+            start
+            for flow, (time, start) in enumerate(begun)
+            if start.size and core.running(flow) and time + latencies[flow] <= core.now
+        ]
+        network.check_allocation(network.left_over(scenario, capacity, active), flows)
 
     plain = network.run_core(scenario, Core(scenario.fairness, **way))
     network.assert_agree(scenario, plain, network.Oracle(scenario).run())
@@ -557,6 +613,8 @@ def test_stopping_on_the_way_changes_no_time(data: st.DataObject, network: Simpl
     for core in (through, stopped):
         for link in scenario.links:
             core.add_link(*link)
+        for one, other, loss in scenario.crossed:
+            core.cross(one, other, loss)
         for time, start in scenario.actions:
             core.start(
                 start.route,
@@ -691,6 +749,11 @@ FLOW = "the size of a flow must be a number of at least 0, not "
         ),
         (lambda c: c.set_capacity(5, 1.0), "there is no link 5: links are numbered 0 to 1"),
         (lambda c: c.fail(2), "there is no link 2: links are numbered 0 to 1"),
+        (lambda c: c.cross(0, 2, 0.1), "there is no link 2: links are numbered 0 to 1"),
+        (lambda c: c.cross(0, 0, 0.1), "link 0 cannot be its own opposite"),
+        (lambda c: c.cross(0, 1, 1.0), "the loss of a link must be above 0 and below 1, not 1.0"),
+        (lambda c: c.cross(0, 1, nan), "the loss of a link must be above 0 and below 1, not nan"),
+        (lambda c: c.cross(0, 1, 0.1), "link 1 carries flows: say before what is its opposite"),
         (lambda c: c.carried(-2), "there is no link -2: links are numbered 0 to 1"),
         (lambda c: c.capacity(2), "there is no link 2: links are numbered 0 to 1"),
         (lambda c: c.watch(2), "there is no link 2: links are numbered 0 to 1"),
