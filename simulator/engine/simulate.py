@@ -27,6 +27,7 @@ from simulator.engine.memory import Memory
 from simulator.engine.network import Network
 from simulator.engine.storage import CoreName
 from simulator.engine.worker import Operation, Stream, Task, VirtualWorker
+from simulator.heap import keep_freed_memory
 from simulator.observation import Observation, Observer
 from simulator.parts import BadInput
 from simulator.patterns import Kind
@@ -76,7 +77,7 @@ def simulate(
         part = _part_of(progress, number, len(scenarios))
         # A loss that diverges overflows; the run says so itself, with the iteration.
         overflow = np.errstate(over="ignore", invalid="ignore")
-        with _one_thread(single), _no_garbage_collection(), overflow:
+        with _torch_set_up(single), _no_garbage_collection(), overflow:
             runs.append(Simulation(single, part, monitor, core).run())
     return best_of(runs)
 
@@ -123,13 +124,17 @@ def _part_of(progress: Progress | None, number: int, count: int) -> Progress | N
 
 
 @contextlib.contextmanager
-def _one_thread(scenario: Scenario) -> Iterator[None]:
-    """Let torch use one thread, as each real rank does, so that both clocks give the same bits."""
+def _torch_set_up(scenario: Scenario) -> Iterator[None]:
+    """Let torch use one thread, as each real rank does, so that both clocks give the same bits.
+
+    What tensors free stays with the process.
+    """
     if scenario.sections.workload.objective is None:
         yield
         return
     import torch
 
+    keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -235,5 +235,5 @@ def settle(table: Any) -> None:
             entry = log[s.log_count]
             entry.time = s.now
             entry.link = index
-            entry.total = total_rate(links, flows, hops, index)
+            entry.total = total_rate(links, flows, hops, index) if links[index].count else 0.0
             s.log_count += 1
