@@ -1,9 +1,10 @@
 """The messages of one rank on ``torch.distributed`` with Gloo: blocking calls on tensors of the CPU.
 
-Process groups are made up front, in the order of the algorithm's plan, on every rank alike. What goes from
-one rank to another has two groups, one for the messages to higher ranks and one for those to lower ranks:
-one pair of ranks in one Gloo group has a single connection, whose two directions take turns on large
-messages. Channels share these two groups and have a tag each; exchanges have the tag 0.
+Process groups are made up front, in the order of the algorithm's plan, on every rank alike. That of all ranks
+is the default one, unless a script has made it for itself: threads of another one beside it wait longer for a
+processor. What goes from one rank to another has two groups, one for the messages to higher ranks and one
+for those to lower ranks: one pair of ranks in one Gloo group has a single connection, whose two directions
+take turns on large messages. Channels share these two groups and have a tag each; exchanges have the tag 0.
 
 A message of a channel is framed, since its receiver knows neither length nor type: a header of two integers
 goes first. What is not reduced travels as bytes, because Gloo knows few types of elements.
@@ -47,6 +48,21 @@ ELEMENT_TYPES = (
     torch.complex128,
 )
 """The types of elements that a header can name, by the place in this list."""
+
+
+_default: list[Any] = []
+"""The default process group, if it was made by :func:`make_world`."""
+
+
+def make_world(kinds: str, store: Any, rank: int, world_size: int) -> None:
+    """Make the default process group of this process, which then serves as that of all ranks."""
+    dist.init_process_group(kinds, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
+    _default[:] = [dist.group.WORLD]
+
+
+def own_world() -> Any:
+    """Return the default process group, if :func:`make_world` made it and not a script for itself."""
+    return dist.group.WORLD if dist.group.WORLD in _default else None
 
 
 class CommunicationFailed(RuntimeError):
@@ -149,24 +165,26 @@ class GlooCommunicator(Collectives):
         This rank's number and the number of ranks.
     plan
         What the algorithm declares.
+    everyone
+        The group of all ranks; made anew if not given.
     """
 
     one_order = False
 
-    def __init__(self, rank: int, world_size: int, plan: Plan) -> None:
+    def __init__(self, rank: int, world_size: int, plan: Plan, everyone: Any = None) -> None:
         self._rank = rank
         self._made: list[Any] = []
-        everyone = tuple(range(world_size))
-        self._everyone = self._make(everyone)
+        ranks = tuple(range(world_size))
+        self._everyone = everyone or self._make(ranks)
         groups = {WORLD: self._everyone}
         for name, members in plan.groups.items():
             # The world of the workers is that of all ranks, unless there are dedicated servers.
-            if name != WORLD or members != everyone:
+            if name != WORLD or members != ranks:
                 groups[name] = self._make(members)
         super().__init__(groups)
         self._upward = self._downward = None
         if plan.channels:
-            self._upward, self._downward = self._make(everyone), self._make(everyone)
+            self._upward, self._downward = self._make(ranks), self._make(ranks)
 
     def _make(self, members: Sequence[int]) -> Any:
         group = dist.new_group(list(members), backend="gloo", timeout=PATIENCE, sort_ranks=False)
@@ -254,7 +272,7 @@ class GlooCommunicator(Collectives):
         self._made += groups
 
     def close(self) -> None:
-        """Give the process groups back, when all ranks have ended their work."""
+        """Give back the process groups that were made here, when all ranks have ended their work."""
         dist.barrier(self._everyone)
         for group in self._made:
             if group is not dist.GroupMember.NON_GROUP_MEMBER:

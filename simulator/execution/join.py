@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from simulator.execution import watch
-from simulator.execution.communicator import PATIENCE, failing
+from simulator.execution.communicator import failing, make_world
 from simulator.execution.device import Side, chosen_backend, described, identity, side
 from simulator.execution.launch import fraction, initialised, perform
 from simulator.execution.meeting import Board, Liaison, facts
@@ -126,13 +126,7 @@ def _together(
     one_machine = place.local_world_size == place.world_size
     try:
         if not dist.is_initialized():
-            dist.init_process_group(
-                initialised(backend),
-                store=board.for_groups,
-                rank=place.rank,
-                world_size=place.world_size,
-                timeout=PATIENCE,
-            )
+            make_world(initialised(backend), board.for_groups, place.rank, place.world_size)
             # The group serves later calls too; its threads must have ended before the interpreter does.
             atexit.register(leave)
         with common_folder(place.rank) if one_machine else nullcontext() as folder:

@@ -34,12 +34,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore
 
 from simulator import faults
 from simulator.execution import watch
-from simulator.execution.communicator import PATIENCE, Communicator, GlooCommunicator, failing
+from simulator.execution.communicator import Communicator, GlooCommunicator, failing, make_world, own_world
 from simulator.execution.device import Cpu, Side, chosen_backend, described, identity, side
 from simulator.execution.record import Record
 from simulator.execution.staging import NcclCommunicator, StagedCommunicator
@@ -117,7 +116,7 @@ def perform(
     several = scenario.ranks > 1
     plan = planned(scenario)
     with failing("making the process groups"):
-        communicator = GlooCommunicator(rank, scenario.ranks, plan) if several else None
+        communicator = GlooCommunicator(rank, scenario.ranks, plan, own_world()) if several else None
     place = place or Cpu()
     place.prepare()
     carrier = None
@@ -281,8 +280,7 @@ def _meet(rank: int, world_size: int, meeting: Path, backend: str) -> None:
     if loopback:
         os.environ["GLOO_SOCKET_IFNAME"] = loopback[0]
     store = FileStore(str(meeting), world_size)
-    kinds = initialised(backend)
-    dist.init_process_group(kinds, store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
+    make_world(initialised(backend), store, rank, world_size)
 
 
 # The launcher of local ranks.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import multiprocessing.forkserver
 import os
 import shutil
@@ -165,7 +166,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        # Readers close their files in threads of their own, or with the error that they are in.
+        deadline = time.monotonic() + 10
+        while subprocess.run(["umount", folder], stderr=subprocess.DEVNULL).returncode != 0:
+            assert time.monotonic() < deadline, f"{folder} is in use"
+            gc.collect()
+            time.sleep(0.05)
 
 
 def belongings() -> dict[str, Any]:
