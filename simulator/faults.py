@@ -53,6 +53,10 @@ def crashed(rank: int, iterations: int, at: float) -> WorkerFailed:
     return WorkerFailed(rank, iterations, f"it crashed at {at:g} s, as the scenario says")
 
 
+class LinkStuck(RuntimeError):
+    """A link of an emulated network could not be changed when the scenario says so."""
+
+
 class RunStuck(RuntimeError):
     """A run made no progress for longer than its patience, or a rank of it is not heard of any more."""
 

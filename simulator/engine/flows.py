@@ -47,7 +47,7 @@ def completion_times(case: Mapping[str, Any], fairness: Fairness = "maxmin") -> 
     ------
     ValueError
         With one sentence that names the flow or link, and the key, if the case is not as described, or the
-        flow, if it ends later than a number can say.
+        flow, if it ends later than a number can say, or if shares are too small for numbers.
     """
     core = Core(fairness)
     _check_case(case, "")
@@ -65,7 +65,10 @@ def completion_times(case: Mapping[str, Any], fairness: Fairness = "maxmin") -> 
             raise _endless(case, position) from None
     completion = [inf] * len(case["flows"])
     while core.live:
-        ended = core.advance(inf)
+        try:
+            ended = core.advance(inf)
+        except ArithmeticError:
+            raise _too_far_apart(case) from None
         if not ended:
             raise _endless(case, next(filter(core.running, range(len(completion)))))
         for flow in ended:
@@ -73,12 +76,23 @@ def completion_times(case: Mapping[str, Any], fairness: Fairness = "maxmin") -> 
     return completion
 
 
+def _too_far_apart(case: Mapping[str, Any]) -> ValueError:
+    """Return the error of a case in which a share underflows."""
+    return ValueError(
+        f"{_where(case)}the 'weight', 'cap' and 'bandwidth' of its flows and links lie so far apart that a "
+        "share is no number any more; use ones within some 100 powers of ten"
+    )
+
+
+def _where(case: Mapping[str, Any]) -> str:
+    return f"case {case['name']!r}: " if "name" in case else ""
+
+
 def _endless(case: Mapping[str, Any], position: int) -> ValueError:
     """Return the error of a flow whose time overflows."""
-    where = f"case {case['name']!r}: " if "name" in case else ""
     return ValueError(
-        f"{where}flow {position}: it would end after more than {float_info.max:.2g} seconds; use a smaller "
-        "'size', 'start' or 'latency', or a larger 'bandwidth' or 'cap'"
+        f"{_where(case)}flow {position}: it would end after more than {float_info.max:.2g} seconds; use a "
+        "smaller 'size', 'start' or 'latency', or a larger 'bandwidth' or 'cap'"
     )
 
 

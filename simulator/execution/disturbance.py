@@ -20,6 +20,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from simulator.faults import LinkStuck
 from simulator.stragglers import LinkFailure, SlowLink
 
 if TYPE_CHECKING:
@@ -120,21 +121,32 @@ class Disturbances:
     def failed(self) -> str:
         """Return in words which links have failed and do not come back; nothing where none has."""
         coming = {change.ends for change in self._due[self._made :]}
-        nodes = self._network.layout.nodes
         said = [
-            f"the link {' – '.join(str(nodes[end]) for end in sorted(ends))} failed at {since:g} s and does "
-            "not come back"
+            f"the link {self._name(ends)} failed at {since:g} s and does not come back"
             for ends, since in self._failed.items()
             if ends not in coming
         ]
         return "; ".join(said)
+
+    def _name(self, ends: frozenset[int]) -> str:
+        nodes = self._network.layout.nodes
+        return " – ".join(str(nodes[end]) for end in sorted(ends))
+
+    def _change(self, change: Change) -> None:
+        try:
+            self._network.change_rate(change.ends, change.factor)
+        except Exception as error:
+            raise LinkStuck(
+                f"the link {self._name(change.ends)} could not be changed at {change.time:g} s: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def _happen(self, start: float) -> None:
         try:
             for change in self._due:
                 if self._over.wait(max(0.0, start + change.time - time.monotonic())):
                     return
-                self._network.change_rate(change.ends, change.factor)
+                self._change(change)
                 self._made += 1
                 if change.factor == 0:
                     self._failed.setdefault(change.ends, change.time)

@@ -573,6 +573,8 @@ def emulate(
         A worker raised an error or was killed; all have been ended.
     RunStuck
         The patience is over; all have been ended.
+    LinkStuck
+        The kernel refuses to change a link; all have been ended.
     """
     check_rights()
     check_executable(scenario)

@@ -239,6 +239,23 @@ def test_a_flow_whose_time_overflows_is_named(
         assert str(error.value) == where + message
 
 
+def test_shares_that_are_no_numbers_are_refused() -> None:
+    case = {
+        "name": "far apart",
+        "links": {"a": {"bandwidth": 1e154, "latency": 1.0}, "b": {"bandwidth": 7e-215, "latency": 1.0}},
+        "flows": [
+            {"size": 7e-185, "start": 0.0, "path": ["a", "b"], "weight": 2.5e-9, "cap": 1e-320},
+            {"size": 1e-185, "start": 0.0, "path": ["b", "a"], "weight": 5e-324},
+        ],
+    }
+    with pytest.raises(ValueError) as error:
+        completion_times(case, "rtt")
+    assert str(error.value) == (
+        "case 'far apart': the 'weight', 'cap' and 'bandwidth' of its flows and links lie so far apart that "
+        "a share is no number any more; use ones within some 100 powers of ten"
+    )
+
+
 def test_an_unknown_fairness_is_refused() -> None:
     with pytest.raises(ValueError) as error:
         completion_times(CASE, "fair")  # type: ignore[arg-type]

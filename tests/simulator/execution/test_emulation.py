@@ -25,7 +25,7 @@ from simulator.execution import emulation, launch, namespaces
 from simulator.execution.disturbance import STALLED, Change, changes
 from simulator.execution.emulation import Cable, Forwarding, Layout, address, emulate, emulated, left_out
 from simulator.execution.namespaces import Namespace, apart, netlink
-from simulator.faults import RunStuck, WorkerFailed
+from simulator.faults import LinkStuck, RunStuck, WorkerFailed
 from simulator.parts import BadInput
 from simulator.scenario import Scenario
 
@@ -428,7 +428,8 @@ def test_a_change_that_cannot_be_made_ends_the_run(
     slow = {"kind": "slow-link", "between": [0, 1], "factor": 0.5, "start": "0.1 s"}
     cluster = {"topology": RING, "device": "ideal", "stragglers": [slow]}
     body = "await worker.compute(lambda _: time.sleep(60), worker.initial_model(), nbytes=0.0)"
-    with pytest.raises(OSError, match=r"^\[0, 1\] stays as it is$"):
+    expected = r"^the link 0 – 1 could not be changed at 0\.1 s: OSError: \[0, 1\] stays as it is$"
+    with pytest.raises(LinkStuck, match=expected):
         emulate(own(body, 2, cluster={**cluster, "workers": 2}), patience=5.0)
     assert ranks_left() == []
 
