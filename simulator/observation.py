@@ -8,7 +8,7 @@ the mean over workers of the squared distance between a worker's model and the a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,6 +61,9 @@ class Samples:
 
 HUGE = 1e12
 """A loss beyond this has diverged, whatever it began with."""
+
+CACHED = 2**21
+"""Elements of all models that are averaged at a time."""
 
 
 class Observation(NamedTuple):
@@ -174,21 +177,37 @@ class Observer:
             self._watch()
 
     def _sample(self, time: float) -> None:
-        import torch
-
         assert self._objective is not None
-        models = torch.stack(self._latest)
-        if self._shares is None:
-            average = models.mean(0)
-        else:
-            average = torch.tensor(self._shares, dtype=models.dtype) @ models
+        average, consensus = self._average()
         samples = self.samples
         samples.time.append(time)
         samples.iteration.append(self.pace.iteration[-1])
         loss, gradient_norm = self._objective.loss_and_gradient_norm(average)
         samples.loss.append(loss)
         samples.gradient_norm.append(gradient_norm)
-        samples.consensus.append(float(models.sub_(average).square_().sum(1).mean()))
+        samples.consensus.append(consensus)
+
+    def _average(self) -> tuple[torch.Tensor, float]:
+        """Return the average of the models, and their mean squared distance from it.
+
+        Large ones piece by piece, so that the parts of all models stay in the processor's caches.
+        """
+        import torch
+
+        pieces: Iterable[Sequence[torch.Tensor]] = [self._latest]
+        length = max(1, CACHED // len(self._latest))
+        if self._latest[0].numel() > length:
+            pieces = zip(*(torch.split(x, length) for x in self._latest), strict=True)
+        averages, distances = [], torch.zeros(len(self._latest))
+        for piece in pieces:
+            models = torch.stack(list(piece))
+            if self._shares is None:
+                average = models.mean(0)
+            else:
+                average = torch.tensor(self._shares, dtype=models.dtype) @ models
+            averages.append(average)
+            distances = distances + models.sub_(average).square_().sum(1)
+        return torch.cat(averages), float(distances.mean())
 
     def _watch(self) -> None:
         target = self._target

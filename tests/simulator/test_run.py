@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from simulator import observation
 from simulator.engine.simulate import simulate
 from simulator.observation import Observer, Pace, Samples
 from simulator.parts import BadInput
@@ -247,8 +249,6 @@ def test_a_target_is_reached_where_the_loss_stays(
 
 
 def test_the_averaged_model_is_weighted_and_sampled_at_every_nth_report() -> None:
-    import torch
-
     class Sum:
         def initial_model(self) -> torch.Tensor:
             return torch.tensor([100.0])
@@ -587,3 +587,30 @@ def test_passes_are_gradient_evaluations_over_the_summands() -> None:
     assert run.evaluations == (2 * (4 + 4 * 2),) * 2
     assert run.passes() == 2 * (1 + 2 * 4 * 10 / 40)
     assert run.summary()["passes"] == run.passes()
+
+
+@pytest.mark.parametrize("shares", [None, (0.25, 0.5, 0.25)], ids=["equal", "shares"])
+@pytest.mark.parametrize("elements", [1, 12, 15, 30, 2**21])
+def test_large_models_are_averaged_piece_by_piece(
+    elements: int, shares: tuple[float, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the length of a piece, a single element included, and whatever is left for the last."""
+    seen: list[torch.Tensor] = []
+
+    class Seeing:
+        def initial_model(self) -> torch.Tensor:
+            return torch.zeros(10, dtype=torch.float64)
+
+        def loss_and_gradient_norm(self, x: torch.Tensor) -> tuple[float, float]:
+            seen.append(x)
+            return 1.0, 2.0
+
+    monkeypatch.setattr(observation, "CACHED", elements)
+    models = torch.from_numpy(np.random.default_rng(1).normal(size=(3, 10)))
+    average = torch.tensor(shares or (1 / 3,) * 3, dtype=torch.float64) @ models
+    observer = Observer(Seeing(), shares, 3)  # type: ignore[arg-type]  # as much of an objective as it needs
+    for rank, model in enumerate(models):
+        observer.report(rank, 1.0, 1, model)
+    torch.testing.assert_close(seen, [average], rtol=1e-14, atol=1e-15)
+    distance = float((models - average).square().sum(1).mean())
+    assert observer.samples.consensus == [pytest.approx(distance, rel=1e-12)]
