@@ -63,12 +63,12 @@ class Transport:
         equally.
     cross_traffic
         Part of its capacity that a link between two nodes without workers loses while one message goes each
-        way: behind what moves the other way, acknowledgements come late. ``n`` messages lose ``1 / sqrt(n)``
-        of that (see :mod:`simulator.engine.kernel.crossing`). At the end of the network a sender keeps its
-        queue short itself. 0.05 of a whole link in SimGrid (Velho, Schnorr, Casanova and Legrand, "On the
-        validity of flow-level TCP network models", 2013), whatever the number of messages; a load in
-        proportion to the messages' rates there, which holds messages back whose acknowledgements, not
-        bytes, cross a full link.
+        way: behind what moves the other way, acknowledgements come late. ``n`` messages lose about
+        ``1 / sqrt(n)`` of that (see :mod:`simulator.engine.kernel.crossing`). At the end of the network a
+        sender keeps its queue short itself. 0.05 of a whole link in SimGrid (Velho, Schnorr, Casanova and
+        Legrand, "On the validity of flow-level TCP network models", 2013), whatever the number of messages;
+        a load in proportion to the messages' rates there, which holds messages back whose acknowledgements,
+        not bytes, cross a full link.
     collective_latency, exchange_latency
         What a transfer of a collective, or a message of an exchange with neighbours, pays of the latency that
         a message of a channel pays, as a factor. Measured: a channel's message has a header before it.

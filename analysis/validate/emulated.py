@@ -222,6 +222,10 @@ class Store:
         found.pop("simulated", None)
         return found
 
+    def latest(self, measured: Iterable[Case]) -> str:
+        """Return the date of the latest measurement of cases."""
+        return max(str(self.load(case)["date"]) for case in measured)
+
     def save(self, case: Case, found: dict[str, Any]) -> None:
         """Keep what there is of a case, whole or not at all."""
         draft = self._file(case).with_suffix(".draft")
@@ -404,12 +408,12 @@ def by_algorithm(results: Sequence[Result[Case]]) -> str:
     return "\n".join(lines)
 
 
-def page(results: Sequence[Result[Case]], runs: int, remark: str = "") -> str:
-    """Return the whole page, with date and machine."""
+def page(results: Sequence[Result[Case]], runs: int, until: str, remark: str = "") -> str:
+    """Return the whole page, with the date of the latest measurement and the machine."""
     facts = provenance(None)
     versions = facts["versions"]
     heading = (
-        f"Measured until {facts['date'][:10]} on {processor()}, {facts['processors']} processors, "
+        f"Measured until {until} on {processor()}, {facts['processors']} processors, "
         f"{facts['system']}, Python {facts['python']}, torch {versions.get('torch')}; {runs} runs of each "
         f"case. Times are per iteration, over {COUNTED} iterations of each worker after the first 2 or, of "
         f"local algorithms, {PERIOD}; the spread is the standard "
@@ -480,10 +484,11 @@ def _suite(selected: Sequence[Case], chosen: argparse.Namespace) -> None:
     def told(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    results = validate(selected, Store(chosen.store), chosen.runs, told)
+    store = Store(chosen.store)
+    results = validate(selected, store, chosen.runs, told)
     path = chosen.write or chosen.store / "table.md"
     try:
-        path.write_text(page(results, chosen.runs, chosen.remark), encoding="utf-8")
+        path.write_text(page(results, chosen.runs, store.latest(selected), chosen.remark), encoding="utf-8")
     except OSError as error:
         raise BadInput(str(path), f"cannot be written: {error.strerror}") from None
     print(by_algorithm(results))

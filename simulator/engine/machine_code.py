@@ -46,7 +46,7 @@ def _cache_of(function: Any) -> Any:
 
         def load_overload(self, signature: Any, context: Any) -> Any:
             with self._guard_against_spurious_io_errors():
-                return self._load_overload(signature, context)  # type: ignore[no-untyped-call]  # nor here
+                return self._load_overload(signature, context)  # type: ignore[no-untyped-call]  # numba says no types
 
     return Cache(function)  # type: ignore[no-untyped-call]  # numba says no types
 

@@ -62,6 +62,8 @@ def simulate(
     core
         ``plain`` or ``compiled`` forces how the network core runs; the results are the same.
 
+    With numerics this process keeps from then on what it frees (see :mod:`simulator.heap`).
+
     Raises
     ------
     simulator.parts.BadInput

@@ -5,6 +5,10 @@ round trip, and a window that has been halved after a loss leaves the link idle 
 several flows are not halved at once: relative to their sum, that of ``n`` varies with ``1 / sqrt(n)``
 (Appenzeller, Keslassy and McKeown, "Sizing router buffers", 2004). So a part ``loss / sqrt(n)`` of the
 capacity is left unused.
+
+That is an approximation. Where it was measured (TCP Reno, queues of 64 frames), long flows lost 8, 7, 4 and
+2 % with 1, 2, 4 and 8 each way, messages of 4 MiB begun together 0, 9, 6 and 4 %; a single one against four
+lost 10 and 34 %. What a newcomer costs the flows under way is not in it.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ def settle(table: Any) -> None:
         for position in range(s.dirty_count):
             index = dirty[position]
             link = links[index]
-            if link.binds and not link.clocked and link.loss == 0.0 and link.count >= s.clock_from:
+            if link.binds and not link.clocked and link.count >= s.clock_from:
                 start_clock(s, links, flows, hops, agenda, marked, index)
     for position in range(s.dirty_count):
         index = dirty[position]

@@ -225,3 +225,11 @@ class TestCommand:
 
 def test_the_spread_of_shares_is_found_again_in_a_simulation() -> None:
     assert share_spread(200, iterations=300, wall=simulate) == pytest.approx(SHARE_SPREAD, rel=0.15)
+
+
+def test_the_page_says_when_was_measured_and_not_when_it_was_written(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for case, date in ((STAR, "2026-11-03"), (TREE, "2026-10-31")):
+        store.save(case, {"scenario": case.measured, "measured": [0.4], "date": date})
+    assert store.latest([STAR, TREE]) == "2026-11-03"
+    assert "\n\nMeasured until 2026-11-03 on " in emulated.page([Result(STAR, 0.4, (0.4,))], 1, "2026-11-03")

@@ -124,6 +124,7 @@ class Case:
     cancels: list[tuple[float, int]] = field(default_factory=list)
     fairness: Fairness = "maxmin"
     asks: list[float] = field(default_factory=list)
+    crossed: list[tuple[int, int, float]] = field(default_factory=list)  # pairs of links, and their loss
 
 
 @dataclass
@@ -146,6 +147,8 @@ def run_on_clock(case: Case, *, inside: bool = True, **options: Any) -> tuple[En
     clock = Clock(fairness=case.fairness, **options)
     for link in case.links:
         clock.core.add_link(*link)
+    for one, other, loss in case.crossed:
+        clock.core.cross(one, other, loss)
     links = range(len(case.links))
     pattern = clock.core.add_pattern(case.ranks, case.phases, complete=True) if inside else -1
     entrances: list[Callable[[int], None]] = []
@@ -255,6 +258,8 @@ def cases(draw: st.DrawFn, patterns: Sequence[str] = ("ring",)) -> Case:
         draw(st.lists(st.tuples(st.floats(0.0, 12.0), st.integers(0, count - 1)), max_size=1)),
         fairness,
         draw(st.lists(st.floats(0.0, 20.0), max_size=2)),
+        # The two directions of a rank's cable.
+        [(rank, ranks + rank, 0.3) for rank in draw(st.sampled_from([(), (), (0,), range(ranks)]))],
     )
 
 

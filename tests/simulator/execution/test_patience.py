@@ -166,7 +166,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        # Readers close their files in threads of their own, or with the error that they are in.
+        # Now and then something holds one of its files a little longer; what that is, was not found.
         deadline = time.monotonic() + 10
         while subprocess.run(["umount", folder], stderr=subprocess.DEVNULL).returncode != 0:
             assert time.monotonic() < deadline, f"{folder} is in use"
