@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from algorithms.algorithm import Setting
 from algorithms.codecs import Message
 from simulator.plan import planned
 from simulator.schedules import MultiStep, Step
-from simulator.stragglers import Crash, LinkFailure, Persistent, SlowLink
+from simulator.stragglers import Bursts, Crash, LinkFailure, Persistent, SlowLink, Straggler
 from simulator.transports import Transport
 from simulator.units import format_quantity
 
@@ -36,7 +38,7 @@ def cautions(scenario: Scenario, real: bool = False) -> list[str]:
     found = [scenario.uncovered] if scenario.uncovered else []
     charged = not real or scenario.execution.payload == "cost"
     if not real or scenario.execution.stragglers == "injected":
-        found += _of_the_calibration(scenario)
+        found += [*_of_the_calibration(scenario), *_of_the_machines(scenario, real)]
     found += [*_of_the_budget(scenario), *_of_the_schedule(scenario), *_of_the_codec(scenario, charged)]
     return found if real else [*found, *_of_the_transport(scenario)]
 
@@ -106,6 +108,22 @@ def _of_the_calibration(scenario: Scenario) -> Iterator[str]:
             f"worker{'' if count == 1 else 's'} and are used with {scenario.workers}, whose ranks may be "
             "slower or faster."
         )
+
+
+def _of_the_machines(scenario: Scenario, real: bool) -> Iterator[str]:
+    """Yield that the machines have a seed of their own and leave nothing to chance."""
+    seed, transport = scenario.sections.cluster.seed, scenario.transport
+    shares = not real and isinstance(transport, Transport) and transport.share_spread > 0
+    if seed is None or shares or any(_draws(part) for part in scenario.stragglers):
+        return
+    yield f"cluster.seed of {seed} has no effect, as the machines leave nothing to chance."
+
+
+def _draws(part: Straggler | SlowLink | LinkFailure) -> bool:
+    """Return whether a straggler draws random numbers."""
+    if isinstance(part, Bursts):
+        return True
+    return isinstance(part, Straggler) and part.step_factor(np.random.default_rng()) is not None
 
 
 def _of_the_transport(scenario: Scenario) -> Iterator[str]:

@@ -120,7 +120,7 @@ def jitter(scenario: Scenario, rank: int) -> Draw:
     draws = []
     for straggler, stream in zip(scenario.stragglers, scenario.streams, strict=True):
         if isinstance(straggler, Straggler) and rank < scenario.workers and straggler.concerns(rank):
-            random = np.random.default_rng([scenario.seed, *stream, rank])
+            random = np.random.default_rng([scenario.cluster_seed, *stream, rank])
             draw = straggler.step_factor(random)
             if draw is not None:
                 draws.append(draw)

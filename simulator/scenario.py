@@ -262,8 +262,14 @@ class Scenario:
 
     @property
     def seed(self) -> int:
-        """The seed of every random stream."""
+        """The seed of every random stream, but for those of the machines where they have their own."""
         return self.sections.seed
+
+    @property
+    def cluster_seed(self) -> int:
+        """The seed of what the machines leave to chance."""
+        own = self.sections.cluster.seed
+        return self.seed if own is None else own
 
     def resolved(self) -> dict[str, Any]:
         """Return all keys with every default written out; reading it gives the same scenario."""

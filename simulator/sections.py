@@ -428,6 +428,9 @@ class ClusterSection(Section):
         A list of traffic that is not ours.
     servers
         Where dedicated servers are, which an algorithm has (``dedicated: true``).
+    seed
+        Of what the machines leave to chance: jitter, bursts, unequal shares of links. The scenario's own
+        seed unless given; then the algorithm's choices stay while those vary, as from run to run in reality.
     """
 
     topology: Annotated[Part | TopologyFile | TopologyGraph, reader(_read_topology), PART_WRITER]
@@ -446,6 +449,7 @@ class ClusterSection(Section):
     stragglers: Annotated[tuple[Part, ...], reader(_read_stragglers), _PARTS_WRITER] = ()
     background: tuple[Background, ...] = ()
     servers: ServersSection | None = None
+    seed: int | None = pydantic.Field(default=None, ge=0)
 
 
 class WorkloadSection(Section):

@@ -121,7 +121,7 @@ class Network:
         self._under_way: dict[int, Message] = {}
         self.rerouted: list[Done] = []
         self._pair_links: dict[tuple[int, int], int] = {}
-        self._seed = scenario.seed
+        self._seed = scenario.cluster_seed
         self._shares: dict[tuple[int, int], np.random.Generator] = {}
         self._devices: dict[Hashable, int] = {}
         self._bursting: dict[int, float] = {}
@@ -141,7 +141,7 @@ class Network:
             elif isinstance(straggler, LinkFailure):
                 self._add_failure(straggler)
             elif isinstance(straggler, Bursts):
-                self._add_bursts(straggler, [scenario.seed, *stream])
+                self._add_bursts(straggler, [self._seed, *stream])
 
     def _cross(self, loss: float) -> None:
         """Let the links between nodes without workers lose capacity while messages go both ways."""

@@ -128,7 +128,7 @@ class Pacer:
             self._slowdown = scenario.persistent_factor(rank)
             self._jitter = plan.jitter(scenario, rank)
             self._bursts = [
-                BurstTimes(entry, np.random.default_rng([scenario.seed, *stream, rank]))
+                BurstTimes(entry, np.random.default_rng([scenario.cluster_seed, *stream, rank]))
                 for entry, stream in zip(scenario.stragglers, scenario.streams, strict=True)
                 if isinstance(entry, Bursts) and not serves and entry.concerns(rank)
             ]

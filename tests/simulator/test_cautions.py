@@ -157,6 +157,21 @@ def test_unequal_shares_where_only_collectives_run(algorithm: Any, meets: bool) 
         assert simulate(short).duration == simulate(even).duration
 
 
+def test_a_seed_of_machines_that_leave_nothing_to_chance() -> None:
+    seeded = made(algorithm="d-psgd").vary({"cluster.seed": 3})
+    sentence = "cluster.seed of 3 has no effect, as the machines leave nothing to chance."
+    assert cautions(seeded) == [sentence]
+    slow = {"kind": "persistent", "workers": [0], "slowdown": 2.0}
+    assert cautions(seeded.vary(stragglers=[slow])) == [sentence]
+    assert cautions(seeded.vary(stragglers=[{"kind": "lognormal", "sigma": 0.1}])) == []
+    assert cautions(seeded.vary(stragglers=[{"kind": "bursts", "fast": "1 s", "slow": "1 s"}])) == []
+    unequal = seeded.vary({"cluster.transport": {"name": "gloo", "share-spread": 0.14}})
+    assert cautions(unequal) == []
+    # On the wall clock shares are TCP's own, and stragglers are drawn only where they are injected.
+    injected = unequal.vary({"execution.stragglers": "injected"})
+    assert (cautions(unequal, real=True), cautions(injected, real=True)) == ([], [sentence])
+
+
 def test_slow_downs_that_were_measured_with_another_number_of_workers(tmp_path: Path) -> None:
     slow = [
         {"kind": "persistent", "workers": [rank], "slowdown": factor, "measured-with": 4}

@@ -41,7 +41,9 @@ def test_factors_have_mean_one_and_the_stated_spread(straggler: Straggler, devia
     assert factors.min() > 0
 
 
-def duration(stragglers: list[dict[str, object]], **changes: object) -> float:
+def duration(
+    stragglers: list[dict[str, object]], dotted: dict[str, object] | None = None, **changes: object
+) -> float:
     scenario = Scenario(
         {
             "name": "stragglers",
@@ -60,7 +62,7 @@ def duration(stragglers: list[dict[str, object]], **changes: object) -> float:
             "budget": {"iterations": 20},
         }
     )
-    return simulate(scenario.vary(**changes)).duration
+    return simulate(scenario.vary(dotted, **changes)).duration
 
 
 def test_one_slow_worker_slows_everyone() -> None:
@@ -112,6 +114,44 @@ def test_adding_a_straggler_leaves_the_draws_of_another_alone() -> None:
 def test_equal_stragglers_draw_independently() -> None:
     jitter: dict[str, object] = {"kind": "lognormal", "sigma": 0.2}
     assert duration([jitter, jitter]) != duration([jitter])
+
+
+JITTER: list[dict[str, object]] = [{"kind": "lognormal", "sigma": 0.3}]
+BURSTS: list[dict[str, object]] = [
+    {"kind": "bursts", "fast": "100 ms", "slow": "50 ms", "slowdown": 2.0, "workers": [0]}
+]
+
+
+@pytest.mark.parametrize("stragglers", [JITTER, BURSTS])
+def test_the_machines_may_have_a_seed_of_their_own(stragglers: list[dict[str, object]]) -> None:
+    own = duration(stragglers, {"cluster.seed": 5})
+    assert own == duration(stragglers, {"cluster.seed": 5}, seed=1) == duration(stragglers, seed=5)
+    assert own != duration(stragglers)
+
+
+def test_the_seed_of_the_machines_leaves_the_algorithm_alone() -> None:
+    objective = {"kind": "quadratic", "dimension": 4, "sigma2": 1.0}
+    scenario = Scenario(
+        {
+            "name": "seeds",
+            "cluster": {
+                "topology": {"builder": "complete", "nodes": 4},
+                "device": "ideal",
+                "transport": "ideal",
+                "stragglers": JITTER,
+            },
+            "workload": {"cost": {"parameters": 4, "batch": 1, "gradient": "1 s"}, "objective": objective},
+            "algorithm": "d-psgd",
+            "step-size": 0.1,
+            "budget": {"iterations": 5},
+        }
+    )
+    runs = [simulate(scenario.vary({"cluster.seed": seed})) for seed in (0, 1)]
+    assert runs[0].duration != runs[1].duration
+    (first, second) = (run.models for run in runs)
+    assert first is not None
+    assert second is not None
+    assert np.array_equal(first, second)
 
 
 def test_bursts_on_a_shared_gpu_come_once() -> None:
