@@ -41,7 +41,7 @@ def _emulation() -> None:
     """Skip a test where no network can be emulated, for want of rights or of the kernel's features."""
     try:
         check_rights()
-        missing = missing_features() & {"veth", "tbf"}
+        missing = missing_features() & {"veth", "tbf", "htb"}
     except BadInput as error:
         pytest.skip(str(error))
     if missing:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.calibration import Settings, calibrate
-from analysis.validate.result import Result
+from analysis.validate.result import Result, milliseconds
 from simulator.engine.simulate import simulate
 from simulator.execution.execute import execute
 from simulator.parts import BadInput
@@ -65,7 +65,7 @@ def compared(
     results = []
     for name, algorithm in ALGORITHMS:
         made = scenario(cluster, workload, algorithm, iterations, workers)
-        simulated = simulate(made).time_per_iteration
+        simulated = (simulate(made).time_per_iteration,)
         measured = []
         for _ in range(runs):
             run = execute(made)
@@ -77,10 +77,9 @@ def compared(
 
 def table(workload: str, results: Sequence[Result[str]]) -> str:
     """Return the results as a table in Markdown."""
-    lines = [f"| {workload} | simulated | measured | spread | error |", "|---|---:|---:|---:|---:|"]
+    lines = [f"| {workload} | simulated | measured | error |", "|---|---:|---:|---:|"]
     lines += [
-        f"| {result.case} | {1e3 * result.simulated:.3f} ms | "
-        f"{1e3 * result.mean:.3f} ms | {100 * result.spread:.1f} % | "
+        f"| {result.case} | {milliseconds(result.simulated, 3)} | {milliseconds(result.measured, 3)} | "
         f"{100 * result.error:+.1f} % |"
         for result in results
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -18,26 +19,27 @@ class Result(Generic[Compared]):
     case
         What was compared.
     simulated
-        On the virtual clock.
+        In each run on the virtual clock.
     measured
         In each run on the wall clock.
     """
 
     case: Compared
-    simulated: float
+    simulated: tuple[float, ...]
     measured: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean of the measurements."""
-        return statistics.fmean(self.measured)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the measurements, as of a sample, over their mean; 0 of a single one."""
-        return statistics.stdev(self.measured) / self.mean if len(self.measured) > 1 else 0.0
 
     @property
     def error(self) -> float:
         """Simulated over measured mean, less one."""
-        return self.simulated / self.mean - 1
+        return statistics.fmean(self.simulated) / statistics.fmean(self.measured) - 1
+
+
+def spread(seconds: Sequence[float]) -> float:
+    """Return the standard deviation, as of a sample, over the mean; 0 of a single number."""
+    return statistics.stdev(seconds) / statistics.fmean(seconds) if len(seconds) > 1 else 0.0
+
+
+def milliseconds(seconds: Sequence[float], digits: int = 1) -> str:
+    """Return mean and spread in words; the spread of several only."""
+    mean = f"{1e3 * statistics.fmean(seconds):.{digits}f} ms"
+    return f"{mean} ± {100 * spread(seconds):.1f} %" if len(seconds) > 1 else mean

@@ -27,6 +27,7 @@ T = TypeVar("T")
 FEATURES = {
     "veth": "CONFIG_VETH",
     "tbf": "CONFIG_NET_SCH_TBF",
+    "htb": "CONFIG_NET_SCH_HTB and CONFIG_NET_CLS_U32",
     "policy routing": "CONFIG_IP_MULTIPLE_TABLES",
     "ifb": "CONFIG_IFB, CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED",
     "netem": "CONFIG_NET_SCH_NETEM",
@@ -34,6 +35,10 @@ FEATURES = {
 """What an emulated network may need of the kernel, with the options that a kernel has it by."""
 
 _CLONE_NEWNET = 0x40000000
+_ANY_RATE = 2**32 - 1
+_ANY_BURST = 2**20
+_ANY_PACKETS = 10_000
+"""As good as no limit, where senders' buffers bound what waits."""
 
 
 class Namespace:
@@ -160,6 +165,7 @@ def _missing_features() -> frozenset[str]:
             "tbf": _works(
                 lambda: ip.tc("add", "tbf", index=index, handle="1:", rate=10**6, burst=10**5, latency=5000)
             ),
+            "htb": _works(lambda: acknowledgements_first(ip, index, "1:1", "2:")),
             "netem": _works(lambda: ip.tc("add", "netem", index=peer, handle="1:", delay=1000)),
             "policy routing": _works(
                 lambda: ip.rule("add", src="10.0.0.1", src_len=32, table=100, priority=100)
@@ -181,6 +187,54 @@ def _works(attempt: Callable[[], object]) -> bool:
             ) from None
         return False
     return True
+
+
+def acknowledgements_first(ip: Any, index: int, parent: str, handle: str) -> None:
+    """Let TCP's bare acknowledgements pass what else waits before an interface.
+
+    Parameters
+    ----------
+    ip
+        Of the namespace.
+    index
+        The interface's number.
+    parent
+        The queue that sets the rate; what is put into it here has none.
+    handle
+        What the two queues together are called.
+    """
+    first, others = 1, 2
+    ip.tc("add", "htb", index=index, parent=parent, handle=handle, default=others)
+    for queue in (first, others):
+        ip.tc(
+            "add-class",
+            "htb",
+            index=index,
+            parent=handle,
+            handle=f"{handle}{queue}",
+            prio=queue,
+            rate=_ANY_RATE,
+            burst=_ANY_BURST,
+            cburst=_ANY_BURST,
+            quantum=_ANY_BURST,
+        )
+        ip.tc("add", "pfifo", index=index, parent=f"{handle}{queue}", limit=_ANY_PACKETS)
+    length = "0x0034/0xffff+2"  # of headers with a time stamp
+    acknowledges = "0x10/0xff+33"  # and nothing else
+    ip.tc(
+        "add-filter",
+        "u32",
+        index=index,
+        parent=handle,
+        protocol=0x0800,  # IPv4
+        target=_number(handle) | first,
+        keys=[length, acknowledges],
+    )
+
+
+def _number(handle: str) -> int:
+    """Return a queue's handle as the kernel has it."""
+    return int(handle.rstrip(":"), 16) << 16
 
 
 def redirect(ip: Any, index: int, name: str) -> int:

@@ -17,6 +17,7 @@ from analysis.validate.emulated import (
     COUNTED,
     LIMITS,
     SHARE_SPREAD,
+    SIMULATIONS,
     Case,
     Store,
     by_algorithm,
@@ -114,8 +115,8 @@ class TestGoingOn:
         assert measured == [STAR.name] * 3 + [TREE.name]
         found = validate([STAR, TREE], Store(tmp_path), 3, wall=wall, virtual=virtual)
         assert measured == [STAR.name] * 3 + [TREE.name] * 3
-        assert simulated == [STAR.name, TREE.name] * 2
-        assert found == [Result(case, 0.3, (0.4,) * 3) for case in (STAR, TREE)]
+        assert simulated == [*[STAR.name] * SIMULATIONS, *[TREE.name] * SIMULATIONS] * 2
+        assert found == [Result(case, (0.3,) * SIMULATIONS, (0.4,) * 3) for case in (STAR, TREE)]
         assert sorted(file.name for file in tmp_path.iterdir()) == [f"{STAR.name}.json", f"{TREE.name}.json"]
 
     def test_what_was_simulated_is_not_kept(self, tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ class TestGoingOn:
         wall, measured = clock(0.4)
         for seconds in (0.3, 0.35):
             [found] = validate([STAR], Store(tmp_path), 2, wall=wall, virtual=clock(seconds)[0])
-            assert found == Result(STAR, seconds, (0.4, 0.4))
+            assert found == Result(STAR, (seconds,) * SIMULATIONS, (0.4, 0.4))
         assert len(measured) == 1
         assert "simulated" not in json.loads(file.read_text())
 
@@ -153,30 +154,30 @@ class TestGoingOn:
         wall, virtual = clock(0.4)[0], clock(0.3)[0]
         validate([STAR, TREE], Store(tmp_path), 2, told=told.append, wall=wall, virtual=virtual)
         assert told == [
-            "1 of 2: star-4-100-even-d-psgd: simulated 300.0 ms, measured 400.0 ms ± 0.0 %, error -25.0 %; "
-            "left: about 0 h 30 min",
-            "2 of 2: tree-bad-order-4-100-straggler-allreduce-sgd: simulated 300.0 ms, measured 400.0 ms "
-            "± 0.0 %, error -25.0 %",
+            "1 of 2: star-4-100-even-d-psgd: simulated 300.0 ms ± 0.0 %, measured 400.0 ms ± 0.0 %, "
+            "error -25.0 %; left: about 0 h 30 min",
+            "2 of 2: tree-bad-order-4-100-straggler-allreduce-sgd: simulated 300.0 ms ± 0.0 %, "
+            "measured 400.0 ms ± 0.0 %, error -25.0 %",
         ]
 
 
 class TestTable:
     def test_limits(self) -> None:
-        assert within(Result(STAR, 0.323, (0.3,)))
-        assert not within(Result(STAR, 0.325, (0.3,)))
-        assert not within(Result(TREE, 0.3095, (0.3,)))
+        assert within(Result(STAR, (0.323,), (0.3,)))
+        assert not within(Result(STAR, (0.325,), (0.3,)))
+        assert not within(Result(TREE, (0.3095,), (0.3,)))
 
     def test_rows(self) -> None:
-        rows = table([Result(STAR, 0.309, (0.3, 0.3)), Result(TREE, 0.312, (0.3,))]).splitlines()[2:]
+        rows = table([Result(STAR, (0.309,), (0.3, 0.3)), Result(TREE, (0.312,), (0.3,))]).splitlines()[2:]
         assert rows == [
-            "| star | 4 | 100 | none | d-psgd | 309.0 ms | 300.0 ms | 0.0 % | +3.0 % | 8 % |",
-            "| tree-bad-order | 4 | 100 | half speed | allreduce-sgd | 312.0 ms | 300.0 ms | 0.0 % | "
+            "| star | 4 | 100 | none | d-psgd | 309.0 ms | 300.0 ms ± 0.0 % | +3.0 % | 8 % |",
+            "| tree-bad-order | 4 | 100 | half speed | allreduce-sgd | 312.0 ms | 300.0 ms | "
             "**+4.0 %** | 3 % |",
         ]
 
     def test_by_algorithm(self) -> None:
         other = Case("d-psgd", "random", 4, 100, straggler=False)
-        rows = by_algorithm([Result(STAR, 0.306, (0.3,)), Result(other, 0.27, (0.3,))]).splitlines()[2:]
+        rows = by_algorithm([Result(STAR, (0.306,), (0.3,)), Result(other, (0.27,), (0.3,))]).splitlines()[2:]
         assert rows == ["| d-psgd | 2 | -4.0 % | 6.0 % | -10.0 % | 1 of 2 (8 %) |"]
 
 
@@ -232,4 +233,6 @@ def test_the_page_says_when_was_measured_and_not_when_it_was_written(tmp_path: P
     for case, date in ((STAR, "2026-11-03"), (TREE, "2026-10-31")):
         store.save(case, {"scenario": case.measured, "measured": [0.4], "date": date})
     assert store.latest([STAR, TREE]) == "2026-11-03"
-    assert "\n\nMeasured until 2026-11-03 on " in emulated.page([Result(STAR, 0.4, (0.4,))], 1, "2026-11-03")
+    assert "\n\nMeasured until 2026-11-03 on " in emulated.page(
+        [Result(STAR, (0.4,), (0.4,))], 1, "2026-11-03"
+    )

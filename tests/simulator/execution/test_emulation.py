@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -54,6 +55,23 @@ def described(topology: dict[str, Any], algorithm: object = "d-psgd", **cluster:
 
 
 RING = {"builder": "ring", "nodes": 3, "link": LINK}
+
+
+@pytest.mark.parametrize(
+    ("rate", "latency", "delays", "buffer"),
+    [
+        ("100 Mbps", "0 s", True, 2**17),
+        # Twice what a link carries in a round trip of two hops each way, and in half a millisecond.
+        ("1 Gbps", "1 ms", True, 2 * 125e6 * 4.5e-3),
+        ("1 Gbps", "1 ms", False, 2**17),
+        ("10 Gbps", "0 s", False, 2 * 1.25e9 * 0.5e-3),
+        ("100 Gbps", "0 s", True, 2**22),
+    ],
+)
+def test_what_a_sender_may_have_under_way(rate: str, latency: str, delays: bool, buffer: float) -> None:
+    link = {"bandwidth": rate, "latency": latency}
+    layout = Layout.of(described({"builder": "switch", "gpus": 3, "link": link}))
+    assert emulation.buffer_bytes(layout, delays) == buffer
 
 
 class TestLayout:
@@ -122,11 +140,11 @@ class TestLayout:
         assert Layout.of(described(RING, workers=3, placement=[0, 0, 2])).ranks == (0, 0, 2)
 
     def test_needs(self) -> None:
-        assert Layout.of(described(RING)).needs == {"veth", "tbf"}
+        assert Layout.of(described(RING)).needs == {"veth", "tbf", "htb"}
         half = {**RING, "link": {**LINK, "duplex": "half"}}
-        assert Layout.of(described(half)).needs == {"veth", "tbf", "ifb"}
+        assert Layout.of(described(half)).needs == {"veth", "tbf", "htb", "ifb"}
         torus = {"builder": "torus", "dimensions": [4, 4]}
-        assert Layout.of(described(torus, routing="ecmp")).needs == {"veth", "tbf", "policy routing"}
+        assert Layout.of(described(torus, routing="ecmp")).needs == {"veth", "tbf", "htb", "policy routing"}
 
     def test_addresses(self) -> None:
         assert [address(node) for node in (0, 254, 255)] == ["10.0.0.1", "10.0.0.255", "10.0.1.0"]
@@ -267,8 +285,15 @@ class TestNetwork:
     def test_rates(self) -> None:
         graph = {**RING, "link": {**LINK, "efficiency": 0.5}}
         with emulated(described(graph)) as network:
-            assert network.facts() == {"nodes": 3, "edges": 3, "left_out": []}
+            assert network.facts() == {
+                "nodes": 3,
+                "edges": 3,
+                "links": "lossless, acknowledgements first",
+                "left_out": [],
+            }
             found = [inside(namespace, queues) for namespace in network.namespaces]
+            buffers = inside(network.namespaces[0], lambda _: Path("/proc/sys/net/ipv4/tcp_wmem").read_text())
+        assert buffers.split() == ["4096", "131072", "131072"]
         rate = 100e6 / 8 / 2
         assert found == [{"to1": rate, "to2": rate}, {"to0": rate, "to2": rate}, {"to0": rate, "to1": rate}]
 
@@ -322,7 +347,47 @@ class TestNetwork:
         assert simulated.models is not None
         assert run.models.tobytes() == simulated.models.tobytes()
         assert (run.clock, run.iterations) == ("wall", (4, 4, 4))
-        assert run.summary()["emulation"] == {"nodes": 3, "edges": 3, "left_out": []}
+        assert run.summary()["emulation"] == {
+            "nodes": 3,
+            "edges": 3,
+            "links": emulation.LINKS,
+            "left_out": [],
+        }
+
+    def test_messages_the_other_way_take_nothing(self) -> None:
+        """One message against three on a link takes as long as alone, but for headers.
+
+        Where acknowledgements wait behind the three, it has a third of the link.
+        """
+        hosts = {"builder": "two-level", "hosts": 2, "gpus-per-host": 4, "inside": LINK, "network": LINK}
+        total = 2**20
+        pairs = [(0, 4), (5, 1), (6, 2), (7, 3)]
+
+        def receive(rank: int) -> float:
+            network.sites[rank].enter()
+            with socket.create_server((address(network.layout.ranks[rank]), 9000)) as server:
+                ready.wait()
+                connection, _ = server.accept()
+                with connection:
+                    left = total
+                    while left:
+                        left -= len(connection.recv(65536))
+                    return time.monotonic()
+
+        def send(rank: int, receiver: int) -> None:
+            network.sites[rank].enter()
+            ready.wait()
+            with socket.create_connection((address(network.layout.ranks[receiver]), 9000)) as connection:
+                connection.sendall(bytes(total))
+
+        ready = threading.Barrier(2 * len(pairs) + 1)
+        with emulated(described(hosts)) as network, ThreadPoolExecutor(2 * len(pairs)) as threads:
+            ends = [threads.submit(apart, functools.partial(receive, pair[1])) for pair in pairs]
+            for pair in pairs:
+                threads.submit(apart, functools.partial(send, *pair))
+            ready.wait()
+            begin = time.monotonic()
+            assert ends[0].result(20) - begin < 1.6 * total / 12.5e6
 
     def test_messages_go_by_the_links_of_their_routes(self) -> None:
         """A star of three machines: what the first sends the third leaves by the switch, once a hop."""
