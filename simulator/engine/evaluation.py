@@ -5,14 +5,17 @@ then; what it is evaluated at is the model and the mini-batch of its own call. S
 network stay in the processor's caches: where events of the clock come between two evaluations, that of a
 small network takes half as long again.
 
-Separate evaluation takes them one by one, with the bits of a real run. With ``workload.evaluation: batched``
-workers share one vectorised evaluation (``torch.func.vmap``), which for small networks costs a fraction of
-one evaluation each. Its last bits differ, so a scenario has to ask for it and gives up bit-identity.
+Separate evaluation takes them one by one, with the bits of a real run; those of large networks go side by
+side on several threads (see :mod:`simulator.engine.crew`). With ``workload.evaluation: batched`` workers
+share one vectorised evaluation (``torch.func.vmap``), which for small networks costs a fraction of one
+evaluation each. Its last bits differ, so a scenario has to ask for it and gives up bit-identity.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from simulator.engine.crew import Crew
 
 if TYPE_CHECKING:
     import torch
@@ -29,11 +32,14 @@ class GradientPool:
         Whose gradients they are.
     batched
         Whether they share an evaluation.
+    threads
+        How many may evaluate at a time, where they do not.
     """
 
-    def __init__(self, objective: SampledObjective, batched: bool) -> None:
+    def __init__(self, objective: SampledObjective, batched: bool, threads: int = 1) -> None:
         self._objective = objective
         self._batched = batched
+        self._crew = Crew(objective, threads)
         self._waiting: list[tuple[Deferred, Request]] = []
 
     def gradient(self, oracle: Oracle, x: torch.Tensor) -> DeferredPart:
@@ -45,16 +51,14 @@ class GradientPool:
     def evaluate(self) -> None:
         """Evaluate everything that has been asked for."""
         waiting, self._waiting = self._waiting, []
-        if self._batched:
-            gradients = self._objective.batch_gradients([request for _, request in waiting])
-            for (deferred, _), gradient in zip(waiting, gradients, strict=True):
-                deferred.value = gradient
-            return
-        for deferred, request in waiting:
-            try:
-                deferred.value = self._objective.batch_gradient(*request)
-            except Exception as error:
-                deferred.value = error  # for the worker that asked
+        requests = [request for _, request in waiting]
+        evaluate = self._objective.batch_gradients if self._batched else self._crew.evaluate
+        for (deferred, _), value in zip(waiting, evaluate(requests), strict=True):
+            deferred.value = value
+
+    def end(self) -> None:
+        """Evaluate nothing more."""
+        self._crew.end()
 
 
 class Deferred:

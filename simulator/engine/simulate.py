@@ -79,8 +79,12 @@ def simulate(
         part = _part_of(progress, number, len(scenarios))
         # A loss that diverges overflows; the run says so itself, with the iteration.
         overflow = np.errstate(over="ignore", invalid="ignore")
-        with _torch_set_up(single), _no_garbage_collection(), overflow:
-            runs.append(Simulation(single, part, monitor, core).run())
+        with _torch_set_up(single) as threads, _no_garbage_collection(), overflow:
+            simulation = Simulation(single, part, monitor, core, threads)
+            try:
+                runs.append(simulation.run())
+            finally:
+                simulation.end()
     return best_of(runs)
 
 
@@ -103,7 +107,7 @@ def check_simulable(scenario: Scenario) -> None:
         raise BadInput(": ".join(filter(None, (scenario.source, error.key))), error.problem) from None
 
 
-def _gradient_pool(scenario: Scenario) -> GradientPool | None:
+def _gradient_pool(scenario: Scenario, threads: int = 1) -> GradientPool | None:
     """Return where workers leave their gradients to be evaluated; None where each is evaluated at once."""
     objective = scenario.objective
     if objective is None:
@@ -112,7 +116,7 @@ def _gradient_pool(scenario: Scenario) -> GradientPool | None:
 
     batched = scenario.sections.workload.evaluation == "batched"
     if isinstance(objective, SampledObjective):
-        return GradientPool(objective, batched)
+        return GradientPool(objective, batched, threads)
     if batched:
         problem = f"'batched' needs an objective over samples, which {objective.name} is not"
         raise BadInput("workload.evaluation", problem)
@@ -126,13 +130,13 @@ def _part_of(progress: Progress | None, number: int, count: int) -> Progress | N
 
 
 @contextlib.contextmanager
-def _torch_set_up(scenario: Scenario) -> Iterator[None]:
+def _torch_set_up(scenario: Scenario) -> Iterator[int]:
     """Let torch use one thread, as each real rank does, so that both clocks give the same bits.
 
-    What tensors free stays with the process.
+    What tensors free stays with the process. Gives the threads that torch would use.
     """
     if scenario.sections.workload.objective is None:
-        yield
+        yield 1
         return
     import torch
 
@@ -140,7 +144,7 @@ def _torch_set_up(scenario: Scenario) -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        yield threads
     finally:
         torch.set_num_threads(threads)
 
@@ -164,7 +168,12 @@ class Simulation:
     """One run on the virtual clock: its clock, network, workers, and what is recorded of them."""
 
     def __init__(
-        self, scenario: Scenario, progress: Progress | None, monitor: bool, core: CoreName = "auto"
+        self,
+        scenario: Scenario,
+        progress: Progress | None,
+        monitor: bool,
+        core: CoreName = "auto",
+        threads: int = 1,
     ) -> None:
         self.scenario = scenario
         self.algorithm_class = type(scenario.algorithm).__name__
@@ -184,7 +193,7 @@ class Simulation:
         self.bounds = cut(scenario.cost.buckets(), scenario.cost.parameters, self.elements)
         self.outline = outline(scenario)
         self.step_time = functools.cache(scenario.cost.gradient_seconds)
-        self.pool = _gradient_pool(scenario)
+        self.pool = _gradient_pool(scenario, min(threads, scenario.workers))
         stop_early = scenario.sections.budget.stop == "target"
         self.observer = Observer(
             self._objective,
@@ -382,6 +391,11 @@ class Simulation:
         if self._failure is not None:
             raise self._failure
         return self._result()
+
+    def end(self) -> None:
+        """Let go of what outlives a run."""
+        if self.pool is not None:
+            self.pool.end()
 
     def _deadlock(self) -> faults.AlgorithmError:
         """Say who waits for whom, for what, since when and where."""

@@ -537,6 +537,10 @@ class SampledObjective(Objective):
         shard = self._shards[key][rank]
         return SampledOracle(self, shard, self.sharing.sampler(shard, batch, generator), (seed, rank))
 
+    def twin(self) -> SampledObjective:
+        """The same objective, to be evaluated by another thread at the same time; it seeds no generator."""
+        return self
+
     @property
     def summands(self) -> int:
         """The number of samples."""
@@ -833,6 +837,23 @@ class ModuleObjective(SampledObjective):
             self._lay_out()
             self._initial = initial
         return True
+
+    def twin(self) -> ModuleObjective:
+        """The same samples and a network of its own."""
+        twin = copy.copy(self)
+        twin._stochastic = False
+        with self._lock:
+            self._prepare(self._initial, training=True)  # with the buffers that the module came with
+            twin._module = copy.deepcopy(self._module)
+        for name in set(twin.__dict__) - {"samples"}:
+            if isinstance(getattr(type(twin), name, None), functools.cached_property):
+                del twin.__dict__[name]  # which may be of the first one's network
+        twin._trainable = [parameter for parameter in twin._module.parameters() if parameter.requires_grad]
+        twin._plans, twin._hooked, twin._delivery = {}, False, None
+        twin._training = None
+        twin._lock = threading.Lock()
+        twin._lay_out()
+        return twin
 
     def _lay_out(self) -> None:
         """Make the parameters views of one buffer, into which a model is copied: one copy per evaluation.
