@@ -6,6 +6,7 @@ import pytest
 
 from analysis.validate import calibrated
 from analysis.validate.result import Result, milliseconds, spread
+from simulator.engine.simulate import simulate
 
 
 def test_figures() -> None:
@@ -17,9 +18,28 @@ def test_figures() -> None:
 
 
 def test_the_table_of_a_calibrated_machine() -> None:
-    rows = calibrated.table("mlp", [Result("d-psgd", (0.033,), (0.02, 0.03, 0.04))]).splitlines()
+    means = Result("d-psgd", (0.033,), (0.02, 0.03, 0.04))
+    medians = Result("d-psgd", (0.03,), (0.02, 0.02))
+    rows = calibrated.table("mlp", [calibrated.Compared(means, medians)]).splitlines()
     assert rows == [
-        "| mlp | simulated | measured | error |",
-        "|---|---:|---:|---:|",
-        "| d-psgd | 33.000 ms | 30.000 ms ± 33.3 % | +10.0 % |",
+        "| mlp | mean, simulated | measured | error | median, simulated | measured | error |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        "| d-psgd | 33.000 ms | 30.000 ms ± 33.3 % | +10.0 % | 30.000 ms | 20.000 ms ± 0.0 % | +50.0 % |",
     ]
+
+
+def test_the_median_of_iterations_is_not_moved_by_a_few() -> None:
+    made = calibrated.scenario(
+        {"topology": {"builder": "switch", "gpus": 2}, "device": "ideal", "transport": "ideal"},
+        "mlp",
+        {"name": "allreduce-sgd"},
+        16 * calibrated.PERIOD + 1,
+        2,
+    )
+    cost = {"parameters": 1, "batch": 1, "gradient": "1 s"}
+    made = made.vary({"workload": {"cost": cost}, "step-size": None})
+    assert calibrated.median(simulate(made)) == pytest.approx(1.0, rel=1e-4)
+    burst = {"kind": "bursts", "fast": "30 s", "slow": "10 s", "slowdown": 3.0, "workers": [0]}
+    slowed = simulate(made.vary(stragglers=[burst]))
+    assert slowed.time_per_iteration > 1.1
+    assert calibrated.median(slowed) == pytest.approx(1.0, rel=1e-4)
