@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,73 @@ def test_memory(
     record_property("run", f"{running:.1f} CPU s")
 
 
+def with_numerics(hidden: int, batch: int, evaluation: str) -> Scenario:
+    """Return 50 iterations of 16 workers of AllReduce-SGD on the MLP."""
+    changes = {
+        "workload.objective-batch": batch,
+        "workload.objective.hidden": hidden,
+        "workload.evaluation": evaluation,
+    }
+    scenario = Scenario.load("cocod-1080ti").variants()[1]
+    return scenario.vary(changes, step_size=0.1, budget={"iterations": 50})
+
+
+def evaluated(scenario: Scenario, batch: int, clock: Callable[[], float]) -> tuple[float, float]:
+    """Return the seconds of the gradients that a run contains, and of those with its reports."""
+    objective = scenario.objective
+    assert objective is not None
+    oracle = objective.oracle(0, (1.0,), batch, 1)
+    x = objective.initial_model()
+    start = clock()
+    for _ in range(16 * 50):
+        oracle.gradient(x)
+    bare = clock() - start
+    for _ in range(50):
+        objective.loss_and_gradient_norm(x)
+    return bare, clock() - start
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads for a while."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.benchmark(group="numerics")
+@pytest.mark.parametrize(("hidden", "batch"), [(256, 512), (1024, 512)])
+def test_numerics_on_several_threads(
+    benchmark: Any, record_property: Callable[[str, object], None], hidden: int, batch: int
+) -> None:
+    """The same run on one thread and on as many as there are processors, in wall-clock time."""
+    scenario = with_numerics(hidden, batch, "separate")
+    processors = os.cpu_count() or 1
+    bare, alone, together = [], [], []
+
+    def in_turns() -> None:
+        with torch_threads(1):
+            bare.append(evaluated(scenario, batch, time.perf_counter)[1])
+            start = time.perf_counter()
+            simulate(scenario)
+            alone.append(time.perf_counter() - start)
+        with torch_threads(processors):
+            start = time.perf_counter()
+            simulate(scenario)
+            together.append(time.perf_counter() - start)
+
+    benchmark.pedantic(in_turns, rounds=7, warmup_rounds=1)
+    record_property("gradients and reports", f"{1e3 * min(bare):.0f} ms")
+    record_property("on one thread", f"{1e3 * min(alone):.0f} ms, {min(alone) / min(bare):.2f} of that")
+    figures = f"{1e3 * min(together):.0f} ms, {min(together) / min(bare):.2f} of that"
+    record_property(f"on {processors} threads", figures)
+
+
 @pytest.mark.benchmark(group="numerics")
 @pytest.mark.parametrize("evaluation", ["separate", "batched"])
 @pytest.mark.parametrize(("hidden", "batch"), [(32, 2), (32, 32), (32, 512), (1024, 512)])
@@ -83,35 +152,19 @@ def test_numerics(
     bare gradients of the workers, and to those with the loss and the gradient norm on all data, which each of
     the 50 reports takes.
     """
-    import torch
-
-    scenario = Scenario.load("cocod-1080ti").variants()[1]
-    changes = {
-        "workload.objective-batch": batch,
-        "workload.objective.hidden": hidden,
-        "workload.evaluation": evaluation,
-    }
-    scenario = scenario.vary(changes, step_size=0.1, budget={"iterations": 50})
-    objective = scenario.objective
-    assert objective is not None
-    torch.set_num_threads(1)
-    oracle = objective.oracle(0, (1.0,), batch, 1)
-    x = objective.initial_model()
+    scenario = with_numerics(hidden, batch, evaluation)
     bare, with_reports, simulated = [], [], []
 
     def in_turns() -> None:
-        start = time.process_time()
-        for _ in range(16 * 50):
-            oracle.gradient(x)
-        bare.append(time.process_time() - start)
-        for _ in range(50):
-            objective.loss_and_gradient_norm(x)
-        with_reports.append(time.process_time() - start)
+        times = evaluated(scenario, batch, time.process_time)
+        bare.append(times[0])
+        with_reports.append(times[1])
         start = time.process_time()
         simulate(scenario)
         simulated.append(time.process_time() - start)
 
-    benchmark.pedantic(in_turns, rounds=7, warmup_rounds=1)
+    with torch_threads(1):
+        benchmark.pedantic(in_turns, rounds=7, warmup_rounds=1)
     record_property("bare gradients", f"{1e3 * min(bare):.0f} ms")
     record_property("with reports", f"{1e3 * min(with_reports):.0f} ms")
     record_property("simulation", f"{1e3 * min(simulated):.0f} ms")
