@@ -169,7 +169,8 @@ def facts(scenario: Scenario) -> list[tuple[str, str]]:
     found.append(("budget", f"{sections.budget.iterations:,} iterations a worker"))
     if sections.target is not None:
         found.append(("target", sections.target.text()))
-    found.append(("seed", str(scenario.seed)))
+    own = sections.cluster.seed
+    found.append(("seed", str(scenario.seed) if own is None else f"{scenario.seed}, of the machines {own}"))
     return found
 
 

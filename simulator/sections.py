@@ -467,8 +467,8 @@ class WorkloadSection(Section):
     objective_batch
         Samples per worker that a gradient of the objective really takes; without it, the batch of the cost.
     evaluation
-        ``batched`` lets a simulation evaluate the gradients of several workers at once, which is faster and
-        gives up bit-identity.
+        ``batched`` lets a simulation evaluate the gradients of several workers as one, which is faster for
+        small networks and gives up bit-identity.
     batches
         The same for all workers, or in proportion to their speed.
     scaling

@@ -100,14 +100,9 @@ def compared(
         made = scenario(cluster, workload, algorithm, iterations, workers)
         simulated = simulate(made)
         measured = [cast("Run", execute(made)) for _ in range(runs)]
-        results.append(
-            Compared(
-                Result(
-                    name, (simulated.time_per_iteration,), tuple(run.time_per_iteration for run in measured)
-                ),
-                Result(name, (median(simulated),), tuple(map(median, measured))),
-            )
-        )
+        means = Result(name, (mean(simulated),), tuple(map(mean, measured)))
+        medians = Result(name, (median(simulated),), tuple(map(median, measured)))
+        results.append(Compared(means, medians))
     return results
 
 
@@ -136,6 +131,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--workload", choices=tuple(WORKLOADS), action="append", help="by default all")
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     try:
+        if chosen.iterations <= PERIOD:
+            raise BadInput("--iterations", f"must be above {PERIOD}, got {chosen.iterations}")
         with tempfile.TemporaryDirectory() as folder:
             for workload in chosen.workload or WORKLOADS:
                 file = chosen.cluster and chosen.cluster.resolve()

@@ -34,7 +34,7 @@ from typing import Any
 
 from analysis.validate.result import Result, milliseconds
 from simulator.engine.simulate import simulate
-from simulator.execution.emulation import LINKS, emulate
+from simulator.execution.emulation import conditions, emulate
 from simulator.execution.namespaces import check_rights
 from simulator.parts import BadInput
 from simulator.run import Run, processor, provenance
@@ -70,7 +70,7 @@ COUNTED = 4
 RUNS = 5
 """Measurements of a case, unless told otherwise."""
 SIMULATIONS = 10
-"""Of a case, with other shares of links each."""
+"""How often a case is simulated, each time with another seed of the machines."""
 SHARE_SPREAD = 0.002
 """Of TCP in these networks, as :func:`share_spread` measures it with two messages to one worker."""
 
@@ -113,7 +113,7 @@ class Case:
         """What tells the scenario from others, without the transport, and how networks are emulated."""
         resolved = self.scenario().resolved()
         del resolved["cluster"]["transport"]
-        resolved["links"] = LINKS
+        resolved["emulation"] = conditions(self.scenario())
         return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:16]
 
     def scenario(self) -> Scenario:

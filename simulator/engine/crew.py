@@ -4,7 +4,9 @@ Each gradient is evaluated by one thread, as a real rank does it, so its bits ar
 gradients, not the work of one. Every thread has an objective of its own, as an evaluation writes into its
 network. torch lets go of Python's lock inside its kernels alone: small networks, of which a gradient takes
 as long in Python as in kernels, are slower on two threads than on one. So the first evaluations are timed, on
-one thread and on all, and the faster way is kept. What varies with that is time, not a result.
+one thread and on all, and the faster way is kept. What varies with that is time, not a result; but for
+networks that keep numbers outside of parameters and buffers, or draw from generators of their own, which
+nothing here can control. ``torch.set_num_threads(1)`` before a simulation keeps it on one thread.
 
 Random numbers of a network (dropout) come from torch's one generator, which cannot be seeded for several
 threads at a time. If it was drawn from, the gradients are evaluated again, on one thread, as are all others
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 WORTH_A_THREAD = 3e-4
 """Seconds of a gradient below which several threads are not even tried."""
 _TRIALS = 3
-"""Timed evaluations each way; the first of several threads makes them."""
+"""Timed evaluations on one thread and on all; the fastest counts, for the first on all starts the threads."""
 
 
 class Crew:
@@ -63,7 +65,7 @@ class Crew:
         return self._threads if min(self._together) < alone else 1
 
     def evaluate(self, requests: Sequence[Request]) -> list[Value]:
-        """Return the gradients, or what evaluating one raised."""
+        """Return the gradients in the order of the requests, or what evaluating one raised."""
         threads = self.threads if len(requests) > 1 else 1
         begin = time.perf_counter()
         values = _in_turn(self._objective, requests) if threads == 1 else self._spread(requests)
@@ -78,7 +80,10 @@ class Crew:
         import torch
 
         if self._executor is None:
-            self._twins = [self._objective.twin() for _ in range(self._threads)]
+            try:
+                self._twins = [self._objective.twin() for _ in range(self._threads)]
+            except ValueError:
+                return self._alone_from_now_on(requests)
             self._executor = ThreadPoolExecutor(self._threads, "gradients", torch.set_num_threads, (1,))
         before = torch.get_rng_state()
         dealt = [
@@ -91,6 +96,9 @@ class Crew:
         if torch.equal(torch.get_rng_state(), before):
             return values
         torch.set_rng_state(before)
+        return self._alone_from_now_on(requests)
+
+    def _alone_from_now_on(self, requests: Sequence[Request]) -> list[Value]:
         self._threads = 1
         return _in_turn(self._objective, requests)
 

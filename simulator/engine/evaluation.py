@@ -1,14 +1,14 @@
-"""Gradients of several workers, evaluated one after another or together.
+"""Gradients of several workers, evaluated one by one, side by side or together.
 
 A gradient is evaluated when the first of those under way is due, with all others that have been asked for by
 then; what it is evaluated at is the model and the mini-batch of its own call. So the code and the data of the
 network stay in the processor's caches: where events of the clock come between two evaluations, that of a
 small network takes half as long again.
 
-Separate evaluation takes them one by one, with the bits of a real run; those of large networks go side by
-side on several threads (see :mod:`simulator.engine.crew`). With ``workload.evaluation: batched`` workers
-share one vectorised evaluation (``torch.func.vmap``), which for small networks costs a fraction of one
-evaluation each. Its last bits differ, so a scenario has to ask for it and gives up bit-identity.
+Separate evaluation gives the bits of a real run: small networks one by one, large ones side by side on
+several threads (see :mod:`simulator.engine.crew`). With ``workload.evaluation: batched`` workers share one
+vectorised evaluation (``torch.func.vmap``), which for small networks costs a fraction of one evaluation each.
+Its last bits differ, so a scenario has to ask for it and gives up bit-identity.
 """
 
 from __future__ import annotations

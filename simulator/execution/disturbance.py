@@ -160,7 +160,6 @@ def kick(device: str) -> None:
     """Send a frame that nobody takes, so that the queue before a device looks at its rate again."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
         raw.bind((device, 0))
-        # A full queue refuses the frame, but looks as well.
+        # To and from nobody. A device that is down, as after a cut, refuses the frame.
         with suppress(OSError):
-            # To and from nobody.
             raw.send(bytes(12) + _KICK)

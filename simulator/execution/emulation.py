@@ -11,7 +11,7 @@ come out right, with what was seen without it:
 
 - acknowledgements first, and windows of little more than the round trip: behind the frames of messages the
   other way acknowledgements come late and in bunches. One message each way then loses 8 to 13 % of a link,
-  two 8 %, four 4 %, short ones against several up to a third. First but with TCP's own large windows, many
+  two 7 %, four 4 %, a short one against several up to a third. First but with TCP's own large windows, many
   short messages lose 8 %; small windows without that let one against four lose two thirds. With both, 0.5 %
   is lost in any of these, at any size, and messages share a link equally to 0.2 % (instead of 14 %);
 - frames of 9,000 bytes, no segmentation offload, and a burst of at least two frames: two processors are
@@ -69,8 +69,10 @@ _BURST = 1e-3
 """Seconds at a link's rate that its token bucket holds, unless that is less than two frames."""
 _LAG = 0.5e-3
 """Seconds that a sender may wait for a processor while what it has sent keeps its link busy."""
-_BUFFERS = (2**17, 2**22)
+_BUFFERS = (2**17, 2**26)
 """Bytes of a sender's buffer, the kernel's records included: at least, a dozen frames, and at most."""
+_RECEIVED = 2**25
+"""Bytes that a receiver's buffer may grow to by the kernel's own choice."""
 _SHAPED = 2.0**32
 """Bytes/s from which on a token bucket cannot hold a rate; such links are as fast as the machine."""
 _CARRIED = 250e6
@@ -85,7 +87,7 @@ _ONLINK = 4  # RTNH_F_ONLINK: the next hop is at the other end, although no netw
 _PERMANENT = 0x80  # NUD_PERMANENT
 
 LINKS = "lossless, acknowledgements first"
-"""How links carry messages, for whoever compares runs: it changes whenever times in emulations do."""
+"""How links carry messages, for whoever reads a run."""
 
 SETTINGS = {
     "ipv4/ip_forward": "1",
@@ -100,11 +102,21 @@ SETTINGS = {
     "ipv6/conf/all/disable_ipv6": "1",
     "ipv6/conf/default/disable_ipv6": "1",
 }
-"""What every namespace has below /proc/sys/net: it forwards, and its connections remember nothing.
+"""What namespaces have below /proc/sys/net in any network: they forward, and connections remember nothing.
 
 Where a link comes back that had failed, what was lost as it failed is sent again within a second, on kernels
 that have such a limit (Linux 6.15 and later); elsewhere TCP may wait for as long again as the link was away.
 """
+
+
+def conditions(scenario: Scenario) -> dict[str, Any]:
+    """Return what times in an emulation depend on besides the scenario, as far as data can say it."""
+    return {
+        "links": LINKS,
+        "packets": MTU,
+        "burst": _BURST,
+        "settings": settings(Layout.of(scenario), delays=True),
+    }
 
 
 # What is to be built, as data.
@@ -130,6 +142,13 @@ class Cable:
     rates: tuple[float | None, float | None]
     delays: tuple[float, float]
     half: bool = False
+
+    def toward(self, node: int) -> tuple[float, float]:
+        """Return the rate in bytes/s and the latency in seconds of the link that leads to one of the ends."""
+        direction = 0 if node == self.ends[1] else 1
+        rate = self.rates[direction]
+        assert rate is not None
+        return rate, self.delays[direction]
 
     def slowed(self, factors: Mapping[frozenset[int], float]) -> Cable:
         """Return this cable with the part of its rates that is left; ``factors`` by the two ends."""
@@ -168,15 +187,15 @@ class Layout:
         By node.
     ranks
         The node of each worker.
-    latency
-        Of the longest route between two workers, in seconds.
+    ways
+        The rate in bytes/s and the latency in seconds of each route between two workers.
     """
 
     nodes: tuple[Hashable, ...]
     cables: tuple[Cable, ...]
     forwarding: tuple[Forwarding, ...]
     ranks: tuple[int, ...]
-    latency: float
+    ways: frozenset[tuple[float, float]]
 
     @classmethod
     def of(cls, scenario: Scenario) -> Layout:
@@ -193,13 +212,17 @@ class Layout:
             if source != destination
         }
         paths = {ends: [number[head] for _, head in route] for ends, route in found.items()}
-        latency = max((_latency(cluster.graph, route) for route in found.values()), default=0.0)
         slowed: dict[frozenset[int], float] = {}
         for part in filter(_always_slow, scenario.stragglers):
             ends = frozenset(number[cluster.node(end)] for end in part.between)
             slowed[ends] = slowed.get(ends, 1.0) * part.factor
         cables = tuple(cable.slowed(slowed) for cable in _cables(cluster.graph, number))
-        return cls(nodes, cables, _forwarding(len(nodes), paths), ranks, latency)
+        between = {frozenset(cable.ends): cable for cable in cables}
+        ways = frozenset(
+            _way([between[frozenset((number[a], number[b]))].toward(number[b]) for a, b in route])
+            for route in found.values()
+        )
+        return cls(nodes, cables, _forwarding(len(nodes), paths), ranks, ways)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -221,8 +244,10 @@ def _numbered(nodes: Sequence[Hashable]) -> dict[Hashable, int]:
     return {node: index for index, node in enumerate(nodes)}
 
 
-def _latency(graph: topologies.Graph, route: topologies.Route) -> float:
-    return math.fsum(topologies.link_spec(graph, tail, head).latency for tail, head in route)
+def _way(links: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return rate and latency of a route of links."""
+    rates, delays = zip(*links, strict=True)
+    return min(rates), math.fsum(delays)
 
 
 def _always_slow(part: object) -> TypeGuard[SlowLink]:
@@ -389,6 +414,8 @@ def left_out(scenario: Scenario, layout: Layout, delays: bool) -> tuple[str, ...
         found.append("limits of links above 34 Gbps, which are as fast as this machine")
     elif any(rate > _CARRIED for rate in rates):
         found.append("nothing of links above 2 Gbps, but the processors of this machine may carry less")
+    if _wanted(layout, delays) > _BUFFERS[1]:
+        found.append("the full rate over round trips in which a link carries more than 32 MiB")
     if scenario.sections.cluster.background:
         found.append("background traffic")
     if scenario.execution.compute == "emulated" and any(d.interference > 1 for d in scenario.cluster.devices):
@@ -430,11 +457,21 @@ def _lay(index: int, cable: Cable, namespaces: Sequence[Namespace]) -> None:
         )
 
 
+def settings(layout: Layout, delays: bool) -> dict[str, str]:
+    """Return what every namespace of a network has below /proc/sys/net."""
+    buffer = buffer_bytes(layout, delays)
+    buffers = {
+        "ipv4/tcp_wmem": f"4096 {buffer} {buffer}",
+        "ipv4/tcp_rmem": f"4096 131072 {max(_RECEIVED, buffer)}",
+    }
+    return SETTINGS | buffers
+
+
 def buffer_bytes(layout: Layout, delays: bool) -> int:
     """Return the bytes that a sender may have under way, with the kernel's own records of them.
 
-    Records are as much again, at most. So a link of the fastest rate is kept busy over the longest round trip
-    and while the sender waits for a processor; anything more would only wait in a port.
+    Records are as much again, at most. So each route is kept busy over its round trip and while the sender
+    waits for a processor; anything more would only wait in a port.
 
     Parameters
     ----------
@@ -443,10 +480,14 @@ def buffer_bytes(layout: Layout, delays: bool) -> int:
     delays
         Whether its latencies are emulated.
     """
-    fastest = max((rate for cable in layout.cables for rate in cable.rates if rate is not None), default=0.0)
-    round_trip = 2 * layout.latency if delays else 0.0
     least, most = _BUFFERS
-    return round(min(max(2 * fastest * (round_trip + _LAG), least), most))
+    return round(min(max(least, _wanted(layout, delays)), most))
+
+
+def _wanted(layout: Layout, delays: bool) -> float:
+    """Return the bytes that keep each route busy."""
+    lags = ((rate, _LAG + (2 * latency if delays else 0.0)) for rate, latency in layout.ways)
+    return max((2 * min(rate, _SHAPED) * lag for rate, lag in lags), default=0.0)
 
 
 def _device(neighbour: int) -> str:
@@ -456,8 +497,7 @@ def _device(neighbour: int) -> str:
 
 def _configure(node: int, layout: Layout, delays: bool) -> None:
     """Configure the namespace of a node, which this thread is in."""
-    buffer = buffer_bytes(layout, delays)
-    for key, value in {**SETTINGS, "ipv4/tcp_wmem": f"{min(4096, buffer)} {buffer} {buffer}"}.items():
+    for key, value in settings(layout, delays).items():
         # A kernel without IPv6 has no settings for it, and needs none; older ones lack others.
         with suppress(FileNotFoundError):
             Path("/proc/sys/net", key).write_text(value)

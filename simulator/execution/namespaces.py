@@ -35,6 +35,7 @@ FEATURES = {
 """What an emulated network may need of the kernel, with the options that a kernel has it by."""
 
 _CLONE_NEWNET = 0x40000000
+_ROOT = 0xFFFFFFFF  # TC_H_ROOT
 _ANY_RATE = 2**32 - 1
 _ANY_BURST = 2**20
 _ANY_PACKETS = 10_000
@@ -160,13 +161,14 @@ def _missing_features() -> frozenset[str]:
             return frozenset(FEATURES)
         [index] = ip.link_lookup(ifname="probe")
         [peer] = ip.link_lookup(ifname="peer")
+        [loopback] = ip.link_lookup(ifname="lo")
         works = {
             "veth": True,
             "tbf": _works(
                 lambda: ip.tc("add", "tbf", index=index, handle="1:", rate=10**6, burst=10**5, latency=5000)
             ),
-            "htb": _works(lambda: acknowledgements_first(ip, index, "1:1", "2:")),
             "netem": _works(lambda: ip.tc("add", "netem", index=peer, handle="1:", delay=1000)),
+            "htb": _works(lambda: acknowledgements_first(ip, loopback, _ROOT, "2:")),
             "policy routing": _works(
                 lambda: ip.rule("add", src="10.0.0.1", src_len=32, table=100, priority=100)
             ),
@@ -189,7 +191,7 @@ def _works(attempt: Callable[[], object]) -> bool:
     return True
 
 
-def acknowledgements_first(ip: Any, index: int, parent: str, handle: str) -> None:
+def acknowledgements_first(ip: Any, index: int, parent: str | int, handle: str) -> None:
     """Let TCP's bare acknowledgements pass what else waits before an interface.
 
     Parameters
@@ -227,14 +229,9 @@ def acknowledgements_first(ip: Any, index: int, parent: str, handle: str) -> Non
         index=index,
         parent=handle,
         protocol=0x0800,  # IPv4
-        target=_number(handle) | first,
+        target=f"{handle}{first}",
         keys=[length, acknowledges],
     )
-
-
-def _number(handle: str) -> int:
-    """Return a queue's handle as the kernel has it."""
-    return int(handle.rstrip(":"), 16) << 16
 
 
 def redirect(ip: Any, index: int, name: str) -> int:

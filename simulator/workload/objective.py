@@ -772,7 +772,8 @@ class ModuleObjective(SampledObjective):
       `EVALUATION_BATCH` samples; running statistics would depend on a worker's history.
     - Randomness inside the module (dropout) comes from torch's default CPU generator. If `stochastic`, it is
       seeded from (seed, rank, number of the draw) before each gradient and put back afterwards, at a price of
-      about 10 µs. Other sources of randomness and state kept outside buffers are not controlled.
+      about 10 µs. Other sources of randomness and state kept outside buffers are not controlled: where a
+      simulation evaluates on several threads, they are those of several copies of the network.
     - The loss function returns the mean over its batch.
 
     Parameters
@@ -839,20 +840,19 @@ class ModuleObjective(SampledObjective):
         return True
 
     def twin(self) -> ModuleObjective:
-        """The same samples and a network of its own."""
-        twin = copy.copy(self)
-        twin._stochastic = False
+        """The same samples and a copy of the network.
+
+        Raises
+        ------
+        ValueError
+            If the network cannot be copied any more: it keeps tensors of an evaluation.
+        """
         with self._lock:
             self._prepare(self._initial, training=True)  # with the buffers that the module came with
-            twin._module = copy.deepcopy(self._module)
-        for name in set(twin.__dict__) - {"samples"}:
-            if isinstance(getattr(type(twin), name, None), functools.cached_property):
-                del twin.__dict__[name]  # which may be of the first one's network
-        twin._trainable = [parameter for parameter in twin._module.parameters() if parameter.requires_grad]
-        twin._plans, twin._hooked, twin._delivery = {}, False, None
-        twin._training = None
-        twin._lock = threading.Lock()
-        twin._lay_out()
+            twin = ModuleObjective(
+                self.name, self._module, self._load, self._loss, self.sharing, stochastic=False
+            )
+        twin.samples = self.samples
         return twin
 
     def _lay_out(self) -> None:

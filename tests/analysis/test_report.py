@@ -133,6 +133,11 @@ def test_facts_in_words_with_units(timing_scenario: Scene) -> None:
     ]
 
 
+def test_the_seed_of_the_machines_is_named(timing_scenario: Scene) -> None:
+    own = timing_scenario().vary({"cluster.seed": 4})
+    assert ("seed", "0, of the machines 4") in facts(own)
+
+
 def test_measured_stragglers_in_words(timing_scenario: Scene) -> None:
     measured = {"kind": "measured", "levels": [0.0, 0.5, 1.0], "values": [0.876543, 1.0, 1.123456]}
     persistent = {"kind": "persistent", "workers": [0], "slowdown": 0.7560169406852506}

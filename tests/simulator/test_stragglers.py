@@ -141,7 +141,9 @@ def test_the_seed_of_the_machines_leaves_the_algorithm_alone() -> None:
                 "stragglers": JITTER,
             },
             "workload": {"cost": {"parameters": 4, "batch": 1, "gradient": "1 s"}, "objective": objective},
-            "algorithm": "d-psgd",
+            # It draws its numbers for the codec, and its samples.
+            "algorithm": "allreduce-sgd",
+            "compression": {"codec": "qsgd"},
             "step-size": 0.1,
             "budget": {"iterations": 5},
         }

@@ -30,7 +30,7 @@ from analysis.validate.emulated import (
 )
 from analysis.validate.result import Result
 from simulator.engine.simulate import simulate
-from simulator.execution.emulation import Layout
+from simulator.execution.emulation import SETTINGS, Layout
 from simulator.execution.execute import check_executable
 from simulator.scenario import Scenario
 
@@ -118,6 +118,26 @@ class TestGoingOn:
         assert simulated == [*[STAR.name] * SIMULATIONS, *[TREE.name] * SIMULATIONS] * 2
         assert found == [Result(case, (0.3,) * SIMULATIONS, (0.4,) * 3) for case in (STAR, TREE)]
         assert sorted(file.name for file in tmp_path.iterdir()) == [f"{STAR.name}.json", f"{TREE.name}.json"]
+
+    def test_what_was_measured_under_other_conditions_is_measured_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wall, measured = clock(0.4)
+        validate([STAR], Store(tmp_path), 1, wall=wall, virtual=clock(0.3)[0])
+        monkeypatch.setitem(SETTINGS, "ipv4/tcp_congestion_control", "bbr")
+        for _ in range(2):
+            validate([STAR], Store(tmp_path), 1, wall=wall, virtual=clock(0.3)[0])
+        assert len(measured) == 2
+
+    def test_each_simulation_has_another_seed_of_the_machines(self, tmp_path: Path) -> None:
+        seeds: list[tuple[int, int]] = []
+
+        def virtual(scenario: Scenario) -> Any:
+            seeds.append((scenario.seed, scenario.cluster_seed))
+            return timed(scenario, 0.3)
+
+        validate([STAR], Store(tmp_path), 1, wall=clock(0.4)[0], virtual=virtual)
+        assert seeds == [(1, seed) for seed in range(SIMULATIONS)]
 
     def test_what_was_simulated_is_not_kept(self, tmp_path: Path) -> None:
         """Neither the simulator of this suite nor that of an older one, whose store has it."""

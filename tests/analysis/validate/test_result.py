@@ -28,6 +28,11 @@ def test_the_table_of_a_calibrated_machine() -> None:
     ]
 
 
+def test_too_few_iterations_for_a_median(capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibrated.main(["--iterations", "4"]) == 2
+    assert capsys.readouterr().err == "error: --iterations: must be above 4, got 4\n"
+
+
 def test_the_median_of_iterations_is_not_moved_by_a_few() -> None:
     made = calibrated.scenario(
         {"topology": {"builder": "switch", "gpus": 2}, "device": "ideal", "transport": "ideal"},

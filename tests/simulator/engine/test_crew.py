@@ -202,3 +202,44 @@ def test_networks_that_draw_go_on_one_thread() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert evaluated.threads == 1
     evaluated.end()
+
+
+class Keeping(nn.Module):
+    """Keeps what it has computed, as some do for a later look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.seen: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = self.layer(x)
+        return self.seen
+
+
+def test_networks_that_cannot_be_copied_any_more_go_on_one_thread() -> None:
+    keeping = task(Keeping())
+    asked = requests(keeping, 2)
+    expected = [keeping.batch_gradient(*request) for request in asked]
+    with pytest.raises(ValueError, match="cannot be copied"):
+        keeping.twin()
+    evaluated = Crew(keeping, 2)
+    evaluated._alone = [1.0] * 3
+    assert all(map(torch.equal, evaluated.evaluate(asked), expected))  # type: ignore[arg-type]  # no errors
+    assert evaluated.threads == 1
+
+
+def test_two_are_evaluated_at_the_same_time() -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    def loss(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if threading.current_thread() is not threading.main_thread():
+            both.wait()
+        return nn.functional.cross_entropy(output, labels)
+
+    waiting = Task(nn.Linear(6, 3), data(), loss).build(1)
+    evaluated = Crew(waiting, 2)
+    evaluated._alone = [1.0] * 3
+    values = evaluated.evaluate(requests(waiting, 2))
+    assert all(isinstance(value, torch.Tensor) for value in values)
+    evaluated.end()

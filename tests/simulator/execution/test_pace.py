@@ -95,8 +95,9 @@ def paced(make: Any, algorithm: str = "local-sgd", **execution: str) -> Scenario
 
 
 class TestSameTimes:
+    @pytest.mark.parametrize("seed", [None, 7])
     @pytest.mark.parametrize("rank", [0, 1])
-    def test_gradients_one_after_another(self, make: Any, own: Any, rank: int) -> None:
+    def test_gradients_one_after_another(self, own: Any, rank: int, seed: int | None) -> None:
         """Nothing but gradients: each worker's begins when its last one ended, on both clocks."""
         body = """
             x = worker.initial_model()
@@ -104,7 +105,8 @@ class TestSameTimes:
                 gradient = await worker.gradient(x)
             worker.report(x)
         """
-        scenario = own(body, 2, cluster=cluster(STRAGGLERS), iterations=60, execution=SETTINGS)
+        machines = {**cluster(STRAGGLERS), **({} if seed is None else {"seed": seed})}
+        scenario = own(body, 2, cluster=machines, iterations=60, execution=SETTINGS)
         spans = [span for span in simulate(scenario).timeline if span.worker == rank]
         assert len(spans) == 60
         clock = Clock()
