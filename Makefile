@@ -1,5 +1,5 @@
 # make setup | demo | test | lint | stress | cases | mutants | rounds | bench | bench-simgrid | validate-emulated |
-# validate-calibrated — each sets up everything it needs in .venv first; make clean removes it, runs and builds.
+# validate-calibrated, validate-calibrated-network — each sets up everything it needs in .venv first; make clean removes it, runs and builds.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ PAGE ?= simulator/engine/COSTS.md
 VALIDATION ?= analysis/validate/README.md
 PACKAGES := algorithms analysis simulator topologies traces
 
-.PHONY: setup demo test lint stress cases mutants rounds bench bench-simgrid validate-emulated validate-calibrated clean
+.PHONY: setup demo test lint stress cases mutants rounds bench bench-simgrid validate-emulated validate-calibrated validate-calibrated-network clean
 
 setup: $(INSTALLED)
 
@@ -72,6 +72,10 @@ validate-emulated: $(INSTALLED)
 # Calibrate this machine, then simulate and execute the same scenarios on it: some minutes.
 validate-calibrated: $(INSTALLED)
 	$(BIN)/python -m analysis.validate.calibrated $(ARGUMENTS)
+
+# Calibrate an emulated network, then predict what is executed there: some minutes, and as root.
+validate-calibrated-network: $(INSTALLED)
+	$(BIN)/python -m analysis.validate.calibrated_network $(ARGUMENTS)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

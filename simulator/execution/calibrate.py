@@ -22,7 +22,7 @@ from simulator.execution.device import chosen_backend, described, identity, side
 from simulator.execution.execute import PATIENCE, execute
 from simulator.execution.place import place
 from simulator.measurements import Measurement
-from simulator.run import Run, processor
+from simulator.run import Met, Run, processor
 from simulator.scenario import Scenario
 
 Observed = dict[str, list[list[float]]]
@@ -85,6 +85,10 @@ class Means:
     backend: str = "auto"
     patience: float = PATIENCE
 
+    def run(self, scenario: Scenario, met: Met) -> Run | None:
+        """Execute a measurement, on the ranks that take part."""
+        return execute(scenario, None, self.patience, self.device, self.backend, met)
+
 
 class Ranks:
     """The ranks that measure.
@@ -116,7 +120,7 @@ class Ranks:
     def execute(self, scenario: Scenario) -> Observed | None:
         """Execute a measurement; return what was noted, on the first rank alone."""
         means = self._means
-        run = execute(scenario, None, means.patience, means.device, means.backend, self._met)
+        run = means.run(scenario, self._met)
         if not self.places:
             # A rank that torchrun or Slurm has started alone meets nobody.
             own = side(means.device, 0)
