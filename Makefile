@@ -1,5 +1,6 @@
 # make setup | demo | test | lint | stress | cases | mutants | rounds | bench | bench-simgrid | validate-emulated |
-# validate-calibrated, validate-calibrated-network — each sets up everything it needs in .venv first; make clean removes it, runs and builds.
+# validate-calibrated | validate-calibrated-network — each sets up everything it needs in .venv first; make clean
+# removes it, runs and builds.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
