@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from simulator.execution.emulation import Network
     from simulator.scenario import Scenario
 
-STALLED = 100.0
-"""Bytes/s of a link that carries nothing: the least that a token bucket of two frames can have."""
+STALLED = 5e3
+"""Bytes/s of a link that carries as good as nothing.
+
+The kernel cuts what a bucket holds to 4.29 s at its rate, and drops frames that are larger than that.
+"""
 
 _KICK = bytes.fromhex("88b5") + bytes(46)
 """Type and content of a frame that no receiver takes: an experimental type (IEEE 802)."""

@@ -560,39 +560,48 @@ class TestDisturbances:
                 assert inside(network.namespaces[0], queues) == expected
 
     def test_what_waits_goes_on_at_once_when_the_link_is_back(self) -> None:
-        """TCP that was stopped for 1.5 s does not wait for its next attempt, which would come 1.5 s later."""
+        """TCP that was stopped for 1.5 s does not wait for its next attempt, which would come a second later.
+
+        What it has sent again meanwhile waits as well: lost, it would be waited for.
+        """
         total = 2_500_000
 
-        def receive() -> float:
-            network.namespaces[1].enter()
-            with socket.create_server((address(1), 0)) as server:
-                port.append(server.getsockname()[1])
+        def receive(node: int) -> float:
+            network.namespaces[node].enter()
+            with socket.create_server((address(node), 9000)) as server:
+                server.settimeout(20)
+                ready.wait(20)
                 connection, _ = server.accept()
                 with connection:
+                    connection.settimeout(20)
                     left = total
                     while left:
-                        left -= len(connection.recv(65536))
+                        received = len(connection.recv(65536))
+                        assert received
+                        left -= received
                     return time.monotonic()
 
-        def send() -> None:
-            network.namespaces[0].enter()
-            with socket.create_connection((address(1), port[0])) as connection:
+        def send(node: int) -> None:
+            network.namespaces[1 - node].enter()
+            ready.wait(20)
+            with socket.create_connection((address(node), 9000), 20) as connection:
                 connection.sendall(bytes(total))
 
-        port: list[int] = []
-        with emulated(described(RING)) as network, ThreadPoolExecutor(2) as threads:
-            end = threads.submit(apart, receive)
-            while not port:
-                time.sleep(0.01)
-            threads.submit(apart, send)
+        ready = threading.Barrier(5)
+        with emulated(described(RING)) as network, ThreadPoolExecutor(4) as threads:
+            ends = [threads.submit(apart, functools.partial(receive, node)) for node in (0, 1)]
+            sent = [threads.submit(apart, functools.partial(send, node)) for node in (0, 1)]
+            ready.wait(20)
             time.sleep(0.05)
             network.change_rate(frozenset((0, 1)), 0.0)
             time.sleep(1.5)
-            assert not end.done()
+            assert not any(end.done() for end in ends)
             network.change_rate(frozenset((0, 1)), 1.0)
             back = time.monotonic()
             # Some 0.15 s of it are left.
-            assert end.result(20) - back < 0.6
+            assert max(end.result() for end in ends) - back < 0.6
+            for sender in sent:
+                sender.result()
 
     @pytest.mark.parametrize(
         "straggler",
