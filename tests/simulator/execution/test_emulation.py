@@ -298,6 +298,22 @@ def queues(ip: Any) -> dict[str, tuple[str, int]]:
     return found
 
 
+def arrival(node: int, total: int, ready: threading.Barrier) -> float:
+    """Return when the last of so many bytes has come to a node, in whose namespace this thread is."""
+    with socket.create_server((address(node), 9000)) as server:
+        server.settimeout(20)
+        ready.wait(20)
+        connection, _ = server.accept()
+        with connection:
+            connection.settimeout(20)
+            left = total
+            while left:
+                received = len(connection.recv(65536))
+                assert received
+                left -= received
+            return time.monotonic()
+
+
 def sent(ip: Any) -> dict[str, int]:
     """Return the bytes that have left by each device."""
     return {
@@ -392,18 +408,7 @@ class TestNetwork:
 
         def receive(rank: int) -> float:
             network.sites[rank].enter()
-            with socket.create_server((address(network.layout.ranks[rank]), 9000)) as server:
-                server.settimeout(20)
-                ready.wait(20)
-                connection, _ = server.accept()
-                with connection:
-                    connection.settimeout(20)
-                    left = total
-                    while left:
-                        received = len(connection.recv(65536))
-                        assert received
-                        left -= received
-                    return time.monotonic()
+            return arrival(network.layout.ranks[rank], total, ready)
 
         def send(rank: int, receiver: int) -> None:
             network.sites[rank].enter()
@@ -568,18 +573,7 @@ class TestDisturbances:
 
         def receive(node: int) -> float:
             network.namespaces[node].enter()
-            with socket.create_server((address(node), 9000)) as server:
-                server.settimeout(20)
-                ready.wait(20)
-                connection, _ = server.accept()
-                with connection:
-                    connection.settimeout(20)
-                    left = total
-                    while left:
-                        received = len(connection.recv(65536))
-                        assert received
-                        left -= received
-                    return time.monotonic()
+            return arrival(node, total, ready)
 
         def send(node: int) -> None:
             network.namespaces[1 - node].enter()
