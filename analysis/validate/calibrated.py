@@ -140,7 +140,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
                     file = Path(folder) / f"{workload}.yaml"
                     plain = {"topology": {"builder": "switch", "gpus": chosen.workers}, "device": "cpu-core"}
                     wanted = scenario(plain, workload, ALGORITHMS[0][1], 1, chosen.workers)
-                    settings = Settings(models=(wanted.cost.model,), scenario=wanted)  # type: ignore[attr-defined]  # a named model's cost has it
+                    settings = Settings(models=(WORKLOADS[workload]["cost"]["model"],), scenario=wanted)
                     print(calibrate(settings, file, chosen.workers), file=sys.stderr)
                 results = compared(str(file), workload, chosen.workers, chosen.iterations, chosen.runs)
                 print(table(workload, results), end="\n\n", flush=True)

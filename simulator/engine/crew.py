@@ -90,9 +90,8 @@ class Crew:
             self._executor.submit(_in_turn, twin, requests[number :: self._threads])
             for number, twin in enumerate(self._twins)
         ]
-        values: list[Value] = [None] * len(requests)  # type: ignore[list-item]  # all are filled in below
-        for number, part in enumerate(dealt):
-            values[number :: self._threads] = part.result()
+        parts = [part.result() for part in dealt]
+        values = [parts[place % self._threads][place // self._threads] for place in range(len(requests))]
         if torch.equal(torch.get_rng_state(), before):
             return values
         torch.set_rng_state(before)
